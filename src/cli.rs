@@ -1,0 +1,140 @@
+//! The command line: clap types only.
+
+use std::path::PathBuf;
+
+use chrono::{DateTime, Utc};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::cursor::parse_instant;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0        done, or nothing to do
+  1        failed; the next pass may succeed by itself (server down, query cut, conflict, disk full)
+  2        usage or configuration (misspelt key, wrong password, missing table or cursor)
+  3        a person is needed (value or type refused, missing target, rollback, lag over --max-lag)
+  4        skipped: another pass holds the lock
+  143 130  stopped by SIGTERM, SIGINT, after cleaning up
+Over several tables the worst one counts: 3, then 2, 1, 4, 0.";
+
+/// Moves the new rows of ClickHouse tables into Apache Iceberg tables, exactly once.
+///
+/// One call of `run` is one idempotent pass, made for cron. The watermark is committed together with the rows, in one
+/// Iceberg snapshot: a pass that dies at any moment, or that runs twice, neither loses nor doubles a row.
+#[derive(Debug, Parser)]
+#[command(version, about, long_about, after_help = EXIT_CODES, max_term_width = 110)]
+pub struct Cli {
+    /// Configuration file [default: ./offload.toml, then /etc/k2-offload/offload.toml]
+    #[arg(short, long, global = true, value_name = "FILE", env = "K2_OFFLOAD_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Format of the logs on stderr
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text, value_name = "FORMAT")]
+    pub log_format: LogFormat,
+    /// Format of the results on stdout
+    #[arg(long, global = true, value_enum, default_value_t = Format::Text, value_name = "FORMAT")]
+    pub format: Format,
+    /// Log more: -v each step, -vv what the libraries say too
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, conflicts_with = "quiet")]
+    pub verbose: u8,
+    /// Log warnings and errors only
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Format of logs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// One line per event, for people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// Format of results.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// One JSON document.
+    Json,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Create the Iceberg namespaces and tables of the configuration; tables that exist stay as they are
+    InitTables(InitTables),
+    /// One pass: move the rows that are new
+    Run(Run),
+    /// Show how far each table has left
+    #[command(subcommand)]
+    Watermark(Watermark),
+}
+
+/// Which tables a command is about.
+#[derive(Debug, Args)]
+pub struct Tables {
+    /// Only this table: the target (cold.trades) or, where unambiguous, the source; may be repeated
+    #[arg(long = "table", value_name = "T")]
+    pub tables: Vec<String>,
+}
+
+/// Options of `init-tables`.
+#[derive(Debug, Args)]
+pub struct InitTables {
+    /// Which tables.
+    #[command(flatten)]
+    pub tables: Tables,
+    /// Say what would be created, change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// Options of `run`.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// Which tables.
+    #[command(flatten)]
+    pub tables: Tables,
+    /// Only tables of this layer; may be repeated
+    #[arg(long = "layer", value_name = "L")]
+    pub layers: Vec<String>,
+    /// Say which rows would leave, change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Leave rows at or above this instant for a later pass (RFC 3339, or a date)
+    #[arg(long, value_name = "TIMESTAMP", value_parser = parse_instant)]
+    pub until: Option<DateTime<Utc>>,
+}
+
+/// Subcommands of `watermark`.
+#[derive(Debug, Subcommand)]
+pub enum Watermark {
+    /// Show watermark, lag and the last pass of each table
+    Show(Show),
+}
+
+/// Options of `watermark show`.
+#[derive(Debug, Args)]
+pub struct Show {
+    /// Which tables.
+    #[command(flatten)]
+    pub tables: Tables,
+    /// Exit with 3 where a table lags further than this (30m, 2h) [default: max_lag of the configuration, if any]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub max_lag: Option<std::time::Duration>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,81 @@
+//! One pass per target table on this host (protocol.md P19).
+//!
+//! A lock of the kernel on a file beside the catalog, so that two configurations with different state folders still exclude each
+//! other; kill -9 frees it. It saves work, no more: what keeps two passes apart on two hosts is the compare in `commit`.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read, Write};
+use std::path::PathBuf;
+
+use chrono::{SecondsFormat, Utc};
+
+use crate::config::{Catalog, TableName};
+use crate::error::{Classify, Error, Kind, Result};
+
+/// Held while it lives.
+#[derive(Debug)]
+pub struct Guard {
+    _file: File,
+}
+
+impl Guard {
+    /// Takes the lock of a table, or says who holds it.
+    pub fn acquire(catalog: &Catalog, table: &TableName, run_id: &str) -> Result<Self> {
+        let path = lock_file(catalog, table)?;
+        let failed = || format!("lock {}", path.display());
+        let folder = path.parent().unwrap_or(&path);
+        std::fs::create_dir_all(folder).or_error(Kind::Unavailable, failed())?;
+        let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+        let mut file = options.or_error(Kind::Unavailable, failed())?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                let known = file.read_to_string(&mut holder).is_ok() && !holder.is_empty();
+                let holder = if known { holder.trim_end() } else { "another pass" };
+                return Err(Error::new(Kind::Locked, format!("`{table}` is locked by {holder}")));
+            }
+            Err(TryLockError::Error(e)) => return Err(e).or_error(Kind::Unavailable, failed()),
+        }
+        let since = Utc::now().to_rfc3339_opts(SecondsFormat::Secs, true);
+        let holder = format!("pid {} on {}, run {run_id}, since {since}\n", std::process::id(), host());
+        // Who holds it is only told, never decided on: a note that cannot be written must not stop a pass.
+        let _ = file.set_len(0).and_then(|()| file.write_all(holder.as_bytes()));
+        Ok(Self { _file: file })
+    }
+}
+
+fn lock_file(catalog: &Catalog, table: &TableName) -> Result<PathBuf> {
+    let path = catalog.path.canonicalize().or_error(Kind::Unavailable, format!("find {}", catalog.path.display()))?;
+    let mut folder = path.into_os_string();
+    folder.push(".locks");
+    Ok(PathBuf::from(folder).join(format!("{}.{table}.lock", catalog.name.replace('/', "_"))))
+}
+
+fn host() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map_or_else(|_| "this host".to_owned(), |h| h.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_is_told_who_holds_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("c.db");
+        std::fs::write(&path, "").unwrap();
+        let catalog = Catalog { path, name: "k2".into(), warehouse: String::new() };
+        let table = |name: &str| TableName { namespace: "cold".into(), name: name.into() };
+        let held = Guard::acquire(&catalog, &table("t"), "first").unwrap();
+        let error = Guard::acquire(&catalog, &table("t"), "second").unwrap_err();
+        assert_eq!(error.kind(), Kind::Locked);
+        assert!(
+            error.to_string().contains(&format!("pid {}", std::process::id())) && error.to_string().contains("first")
+        );
+        Guard::acquire(&catalog, &table("other"), "second").unwrap();
+        drop(held);
+        Guard::acquire(&catalog, &table("t"), "third").unwrap();
+    }
+}

@@ -1,0 +1,42 @@
+//! k2-offload: moves the rows of ClickHouse tables into Apache Iceberg tables, exactly once, one idempotent pass per call.
+//!
+//! Data flows one way: [`commands`] build clients and call [`pass`], which calls the steps in order and hands each the values that the one
+//! before returned. Steps do not know each other: [`source`] never sees Iceberg, [`write`] never the catalog, [`commit`] never
+//! the source.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`cli`], [`config`], [`error`], [`telemetry`], [`report`], [`stop`] | the edges: what comes in, what goes out |
+//! | [`pass`] | the order of the steps and the points where a pass can die |
+//! | [`plan`], [`watermark`], [`cursor`], [`schema`] | values and decisions: pure, synchronous, property-tested |
+//! | [`source`] | the only user of ClickHouse |
+//! | [`write`] | Parquet streams -> data files: bytes pass through, the footer gets field ids |
+//! | [`target`] | catalog and read side of the Iceberg table |
+//! | [`commit`] | the only changer of a target: the exactly-once argument in one file |
+//! | [`guard`], [`storage`], [`state`] | lock, durable files, cache |
+//! | [`failpoint`] | where tests make a pass fail, die or wait; empty in release builds |
+//!
+//! The invariants, and the rules P1 to P27 that comments cite, are those of the project's design: the commit carries files and
+//! watermark together; it compares the commit-id that it was planned on; unknown is not failed; the marker survives expiry; windows are half-open and bounded by
+//! the source's clock; what does not fit is refused by name; memory is bounded; durable comes before visible.
+
+pub mod cli;
+pub mod commands;
+pub mod commit;
+pub mod config;
+pub mod cursor;
+pub mod error;
+pub mod failpoint;
+pub mod guard;
+pub mod pass;
+pub mod plan;
+pub mod report;
+pub mod schema;
+pub mod source;
+pub mod state;
+pub mod stop;
+pub mod storage;
+pub mod target;
+pub mod telemetry;
+pub mod watermark;
+pub mod write;

@@ -1,0 +1,196 @@
+//! Which rows a pass moves: pure, synchronous, property-tested.
+//!
+//! Everything that a decision depends on comes in as an argument; nothing here reads a clock, a server or a file.
+
+use std::time::Duration;
+
+use crate::cursor::{CursorType, Tick, micros_of};
+
+/// More partition values than this in one chunk make too many small files (protocol.md P6).
+pub const MAX_PARTITIONS_PER_CHUNK: usize = 64;
+
+/// What a window is planned from.
+#[derive(Debug, Clone, Copy)]
+pub struct Situation {
+    /// Type of the cursor, for its ticks.
+    pub cursor: CursorType,
+    /// The target's watermark, `None` before the first commit.
+    pub watermark: Option<Tick>,
+    /// Where the first window starts; `None` for no lower bound (P10).
+    pub start_at: Option<Tick>,
+    /// The source's own clock, microseconds since 1970.
+    pub source_clock_micros: i64,
+    /// How far behind that clock a window ends.
+    pub settle_delay: Duration,
+    /// Largest cursor that is not in the source's future and not below the window's lower bound.
+    pub newest: Option<Tick>,
+    /// Exclusive upper bound that the user asked for.
+    pub until: Option<Tick>,
+}
+
+/// A half-open range of the cursor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    /// Inclusive; `None` has no lower bound.
+    pub low: Option<Tick>,
+    /// Exclusive.
+    pub high: Tick,
+}
+
+/// What a pass does about a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Plan {
+    /// The rows to move, `None` where there can be none.
+    pub window: Option<Window>,
+    /// The bound up to which the source is looked at, rows or not; `None` where nothing below it is settled yet.
+    pub checked_to: Option<Tick>,
+}
+
+impl Situation {
+    /// The lower bound of the next window.
+    pub fn low(&self) -> Option<Tick> {
+        self.watermark.or(self.start_at)
+    }
+
+    /// Plans the next window (P9): it ends at the source's clock less the settle delay, never behind the newest row and never past
+    /// `until`, so that neither a wrong clock nor a row from the future carries the watermark with it.
+    pub fn plan(&self) -> Plan {
+        let settled = self.cursor.tick_at(self.source_clock_micros.saturating_sub(micros_of(self.settle_delay)));
+        let bound = self.until.map_or(settled, |until| until.min(settled));
+        let low = self.low();
+        if low.is_some_and(|low| bound <= low) {
+            return Plan { window: None, checked_to: self.watermark };
+        }
+        let window = self
+            .newest
+            .map(|newest| Window { low, high: bound.min(newest.saturating_add(1)) })
+            .filter(|window| low.is_none_or(|low| window.high > low));
+        Plan { window, checked_to: Some(bound) }
+    }
+}
+
+/// Rows of a window that share a value of the partition column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Partition {
+    /// Day since 1970-01-01, `None` for null.
+    pub day: Option<i32>,
+    /// Raw rows, counted before any is read.
+    pub rows: u64,
+}
+
+/// Cuts a window before the first day that is too many, where the partition column is the cursor itself. `partitions` are the days
+/// of the window in ascending order; what is cut off is left to the next pass.
+pub fn cut_at_days(cursor: CursorType, window: Window, mut partitions: Vec<Partition>) -> (Window, Vec<Partition>) {
+    let Some(day) = partitions.get(MAX_PARTITIONS_PER_CHUNK).and_then(|p| p.day) else { return (window, partitions) };
+    partitions.truncate(MAX_PARTITIONS_PER_CHUNK);
+    (Window { high: cursor.day_start(day), ..window }, partitions)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const MILLIS: CursorType = CursorType::DateTime64 { scale: 3 };
+    const NOW: i64 = 1_763_632_800_000;
+
+    fn situation() -> Situation {
+        Situation {
+            cursor: MILLIS,
+            watermark: Some(NOW - 900_000),
+            start_at: None,
+            source_clock_micros: NOW * 1000,
+            settle_delay: Duration::from_secs(300),
+            newest: Some(NOW - 10),
+            until: None,
+        }
+    }
+
+    #[test]
+    fn ends_at_the_settled_clock() {
+        let plan = situation().plan();
+        let high = NOW - 300_000;
+        assert_eq!(plan, Plan { window: Some(Window { low: Some(NOW - 900_000), high }), checked_to: Some(high) });
+    }
+
+    #[test]
+    fn ends_one_tick_above_the_newest_row() {
+        let plan = Situation { newest: Some(NOW - 600_000), ..situation() }.plan();
+        assert_eq!(plan.window.map(|w| w.high), Some(NOW - 599_999));
+        assert_eq!(plan.checked_to, Some(NOW - 300_000), "an idle source is checked further than it was offloaded");
+    }
+
+    #[test]
+    fn a_clock_that_jumps_two_days_moves_the_watermark_no_further_than_the_rows() {
+        let ahead = Situation { source_clock_micros: (NOW + 172_800_000) * 1000, ..situation() }.plan();
+        assert_eq!(ahead.window.map(|w| w.high), Some(NOW - 9));
+        let back = Situation { source_clock_micros: (NOW - 3_600_000) * 1000, ..situation() }.plan();
+        assert_eq!(back, Plan { window: None, checked_to: Some(NOW - 900_000) });
+    }
+
+    #[test]
+    fn the_first_window_has_no_lower_bound_unless_configured() {
+        let first = Situation { watermark: None, ..situation() };
+        assert_eq!(first.plan().window.and_then(|w| w.low), None);
+        let started = Situation { start_at: Some(5), ..first };
+        assert_eq!(started.plan().window.and_then(|w| w.low), Some(5));
+        let empty = Situation { newest: None, ..first };
+        assert_eq!(empty.plan(), Plan { window: None, checked_to: Some(NOW - 300_000) });
+    }
+
+    #[test]
+    fn a_day_is_offloaded_when_it_is_over() {
+        let day = CursorType::Date.tick_at(NOW * 1000);
+        let dates = Situation { cursor: CursorType::Date, watermark: None, newest: Some(day), ..situation() };
+        assert_eq!(dates.plan().window.map(|w| w.high), Some(day));
+    }
+
+    #[test]
+    fn until_is_never_passed() {
+        let plan = Situation { until: Some(NOW - 800_000), ..situation() }.plan();
+        assert_eq!(plan.window.map(|w| w.high), Some(NOW - 800_000));
+        let below = Situation { until: Some(NOW - 1_000_000), ..situation() }.plan();
+        assert_eq!(below, Plan { window: None, checked_to: Some(NOW - 900_000) });
+    }
+
+    #[test]
+    fn a_window_of_many_days_is_cut_on_a_day() {
+        let days: Vec<_> = (0..65).map(|day| Partition { day: Some(day * 2), rows: 1 }).collect();
+        let (window, kept) = cut_at_days(MILLIS, Window { low: None, high: NOW }, days.clone());
+        assert_eq!((window.high, kept.len()), (MILLIS.day_start(128), 64));
+        let (window, kept) = cut_at_days(MILLIS, Window { low: None, high: NOW }, days[..64].to_vec());
+        assert_eq!((window.high, kept.len()), (NOW, 64));
+    }
+
+    proptest! {
+        /// Invariant 5: half-open, behind the clock, above the watermark, never past the newest row.
+        #[test]
+        fn windows_keep_their_bounds(
+            watermark in proptest::option::of(-1_000_i64..1_000),
+            newest in proptest::option::of(-1_000_i64..1_000),
+            until in proptest::option::of(-1_000_i64..1_000),
+            clock in -1_000_i64..1_000,
+            settle in 0_u64..100,
+        ) {
+            let newest = newest.filter(|n| *n <= clock && watermark.is_none_or(|w| *n >= w));
+            let situation = Situation {
+                cursor: MILLIS, watermark, start_at: None, source_clock_micros: clock * 1000,
+                settle_delay: Duration::from_millis(settle), newest, until,
+            };
+            let plan = situation.plan();
+            let settled = clock - settle as i64;
+            if let Some(Window { low, high }) = plan.window {
+                prop_assert_eq!(low, watermark);
+                prop_assert!(low.is_none_or(|low| low < high));
+                prop_assert!(high <= settled);
+                prop_assert!(high <= newest.unwrap() + 1);
+                prop_assert!(until.is_none_or(|until| high <= until));
+            } else {
+                // Nothing that was settled, and that the user let pass, stays behind unseen.
+                let bound = until.map_or(settled, |u| u.min(settled));
+                prop_assert!(newest.is_none() || bound <= watermark.unwrap_or(i64::MIN), "{:?}", situation);
+            }
+            prop_assert!(plan.checked_to.unwrap_or(i64::MIN) >= watermark.unwrap_or(i64::MIN));
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! Facts -> text or JSON on stdout. No other module prints results.
+
+use std::io::{self, Write};
+
+use indicatif::{HumanBytes, HumanCount};
+use serde::Serialize;
+
+use crate::cli::Format;
+use crate::error::{Error, Kind};
+
+/// An error, as the JSON contract has it.
+#[derive(Debug, Clone, Serialize)]
+pub struct ErrorReport {
+    /// What it means.
+    pub kind: Kind,
+    /// The chain of causes.
+    pub message: String,
+    /// What to do.
+    pub hint: String,
+}
+
+impl From<&Error> for ErrorReport {
+    fn from(error: &Error) -> Self {
+        Self { kind: error.kind(), message: error.to_string(), hint: error.hint_text().to_owned() }
+    }
+}
+
+/// What a pass did about a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RunStatus {
+    /// Rows were committed.
+    Offloaded,
+    /// There was nothing new.
+    Nothing,
+    /// Another pass holds the table.
+    Skipped,
+    /// See `error`.
+    Failed,
+    /// `--dry-run`: rows would leave.
+    Planned,
+}
+
+/// One table of `run`. Timestamps are RFC 3339 in UTC.
+#[derive(Debug, Clone, Serialize)]
+pub struct RunTable {
+    /// Source table.
+    pub source: String,
+    /// Target table.
+    pub target: String,
+    /// Its layer.
+    pub layer: String,
+    /// What was done.
+    pub status: RunStatus,
+    /// Inclusive lower bound of the window; null where it has none.
+    pub low: Option<String>,
+    /// Exclusive upper bound of the window.
+    pub high: Option<String>,
+    /// Watermark after the pass.
+    pub watermark: Option<String>,
+    /// Highest watermark ever committed.
+    pub offloaded_to: Option<String>,
+    /// How far the source was looked at.
+    pub checked_to: Option<String>,
+    /// Rows that came from the source.
+    pub rows_read: u64,
+    /// Rows that were committed.
+    pub rows_written: u64,
+    /// Duplicates that were dropped.
+    pub rows_duplicate: u64,
+    /// Rows that were kept out.
+    pub rows_rejected: u64,
+    /// Late rows; null: this version does not look for them.
+    pub rows_late: Option<u64>,
+    /// Rows that changed after they left; null: this version does not look for them.
+    pub rows_changed: Option<u64>,
+    /// Rows whose cursor is in the source's future; null where the source was not asked.
+    pub rows_future: Option<u64>,
+    /// Bytes of the new data files.
+    pub bytes_written: u64,
+    /// New data files.
+    pub files: u64,
+    /// Commits.
+    pub chunks: u64,
+    /// The last commit's snapshot.
+    pub snapshot_id: Option<i64>,
+    /// Duration of the table.
+    pub duration_ms: u64,
+    /// Why it failed.
+    pub error: Option<ErrorReport>,
+}
+
+/// The document of `run`.
+#[derive(Debug, Serialize)]
+pub struct RunReport {
+    /// Names the pass in logs, query ids and locks.
+    pub run_id: String,
+    /// Start of the pass.
+    pub started_at: String,
+    /// Duration of the pass.
+    pub duration_ms: u64,
+    /// Exit code.
+    pub exit: u8,
+    /// One entry per table.
+    pub tables: Vec<RunTable>,
+}
+
+/// One table of `watermark show`.
+#[derive(Debug, Serialize)]
+pub struct WatermarkTable {
+    /// Source table.
+    pub source: String,
+    /// Target table.
+    pub target: String,
+    /// Every row below it is in the target.
+    pub watermark: Option<String>,
+    /// Highest watermark ever committed.
+    pub offloaded_to: Option<String>,
+    /// How far the source was looked at.
+    pub checked_to: Option<String>,
+    /// Seconds between what a pass could have looked at by now and `checked_to`; null where nothing has left or the source is down.
+    pub lag_seconds: Option<i64>,
+    /// Null: this version does not read the source's TTL.
+    pub ttl_seconds_left: Option<i64>,
+    /// End of the last pass that succeeded.
+    pub last_success_at: Option<String>,
+    /// Duration of the last pass.
+    pub last_duration_ms: Option<i64>,
+    /// Failures since the last success.
+    pub failure_count: i64,
+    /// `initialized`, `running`, `success` or `failed`.
+    pub status: String,
+    /// Error of the last pass.
+    pub last_error: Option<String>,
+    /// Why this table could not be looked at now.
+    pub error: Option<ErrorReport>,
+}
+
+/// The document of `watermark show`.
+#[derive(Debug, Serialize)]
+pub struct WatermarkReport {
+    /// One entry per table.
+    pub tables: Vec<WatermarkTable>,
+}
+
+/// What `init-tables` did about a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InitStatus {
+    /// It was made.
+    Created,
+    /// It was there.
+    Exists,
+    /// `--dry-run`: it would be made.
+    Planned,
+    /// See `error`.
+    Failed,
+}
+
+/// One table of `init-tables`.
+#[derive(Debug, Serialize)]
+pub struct InitTable {
+    /// Source table.
+    pub source: String,
+    /// Target table.
+    pub target: String,
+    /// What was done.
+    pub status: InitStatus,
+    /// Where it is or would be.
+    pub location: Option<String>,
+    /// Differences between source, configuration and an existing table.
+    pub drift: Vec<String>,
+    /// Why it failed.
+    pub error: Option<ErrorReport>,
+}
+
+/// The document of `init-tables`.
+#[derive(Debug, Serialize)]
+pub struct InitReport {
+    /// One entry per table.
+    pub tables: Vec<InitTable>,
+}
+
+/// A document that people can read too.
+pub trait Report: Serialize {
+    /// Its lines for people.
+    fn lines(&self) -> Vec<String>;
+}
+
+/// Prints a document. A reader that went away is no error.
+pub fn print(report: &impl Report, format: Format) {
+    let text = match format {
+        Format::Text => report.lines().join("\n"),
+        Format::Json => serde_json::to_string_pretty(report).unwrap_or_default(),
+    };
+    let _ = writeln!(io::stdout(), "{text}");
+}
+
+/// Prints why the process ends, on stderr.
+pub fn print_error(error: &Error) {
+    let _ = writeln!(io::stderr(), "k2-offload: {error}\nhint: {}", error.hint_text());
+}
+
+fn or_dash(text: &Option<String>) -> &str {
+    text.as_deref().unwrap_or("-")
+}
+
+fn error_lines(error: &Option<ErrorReport>) -> Vec<String> {
+    error.iter().flat_map(|e| [format!("  error: {}", e.message), format!("  hint: {}", e.hint)]).collect()
+}
+
+impl Report for RunReport {
+    fn lines(&self) -> Vec<String> {
+        self.tables.iter().flat_map(RunTable::lines).collect()
+    }
+}
+
+impl RunTable {
+    /// The exit code that this table alone would give.
+    pub fn exit_code(&self) -> u8 {
+        self.error.as_ref().map_or(0, |error| error.kind.policy().exit)
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let seconds = self.duration_ms as f64 / 1000.0;
+        let what = match self.status {
+            RunStatus::Offloaded => format!(
+                "offloaded {} rows in {} file(s), {}, watermark {}, {seconds:.2} s",
+                HumanCount(self.rows_written),
+                self.files,
+                HumanBytes(self.bytes_written),
+                or_dash(&self.watermark)
+            ),
+            RunStatus::Nothing => format!("nothing new up to {}", or_dash(&self.checked_to)),
+            RunStatus::Skipped => "skipped".to_owned(),
+            RunStatus::Failed => "failed".to_owned(),
+            RunStatus::Planned => format!(
+                "would offload {} rows in {} file(s) of [{}, {})",
+                HumanCount(self.rows_read),
+                self.files,
+                self.low.as_deref().unwrap_or("beginning"),
+                or_dash(&self.high)
+            ),
+        };
+        let future = match self.rows_future {
+            Some(rows @ 1..) => format!(", {} rows from the future wait", HumanCount(rows)),
+            _ => String::new(),
+        };
+        let mut lines = vec![format!("{} -> {}: {what}{future}", self.source, self.target)];
+        lines.extend(error_lines(&self.error));
+        lines
+    }
+}
+
+impl Report for WatermarkReport {
+    fn lines(&self) -> Vec<String> {
+        let lines = self.tables.iter().flat_map(|table| {
+            let lag = table.lag_seconds.map_or("-".to_owned(), |seconds| {
+                humantime::format_duration(std::time::Duration::from_secs(seconds.unsigned_abs())).to_string()
+            });
+            let mut lines = vec![format!(
+                "{}: {}, watermark {}, checked to {}, lag {lag}, last success {}, failures {}",
+                table.target,
+                table.status,
+                or_dash(&table.watermark),
+                or_dash(&table.checked_to),
+                or_dash(&table.last_success_at),
+                table.failure_count
+            )];
+            lines.extend(table.last_error.iter().map(|error| format!("  last error: {error}")));
+            lines.extend(error_lines(&table.error));
+            lines
+        });
+        lines.collect()
+    }
+}
+
+impl Report for InitReport {
+    fn lines(&self) -> Vec<String> {
+        let lines = self.tables.iter().flat_map(|table| {
+            let what = match table.status {
+                InitStatus::Created => "created at",
+                InitStatus::Exists => "exists at",
+                InitStatus::Planned => "would be created at",
+                InitStatus::Failed => "failed",
+            };
+            let mut lines = vec![format!("{}: {what} {}", table.target, table.location.as_deref().unwrap_or_default())];
+            lines.extend(table.drift.iter().map(|drift| format!("  drift: {drift}")));
+            lines.extend(error_lines(&table.error));
+            lines
+        });
+        lines.collect()
+    }
+}

@@ -1,0 +1,437 @@
+//! The only user of ClickHouse: facts, counts and streams of a source table.
+//!
+//! It never sees Iceberg. Every query of a pass goes to the server that the pass began on (protocol.md P4) with the settings of
+//! [`settings`] (P3), carries a readable `query_id` and is cancelled by the server when we drop its stream.
+
+mod settings;
+mod sql;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use clickhouse::error::Error as ClientError;
+use clickhouse::query::BytesCursor;
+use clickhouse::{Client, Row, RowOwned, RowRead};
+use serde::Deserialize;
+use tokio::time::timeout;
+use uuid::Uuid;
+
+use self::settings::ServerSetting;
+pub use self::settings::reserved_setting;
+pub use self::sql::DayColumn;
+use crate::config::{ClickHouse, Compression};
+use crate::cursor::{Cursor, CursorType, Tick};
+use crate::error::{Classify, Error, Kind, Result};
+use crate::plan::{Partition, Window};
+use crate::schema::Column;
+
+/// A server, as one pass uses it.
+pub struct Server {
+    client: Client,
+    run_id: String,
+    host: String,
+    settings: BTreeMap<String, ServerSetting>,
+    idle_timeout: Duration,
+    queries: AtomicU32,
+}
+
+/// A table on a [`Server`].
+pub struct Source<'a> {
+    server: &'a Server,
+    quoted: String,
+    name: String,
+    /// Its columns and what they become.
+    pub columns: Vec<Column>,
+    /// Its UUID, nil where the engine has none.
+    pub uuid: Uuid,
+}
+
+/// What a plan needs to know of a source. Ticks are the cursor's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Facts {
+    /// The source's clock, microseconds since 1970.
+    pub clock_micros: i64,
+    /// Largest cursor that is not in the future.
+    pub newest: Option<Tick>,
+    /// Rows whose cursor is in the future.
+    pub future: u64,
+}
+
+/// A SELECT whose answer is a Parquet file.
+pub struct ParquetStream {
+    cursor: BytesCursor,
+    idle_timeout: Duration,
+    columns: Vec<(String, String)>,
+}
+
+#[derive(Row, Deserialize)]
+struct HostRow {
+    host: String,
+}
+
+#[derive(Row, Deserialize)]
+struct ClockRow {
+    clock_micros: i64,
+}
+
+#[derive(Row, Deserialize)]
+struct SettingRow {
+    name: String,
+    value: String,
+    readonly: u8,
+}
+
+#[derive(Row, Deserialize)]
+struct DescribeRow {
+    name: String,
+    r#type: String,
+    default_type: String,
+}
+
+#[derive(Row, Deserialize)]
+struct UuidRow {
+    uuid: String,
+}
+
+#[derive(Row, Deserialize)]
+struct FactsRow {
+    host: String,
+    clock_micros: i64,
+    newest: Option<i64>,
+    future: u64,
+    nulls: u64,
+}
+
+#[derive(Row, Deserialize)]
+struct PartitionRow {
+    day: Option<i32>,
+    rows: u64,
+}
+
+#[derive(Row, Deserialize)]
+struct RowsRow {
+    rows: u64,
+}
+
+impl Server {
+    /// Connects and learns what the server lets us set. `run_id` names our queries in its logs.
+    pub async fn connect(config: &ClickHouse, run_id: &str) -> Result<Self> {
+        let mut client = Client::default()
+            .with_url(&config.url)
+            .with_user(&config.user)
+            .with_database(&config.database)
+            .with_product_info(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
+        if !config.password.expose().is_empty() {
+            client = client.with_password(config.password.expose());
+        }
+        let mut server = Self {
+            client,
+            run_id: run_id.to_owned(),
+            host: String::new(),
+            settings: BTreeMap::new(),
+            idle_timeout: config.connect_timeout,
+            queries: AtomicU32::new(0),
+        };
+        server.learn(config).await.map_err(|e| e.context(format!("connect to ClickHouse at {}", config.url)))?;
+        Ok(server)
+    }
+
+    async fn learn(&mut self, config: &ClickHouse) -> Result<()> {
+        let host: Vec<HostRow> = self.fetch("SELECT hostName() AS host", "hello").await?;
+        self.host = host.into_iter().next().map(|row| row.host).unwrap_or_default();
+        self.idle_timeout = config.idle_timeout;
+        let names: Vec<String> = settings::names().map(sql::string).collect();
+        let query = format!("SELECT name, value, readonly FROM system.settings WHERE name IN ({})", names.join(", "));
+        let rows: Vec<SettingRow> = self.fetch(&query, "settings").await?;
+        self.settings = rows
+            .into_iter()
+            .map(|row| (row.name, ServerSetting { value: row.value, readonly: row.readonly != 0 }))
+            .collect();
+        let mut client = self.client.clone();
+        for (name, value) in settings::pinned(&self.settings)?.into_iter().chain(config.settings.clone()) {
+            client = client.with_setting(name, value);
+        }
+        if self.may_set("max_execution_time") {
+            client = client.with_setting("max_execution_time", config.query_timeout.as_secs().to_string());
+        }
+        if self.may_set("log_comment") {
+            client = client.with_setting("log_comment", format!("k2-offload {}", self.run_id));
+        }
+        self.client = client;
+        Ok(())
+    }
+
+    fn may_set(&self, name: &str) -> bool {
+        self.settings.get(name).is_some_and(|setting| !setting.readonly)
+    }
+
+    /// A readable id: run, what for, and a number that makes it unique.
+    fn query_id(&self, what: &str) -> String {
+        format!("k2-offload/{}/{what}/{}", self.run_id, self.queries.fetch_add(1, Ordering::Relaxed))
+    }
+
+    async fn fetch<T>(&self, query: &str, what: &str) -> Result<Vec<T>>
+    where
+        T: RowOwned + RowRead,
+    {
+        let id = self.query_id(what);
+        tracing::debug!(query_id = id, query, "query");
+        let rows = self.client.query_raw(query).with_setting("query_id", id).fetch_all::<T>();
+        match timeout(self.idle_timeout, rows).await {
+            Ok(rows) => rows.map_err(|e| classify(e, &[])),
+            Err(_) => Err(stalled(self.idle_timeout)),
+        }
+    }
+
+    async fn fetch_one<T>(&self, query: &str, what: &str) -> Result<T>
+    where
+        T: RowOwned + RowRead,
+    {
+        let row = self.fetch(query, what).await?.into_iter().next();
+        row.ok_or_else(|| Error::new(Kind::Internal, format!("the query for {what} returned no row")))
+    }
+
+    /// The server's clock, microseconds since 1970.
+    pub async fn clock_micros(&self) -> Result<i64> {
+        let row: ClockRow =
+            self.fetch_one("SELECT toInt64(toUnixTimestamp64Micro(now64(6, 'UTC'))) AS clock_micros", "clock").await?;
+        Ok(row.clock_micros)
+    }
+
+    /// Opens a table of `database`: its columns, mapped, and its UUID.
+    pub async fn open(&self, database: &str, table: &str) -> Result<Source<'_>> {
+        let quoted = sql::table(database, table);
+        let rows: Vec<DescribeRow> = self.fetch(&format!("DESCRIBE TABLE {quoted}"), "describe").await?;
+        // ALIAS and EPHEMERAL columns are not stored; MATERIALIZED ones are, and may hold what nothing else does.
+        let stored = rows.into_iter().filter(|row| !matches!(row.default_type.as_str(), "ALIAS" | "EPHEMERAL"));
+        let columns: Vec<Column> = stored.map(|row| Column::map(&row.name, &row.r#type)).collect::<Result<_>>()?;
+        refuse_names_that_differ_by_case(&columns)?;
+        let query = format!(
+            "SELECT toString(uuid) AS uuid FROM system.tables WHERE database = {} AND name = {}",
+            sql::string(database),
+            sql::string(table)
+        );
+        let uuid: Vec<UuidRow> = self.fetch(&query, "uuid").await?;
+        let uuid = uuid.first().and_then(|row| Uuid::parse_str(&row.uuid).ok()).unwrap_or_default();
+        Ok(Source { server: self, quoted, name: table.to_owned(), columns, uuid })
+    }
+}
+
+/// Spark, Hive and ClickHouse itself fold case: two such columns would be one there.
+fn refuse_names_that_differ_by_case(columns: &[Column]) -> Result<()> {
+    let mut seen = BTreeMap::new();
+    for column in columns {
+        if let Some(twin) = seen.insert(column.name.to_lowercase(), &column.name) {
+            let message = format!("columns `{twin}` and `{}` differ by case only", column.name);
+            return Err(Error::refused(message).hint("many readers of Iceberg fold case; rename one in a view"));
+        }
+    }
+    Ok(())
+}
+
+impl Source<'_> {
+    /// The cursor column of that name, checked to be time.
+    pub fn cursor(&self, name: &str) -> Result<Cursor> {
+        Ok(self.time_column(name, "cursor")?.column)
+    }
+
+    /// A column whose days partition the target.
+    pub fn day_column(&self, name: &str) -> Result<DayColumn> {
+        self.time_column(name, "partition column")
+    }
+
+    fn time_column(&self, name: &str, role: &str) -> Result<DayColumn> {
+        let column = self.columns.iter().find(|column| column.name == name).ok_or_else(|| {
+            Error::new(Kind::Config, format!("{role} `{name}` is no column of source {}", self.quoted))
+                .hint(format!("correct the {role} in the configuration; DESCRIBE TABLE lists the columns"))
+        })?;
+        let node = clickhouse_types::DataTypeNode::new(&column.source_type)
+            .or_error(Kind::Internal, format!("parse type {}", column.source_type))?;
+        let kind = CursorType::of(&node).ok_or_else(|| {
+            Error::new(Kind::Config, format!("{role} `{name}` has type {}, which is not time", column.source_type))
+                .hint("it must be Date, DateTime or DateTime64(0..6)")
+        })?;
+        Ok(DayColumn { column: Cursor { name: name.to_owned(), kind }, nullable: column.nullable })
+    }
+
+    fn is_nullable(&self, cursor: &Cursor) -> bool {
+        self.columns.iter().any(|column| column.name == cursor.name && column.nullable)
+    }
+
+    /// Reads clock and bounds, and refuses null cursors: they are in no window (protocol.md P5).
+    pub async fn facts(&self, cursor: &Cursor, low: Option<Tick>) -> Result<Facts> {
+        let query = sql::facts(&self.quoted, cursor, self.is_nullable(cursor), low);
+        let row: FactsRow = self.server.fetch_one(&query, &self.what("facts")).await?;
+        if row.host != self.server.host {
+            return Err(other_server());
+        }
+        if row.nulls > 0 {
+            return Err(Error::refused(format!("cursor `{}` is null in {} rows", cursor.name, row.nulls))
+                .hint("no window ever holds them; choose a cursor without nulls, or delete or fill these rows"));
+        }
+        Ok(Facts { clock_micros: row.clock_micros, newest: row.newest, future: row.future })
+    }
+
+    /// Counts the raw rows of a window before any is read (P7), per day where the target is partitioned; at most `limit` days.
+    pub async fn count(
+        &self,
+        cursor: &Cursor,
+        window: Window,
+        by_day: Option<&DayColumn>,
+        limit: usize,
+    ) -> Result<Vec<Partition>> {
+        let query = sql::count(&self.quoted, cursor, window, by_day, limit);
+        let rows: Vec<PartitionRow> = self.server.fetch(&query, &self.what("count")).await?;
+        let partitions = rows.into_iter().map(|row| Partition { day: row.day, rows: row.rows });
+        Ok(partitions.filter(|partition| partition.rows > 0).collect())
+    }
+
+    /// Counts the rows of a window on days that are not `listed` (P6).
+    pub async fn count_unlisted(
+        &self,
+        cursor: &Cursor,
+        window: Window,
+        day: &DayColumn,
+        listed: &[Partition],
+    ) -> Result<u64> {
+        let query = sql::complement(&self.quoted, cursor, window, day, listed);
+        let row: RowsRow = self.server.fetch_one(&query, &self.what("complement")).await?;
+        Ok(row.rows)
+    }
+
+    /// Starts the SELECT of a window, or of one day of it.
+    pub fn parquet(
+        &self,
+        cursor: &Cursor,
+        window: Window,
+        part: Option<(&DayColumn, Option<i32>)>,
+        compression: &Compression,
+    ) -> Result<ParquetStream> {
+        let query = sql::select(&self.quoted, &self.columns, cursor, window, part, &self.server.host);
+        let id = self.server.query_id(&self.what("select"));
+        tracing::debug!(query_id = id, query, "query");
+        let mut request = self.server.client.query_raw(&query).with_setting("query_id", id);
+        for (name, value) in settings::compression(&self.server.settings, compression)? {
+            request = request.with_setting(name, value);
+        }
+        Ok(ParquetStream {
+            cursor: request.fetch_bytes("Parquet").map_err(|e| classify(e, &[]))?,
+            idle_timeout: self.server.idle_timeout,
+            columns: self.columns.iter().map(|c| (c.name.clone(), c.source_type.clone())).collect(),
+        })
+    }
+
+    fn what(&self, step: &str) -> String {
+        format!("{}/{step}", self.name)
+    }
+}
+
+impl ParquetStream {
+    /// The next bytes, `None` at the end of a complete answer.
+    pub async fn next(&mut self) -> Result<Option<Bytes>> {
+        match timeout(self.idle_timeout, self.cursor.next()).await {
+            Ok(bytes) => bytes.map_err(|e| classify(e, &self.columns)),
+            Err(_) => Err(stalled(self.idle_timeout)),
+        }
+    }
+}
+
+fn stalled(after: Duration) -> Error {
+    Error::new(Kind::Unavailable, format!("the server said nothing for {}", humantime::format_duration(after)))
+        .hint("see whether it is overloaded; `clickhouse.idle_timeout` and `connect_timeout` bound the wait")
+}
+
+fn other_server() -> Error {
+    Error::new(Kind::Unavailable, "another server answered than the one that the pass began on")
+        .hint("point clickhouse.url at one replica, or make the balancer keep a client on its server")
+}
+
+/// Sorts an error of the client by its type, and a server's exception by its code.
+fn classify(error: ClientError, columns: &[(String, String)]) -> Error {
+    let ClientError::BadResponse(message) = &error else {
+        let kind = match &error {
+            ClientError::Network(_) | ClientError::TimedOut | ClientError::Other(_) => Kind::Unavailable,
+            _ => Kind::Internal,
+        };
+        return Error::from_cause(kind, error);
+    };
+    let code = exception_code(message);
+    if code == Some(395) {
+        if message.contains(sql::OTHER_SERVER) {
+            return other_server();
+        }
+        if let Some((name, source_type)) = refused_column(message).and_then(|number| columns.get(number)) {
+            return Error::refused(format!(
+                "column `{name}` ({source_type}) holds a value that does not fit the target"
+            ))
+            .hint(
+                "UInt64 must be below 2^63, String must be UTF-8; convert the column in a view, or correct the rows",
+            );
+        }
+    }
+    let (kind, hint) = match code {
+        // AUTHENTICATION_FAILED, WRONG_PASSWORD, REQUIRED_PASSWORD, UNKNOWN_USER
+        Some(516 | 193 | 194 | 192) => {
+            (Kind::Config, "check clickhouse.user and the password that the configuration names")
+        }
+        Some(497) => (Kind::Config, "grant the user SELECT on the source table"),
+        // UNKNOWN_DATABASE, UNKNOWN_TABLE
+        Some(81 | 60) => (Kind::Config, "check clickhouse.database and the table's source"),
+        // UNKNOWN_IDENTIFIER, NO_SUCH_COLUMN_IN_TABLE
+        Some(47 | 16) => (Kind::Config, "check the columns that the configuration names"),
+        // READONLY, SETTING_CONSTRAINT_VIOLATION, UNKNOWN_SETTING
+        Some(164 | 452 | 115) => (Kind::Config, "give the user a profile that allows this setting"),
+        // CANNOT_CONVERT_TYPE, DECIMAL_OVERFLOW, ARGUMENT_OUT_OF_BOUND
+        Some(70 | 407 | 69) => (Kind::Refused, "a value does not fit its Iceberg type; convert the column in a view"),
+        // UNKNOWN_FORMAT, UNKNOWN_FUNCTION, UNKNOWN_TYPE
+        Some(73 | 46 | 50) => (Kind::Config, "the server is too old; ClickHouse 24.3 or newer is needed"),
+        _ => (Kind::Unavailable, Kind::Unavailable.policy().hint),
+    };
+    // The first line of an exception names the problem; what follows may quote values and the whole query.
+    let first_line = message.lines().next().unwrap_or_default().to_owned();
+    Error::new(kind, format!("ClickHouse: {first_line}")).hint(hint)
+}
+
+/// The number in `Code: 516. DB::Exception: ...`.
+fn exception_code(message: &str) -> Option<u32> {
+    let digits = message.strip_prefix("Code: ")?;
+    digits.get(..digits.find(|c: char| !c.is_ascii_digit())?)?.parse().ok()
+}
+
+fn refused_column(message: &str) -> Option<usize> {
+    let (_, rest) = message.split_once(sql::REFUSED_VALUE)?;
+    rest.get(..rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len()))?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server_error(message: &str) -> Error {
+        classify(
+            ClientError::BadResponse(message.into()),
+            &[("a".into(), "Int8".into()), ("b".into(), "UInt64".into())],
+        )
+    }
+
+    #[test]
+    fn exceptions_are_sorted_by_code() {
+        assert_eq!(server_error("Code: 516. DB::Exception: default: Authentication failed").kind(), Kind::Config);
+        assert_eq!(server_error("Code: 60. DB::Exception: Table does not exist").kind(), Kind::Config);
+        assert_eq!(server_error("Code: 241. DB::Exception: memory limit").kind(), Kind::Unavailable);
+        assert_eq!(server_error("502 Bad Gateway").kind(), Kind::Unavailable);
+    }
+
+    #[test]
+    fn a_refused_value_names_its_column_and_type() {
+        let error = server_error(
+            "Code: 395. DB::Exception: k2-offload-refused-column-1: while executing 'FUNCTION throwIf(..)'",
+        );
+        assert_eq!(error.kind(), Kind::Refused);
+        assert!(error.to_string().contains("column `b` (UInt64)"), "{error}");
+        let error = server_error("Code: 395. DB::Exception: k2-offload-other-server: while executing");
+        assert_eq!(error.kind(), Kind::Unavailable);
+    }
+}

@@ -1,0 +1,202 @@
+//! Settings that every query pins (protocol.md P3).
+//!
+//! A user profile can make a query answer less than it was asked, with HTTP 200. So each setting that changes results is set on every
+//! query. One that the server does not know is left out; one that we may not change is fine where it already has our value
+//! and otherwise refused by name, unless it only costs time.
+
+use std::collections::BTreeMap;
+
+use crate::config::Compression;
+use crate::error::{Error, Kind, Result};
+
+/// What a wrong value would do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Importance {
+    /// Lose, add or change rows, or make a file that readers misread.
+    Result,
+    /// Cost time or space.
+    Cost,
+}
+
+const PINNED: &[(&str, &str, Importance)] = {
+    use Importance::{Cost, Result};
+    &[
+        ("additional_result_filter", "", Result),
+        ("additional_table_filters", "{}", Result),
+        ("apply_deleted_mask", "1", Result),
+        ("cancel_http_readonly_queries_on_client_close", "1", Cost),
+        ("distinct_overflow_mode", "throw", Result),
+        ("extremes", "0", Result),
+        ("fallback_to_stale_replicas_for_distributed_queries", "0", Result),
+        ("final", "0", Result),
+        ("group_by_overflow_mode", "throw", Result),
+        ("join_overflow_mode", "throw", Result),
+        ("limit", "0", Result),
+        ("offset", "0", Result),
+        ("max_bytes_to_read", "0", Cost),
+        ("max_result_bytes", "0", Cost),
+        ("max_result_rows", "0", Cost),
+        ("max_rows_to_read", "0", Cost),
+        ("output_format_parquet_compliant_nested_types", "1", Result),
+        ("output_format_parquet_date_as_uint16", "0", Result),
+        ("output_format_parquet_datetime_as_uint32", "0", Result),
+        ("output_format_parquet_enum_as_byte_array", "1", Result),
+        ("output_format_parquet_fixed_string_as_fixed_byte_array", "1", Result),
+        ("output_format_parquet_string_as_string", "1", Result),
+        ("output_format_parquet_unsupported_types_as_binary", "0", Result),
+        ("output_format_parquet_use_custom_encoder", "1", Result),
+        ("output_format_parquet_version", "2.latest", Result),
+        ("output_format_parquet_write_bloom_filter", "0", Cost),
+        ("output_format_parquet_write_page_index", "1", Cost),
+        ("partial_result_on_first_cancel", "0", Result),
+        ("prefer_column_name_to_alias", "0", Result),
+        ("prefer_localhost_replica", "1", Cost),
+        ("read_overflow_mode", "throw", Result),
+        ("read_overflow_mode_leaf", "throw", Result),
+        ("result_overflow_mode", "throw", Result),
+        ("set_overflow_mode", "throw", Result),
+        ("skip_unavailable_shards", "0", Result),
+        ("sort_overflow_mode", "throw", Result),
+        ("timeout_overflow_mode", "throw", Result),
+        ("timeout_overflow_mode_leaf", "throw", Result),
+        ("transfer_overflow_mode", "throw", Result),
+    ]
+};
+
+/// Settings that depend on the table, and one per query.
+const PER_QUERY: [&str; 4] = [
+    "log_comment",
+    "max_execution_time",
+    "output_format_compression_level",
+    "output_format_parquet_compression_method",
+];
+
+/// Why a user may not set `name` in the configuration, if so.
+pub fn reserved_setting(name: &str) -> Option<&'static str> {
+    let pinned = PINNED.iter().any(|(pinned, ..)| *pinned == name) || PER_QUERY.contains(&name);
+    let own =
+        ["query", "query_id", "database", "user", "password", "default_format", "role", "session_id"].contains(&name);
+    (pinned || own || name.starts_with("param_"))
+        .then_some("is set by k2-offload itself, because it decides what a query returns")
+}
+
+/// What a server says of one setting.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerSetting {
+    /// Value for our user.
+    pub value: String,
+    /// Whether our user may not change it.
+    pub readonly: bool,
+}
+
+/// All names that [`pinned`] asks about.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    PINNED.iter().map(|(name, ..)| *name).chain(PER_QUERY)
+}
+
+/// The settings to send with every query, given what the server says of them.
+pub fn pinned(server: &BTreeMap<String, ServerSetting>) -> Result<BTreeMap<String, String>> {
+    let mut send = BTreeMap::new();
+    let mut refused = Vec::new();
+    for &(name, wanted, importance) in PINNED {
+        match server.get(name) {
+            Some(setting) if !setting.readonly => {
+                send.insert(name.to_owned(), wanted.to_owned());
+            }
+            Some(setting) if setting.value != wanted && importance == Importance::Result => {
+                refused.push(format!("{name} = `{}` (needed: `{wanted}`)", setting.value));
+            }
+            _ => {}
+        }
+    }
+    if refused.is_empty() {
+        return Ok(send);
+    }
+    Err(Error::new(Kind::Config, format!("the server does not let this user change {}", refused.join(", "))).hint(
+        "these settings could change what a query returns: give the user a profile with readonly = 0 or 2, or with these values",
+    ))
+}
+
+/// The Parquet settings of a table. The codec must be ours; a level that cannot be set only costs space.
+pub fn compression(server: &BTreeMap<String, ServerSetting>, wanted: &Compression) -> Result<BTreeMap<String, String>> {
+    let mut send = BTreeMap::new();
+    let method = "output_format_parquet_compression_method";
+    match server.get(method) {
+        Some(setting) if !setting.readonly => {
+            send.insert(method.to_owned(), wanted.codec.clone());
+        }
+        Some(setting) if setting.value != wanted.codec => {
+            let message = format!("the server does not let this user change {method} = `{}`", setting.value);
+            return Err(Error::new(Kind::Config, message).hint(format!(
+                "give the user a profile with readonly = 0 or 2, or set compression = \"{}\"",
+                setting.value
+            )));
+        }
+        Some(_) => {}
+        None => {
+            return Err(Error::new(Kind::Config, format!("the server is too old: it has no setting {method}"))
+                .hint("ClickHouse 24.3 or newer writes Parquet as Iceberg needs it"));
+        }
+    }
+    let level = "output_format_compression_level";
+    if let (Some(value), Some(false)) = (wanted.level, server.get(level).map(|s| s.readonly)) {
+        send.insert(level.to_owned(), value.to_string());
+    }
+    Ok(send)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server(overrides: &[(&str, &str, bool)]) -> BTreeMap<String, ServerSetting> {
+        let mut all: BTreeMap<String, ServerSetting> = PINNED
+            .iter()
+            .map(|(name, value, _)| ((*name).to_owned(), ServerSetting { value: (*value).to_owned(), readonly: false }))
+            .collect();
+        for (name, value, readonly) in overrides {
+            all.insert((*name).to_owned(), ServerSetting { value: (*value).to_owned(), readonly: *readonly });
+        }
+        all
+    }
+
+    #[test]
+    fn unsafe_values_that_cannot_be_changed_are_refused_by_name() {
+        let error = pinned(&server(&[("read_overflow_mode", "break", true), ("limit", "5", true)])).unwrap_err();
+        assert_eq!(error.kind(), Kind::Config);
+        assert!(
+            error.to_string().contains("limit = `5`") && error.to_string().contains("read_overflow_mode = `break`")
+        );
+    }
+
+    #[test]
+    fn values_that_are_ours_or_only_cost_time_are_left_alone() {
+        let send =
+            pinned(&server(&[("limit", "0", true), ("output_format_parquet_write_bloom_filter", "1", true)])).unwrap();
+        assert!(!send.contains_key("limit") && !send.contains_key("output_format_parquet_write_bloom_filter"));
+        assert_eq!(send.get("offset").map(String::as_str), Some("0"));
+    }
+
+    #[test]
+    fn settings_that_the_server_does_not_know_are_left_out() {
+        assert!(pinned(&BTreeMap::new()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_codec_that_cannot_be_had_is_refused() {
+        let zstd = Compression { codec: "zstd".into(), level: Some(3) };
+        let method = "output_format_parquet_compression_method";
+        let level = "output_format_compression_level";
+        let send = compression(&server(&[(method, "lz4", false), (level, "1", false)]), &zstd).unwrap();
+        assert_eq!((send[method].as_str(), send[level].as_str()), ("zstd", "3"));
+        assert!(compression(&server(&[(method, "zstd", true), (level, "1", true)]), &zstd).unwrap().is_empty());
+        assert_eq!(compression(&server(&[(method, "lz4", true)]), &zstd).unwrap_err().kind(), Kind::Config);
+        assert_eq!(compression(&BTreeMap::new(), &zstd).unwrap_err().kind(), Kind::Config);
+    }
+
+    #[test]
+    fn users_cannot_override_what_is_pinned() {
+        assert!(reserved_setting("final").is_some() && reserved_setting("max_execution_time").is_some());
+        assert!(reserved_setting("max_threads").is_none());
+    }
+}

@@ -1,0 +1,252 @@
+//! The text of every query: pure, so that hostile names and odd cursors are tested without a server.
+//!
+//! Rules that stand here: bounds are ticks, and every date function names UTC (protocol.md P1); window and raw columns stand in an
+//! inner query, casts outside, because ClickHouse resolves a name in WHERE to an alias of the SELECT (P2); each cast
+//! refers to its own column only, for the same reason.
+
+use crate::cursor::{Cursor, CursorType, Tick};
+use crate::plan::{Partition, Window};
+use crate::schema::{Column, Projection};
+
+/// Text of our own in errors of `throwIf`, followed by the number of the column whose value was refused.
+pub const REFUSED_VALUE: &str = "k2-offload-refused-column-";
+
+/// Text of our own in the error of a SELECT that reached another server than the pass began on (P4).
+pub const OTHER_SERVER: &str = "k2-offload-other-server";
+
+/// A quoted identifier.
+pub fn identifier(name: &str) -> String {
+    format!("`{}`", name.replace('\\', "\\\\").replace('`', "\\`"))
+}
+
+/// A quoted string.
+pub fn string(text: &str) -> String {
+    format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"))
+}
+
+/// A source table, quoted, with its database.
+pub fn table(database: &str, table: &str) -> String {
+    format!("{}.{}", identifier(database), identifier(table))
+}
+
+/// The column that a day partitions, as the queries need it.
+#[derive(Debug, Clone)]
+pub struct DayColumn {
+    /// The column and its type.
+    pub column: Cursor,
+    /// Whether it can hold null.
+    pub nullable: bool,
+}
+
+/// Clock, newest row, rows from the future and null cursors of a source, in ticks; one row.
+pub fn facts(table: &str, cursor: &Cursor, nullable: bool, low: Option<Tick>) -> String {
+    let column = identifier(&cursor.name);
+    let now = tick_of_now(cursor.kind);
+    let nulls = if nullable { format!("countIf(isNull({column}))") } else { "toUInt64(0)".into() };
+    let tick = ticks(&column, cursor.kind);
+    let mut filter = low.map_or("1".to_owned(), |low| format!("{column} >= {}", literal(low, cursor.kind)));
+    if nullable {
+        filter = format!("({filter}) OR isNull({column})");
+    }
+    format!(
+        "SELECT hostName() AS host, toInt64(toUnixTimestamp64Micro(now64(6, 'UTC'))) AS clock_micros, \
+         maxOrNullIf(assumeNotNull({tick}), ifNull({tick} <= {now}, 0)) AS newest, \
+         toUInt64(countIf(ifNull({tick} > {now}, 0))) AS future, {nulls} AS nulls \
+         FROM (SELECT {column} FROM {table} WHERE {filter})"
+    )
+}
+
+/// Raw rows of a window for each UTC day of the partition column, or of the whole window; ascending, null first.
+pub fn count(table: &str, cursor: &Cursor, window: Window, by_day: Option<&DayColumn>, limit: usize) -> String {
+    let filter = within(cursor, window);
+    let Some(day) = by_day else {
+        return format!("SELECT CAST(NULL, 'Nullable(Int32)') AS day, count() AS rows FROM {table} WHERE {filter}");
+    };
+    format!(
+        "SELECT CAST({}, 'Nullable(Int32)') AS day, count() AS rows FROM (SELECT {} FROM {table} WHERE {filter}) \
+         GROUP BY day ORDER BY day ASC NULLS FIRST LIMIT {limit}",
+        day_of(&day.column),
+        identifier(&day.column.name),
+    )
+}
+
+/// Rows of a window outside of `listed`: there must be none when its last SELECT has ended (P6).
+pub fn complement(table: &str, cursor: &Cursor, window: Window, day: &DayColumn, listed: &[Partition]) -> String {
+    let days: Vec<String> = listed.iter().filter_map(|p| p.day).map(|day| day.to_string()).collect();
+    let others = if days.is_empty() { "1".to_owned() } else { format!("day NOT IN ({})", days.join(", ")) };
+    let null_is_listed = listed.iter().any(|p| p.day.is_none());
+    let null = if null_is_listed { "0" } else { "1" };
+    format!(
+        "SELECT count() AS rows FROM (SELECT CAST({}, 'Nullable(Int32)') AS day FROM (SELECT {} FROM {table} WHERE {})) \
+         WHERE if(isNull(day), {null}, ifNull({others}, 0))",
+        day_of(&day.column),
+        identifier(&day.column.name),
+        within(cursor, window),
+    )
+}
+
+/// The SELECT whose Parquet becomes a data file: one window, or one day of it.
+pub fn select(
+    table: &str,
+    columns: &[Column],
+    cursor: &Cursor,
+    window: Window,
+    part: Option<(&DayColumn, Option<i32>)>,
+    host: &str,
+) -> String {
+    let names: Vec<String> = columns.iter().map(|column| identifier(&column.name)).collect();
+    let casts: Vec<String> = columns.iter().enumerate().map(|(number, column)| project(column, number)).collect();
+    let mut filter = within(cursor, window);
+    if let Some((day, value)) = part {
+        filter = format!("{filter} AND {}", on_day(&day.column, value));
+    }
+    format!(
+        "SELECT {} FROM (SELECT {} FROM {table} WHERE {filter}) \
+         WHERE (SELECT throwIf(hostName() != {}, '{OTHER_SERVER}')) = 0",
+        casts.join(", "),
+        names.join(", "),
+        string(host),
+    )
+}
+
+/// `column AS name`, cast and checked so that it fits its Iceberg type (see [`Projection`]).
+fn project(column: &Column, number: usize) -> String {
+    let name = identifier(&column.name);
+    let to = |target: &str| {
+        if column.nullable { string(&format!("Nullable({target})")) } else { string(target) }
+    };
+    let checked = |bad: &str, otherwise: &str, value: &str| {
+        format!("if(throwIf({bad}, '{REFUSED_VALUE}{number}'), {otherwise}, {value})")
+    };
+    let value = match column.projection {
+        Projection::Plain => return name,
+        Projection::Cast(target) => format!("CAST({name}, {})", to(target)),
+        Projection::CheckedLong => {
+            checked(&format!("{name} > 9223372036854775807"), "0", &format!("accurateCast({name}, {})", to("Int64")))
+        }
+        Projection::CheckedText => {
+            let text = format!("CAST({name}, {})", to("String"));
+            checked(&format!("NOT isValidUTF8({text})"), "''", &text)
+        }
+        Projection::Unscaled32 => format!("reinterpretAsInt32({name})"),
+        Projection::Unscaled64 => format!("reinterpretAsInt64({name})"),
+    };
+    format!("{value} AS {name}")
+}
+
+/// The half-open range `[low, high)` of a cursor.
+fn within(cursor: &Cursor, window: Window) -> String {
+    let column = identifier(&cursor.name);
+    let high = format!("{column} < {}", literal(window.high, cursor.kind));
+    match window.low {
+        Some(low) => format!("{column} >= {} AND {high}", literal(low, cursor.kind)),
+        None => high,
+    }
+}
+
+/// Rows whose partition column lies on a UTC day, as a range of ticks, or is null.
+fn on_day(column: &Cursor, day: Option<i32>) -> String {
+    let Some(day) = day else { return format!("isNull({})", identifier(&column.name)) };
+    let low = column.kind.day_start(day);
+    within(column, Window { low: Some(low), high: low.saturating_add(column.kind.ticks_per_day()) })
+}
+
+/// Days since 1970-01-01 UTC of a time column, rounded down also before 1970.
+fn day_of(column: &Cursor) -> String {
+    let ticks = ticks(&identifier(&column.name), column.kind);
+    let per_day = column.kind.ticks_per_day();
+    format!("intDiv({ticks} - positiveModulo({ticks}, {per_day}), {per_day})")
+}
+
+/// A quoted time column as ticks.
+fn ticks(column: &str, kind: CursorType) -> String {
+    match kind {
+        CursorType::Date | CursorType::DateTime => format!("toInt64({column})"),
+        CursorType::DateTime64 { .. } => format!("reinterpretAsInt64({column})"),
+    }
+}
+
+/// The server's clock in ticks.
+fn tick_of_now(kind: CursorType) -> String {
+    match kind {
+        CursorType::Date => "toInt64(toDate(now('UTC'), 'UTC'))".to_owned(),
+        CursorType::DateTime => "toInt64(now('UTC'))".to_owned(),
+        CursorType::DateTime64 { scale } => format!("reinterpretAsInt64(now64({scale}, 'UTC'))"),
+    }
+}
+
+/// A tick as a constant of the cursor's type, in no time zone but UTC.
+fn literal(tick: Tick, kind: CursorType) -> String {
+    match kind {
+        CursorType::Date => format!("toDate(toUInt16({}))", tick.clamp(0, i64::from(u16::MAX))),
+        CursorType::DateTime => format!("toDateTime(toUInt32({}), 'UTC')", tick.clamp(0, i64::from(u32::MAX))),
+        CursorType::DateTime64 { scale } => format!("reinterpret(toInt64({tick}), 'DateTime64({scale}, \\'UTC\\')')"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MILLIS: CursorType = CursorType::DateTime64 { scale: 3 };
+
+    fn cursor(kind: CursorType) -> Cursor {
+        Cursor { name: "t`s\\ '?".into(), kind }
+    }
+
+    #[test]
+    fn hostile_names_stay_inside_their_quotes() {
+        assert_eq!(identifier("a`; DROP TABLE x --"), r"`a\`; DROP TABLE x --`");
+        assert_eq!(identifier(r"back\slash`"), r"`back\\slash\``");
+        assert_eq!(string(r"o'clock\"), r"'o\'clock\\'");
+        assert_eq!(table("d.b", "t?"), "`d.b`.`t?`");
+    }
+
+    #[test]
+    fn bounds_are_ticks_of_the_cursors_own_type() {
+        let window = Window { low: Some(-5), high: 7 };
+        assert_eq!(
+            within(&cursor(MILLIS), window),
+            r"`t\`s\\ '?` >= reinterpret(toInt64(-5), 'DateTime64(3, \'UTC\')') AND `t\`s\\ '?` < reinterpret(toInt64(7), 'DateTime64(3, \'UTC\')')"
+        );
+        assert_eq!(literal(-5, CursorType::DateTime), "toDateTime(toUInt32(0), 'UTC')");
+        assert_eq!(literal(20_000, CursorType::Date), "toDate(toUInt16(20000))");
+        assert!(!within(&cursor(MILLIS), Window { low: None, high: 7 }).contains(">="));
+    }
+
+    #[test]
+    fn window_stands_inside_and_casts_outside() {
+        let columns = [
+            Column::map("ts", "DateTime64(3)").unwrap(),
+            Column::map("n", "Nullable(UInt64)").unwrap(),
+            Column::map("s", "LowCardinality(String)").unwrap(),
+            Column::map("p", "Decimal(18, 8)").unwrap(),
+        ];
+        let ts = Cursor { name: "ts".into(), kind: MILLIS };
+        let sql = select("`d`.`t`", &columns, &ts, Window { low: None, high: 7 }, None, "h");
+        assert_eq!(
+            sql,
+            "SELECT CAST(`ts`, 'DateTime64(6, \\'UTC\\')') AS `ts`, \
+             if(throwIf(`n` > 9223372036854775807, 'k2-offload-refused-column-1'), 0, accurateCast(`n`, 'Nullable(Int64)')) AS `n`, \
+             if(throwIf(NOT isValidUTF8(CAST(`s`, 'String')), 'k2-offload-refused-column-2'), '', CAST(`s`, 'String')) AS `s`, \
+             reinterpretAsInt64(`p`) AS `p` \
+             FROM (SELECT `ts`, `n`, `s`, `p` FROM `d`.`t` WHERE `ts` < reinterpret(toInt64(7), 'DateTime64(3, \\'UTC\\')')) \
+             WHERE (SELECT throwIf(hostName() != 'h', 'k2-offload-other-server')) = 0"
+        );
+    }
+
+    #[test]
+    fn a_day_is_a_range_of_ticks_and_null_is_named() {
+        let day = DayColumn { column: Cursor { name: "d".into(), kind: CursorType::DateTime }, nullable: true };
+        assert_eq!(
+            on_day(&day.column, Some(1)),
+            "`d` >= toDateTime(toUInt32(86400), 'UTC') AND `d` < toDateTime(toUInt32(172800), 'UTC')"
+        );
+        assert_eq!(on_day(&day.column, None), "isNull(`d`)");
+        let listed = [Partition { day: None, rows: 1 }, Partition { day: Some(3), rows: 1 }];
+        let sql = complement("t", &day.column, Window { low: None, high: 7 }, &day, &listed);
+        assert!(sql.ends_with("WHERE if(isNull(day), 0, ifNull(day NOT IN (3), 0))"), "{sql}");
+        let sql = complement("t", &day.column, Window { low: None, high: 7 }, &day, &[]);
+        assert!(sql.ends_with("WHERE if(isNull(day), 1, ifNull(1, 0))"), "{sql}");
+    }
+}

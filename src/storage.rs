@@ -1,0 +1,220 @@
+//! Local files that are on disk before anyone is told their name (protocol.md P18).
+//!
+//! iceberg's own `LocalFsStorage` neither syncs directories nor keeps the cause of an error. This one syncs each file
+//! when it is closed and the directory that names it right after, including directories that it had to create. It is the only
+//! module that touches files of the warehouse; it knows nothing of tables.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use iceberg::io::{
+    FileIO, FileIOBuilder, FileMetadata, FileRead, FileWrite, InputFile, OutputFile, Storage, StorageConfig,
+    StorageFactory,
+};
+use iceberg::{Error as IcebergError, ErrorKind as IcebergErrorKind};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Classify, Error, Kind, Result};
+
+/// A `FileIO` over durable local files.
+pub fn local_file_io() -> FileIO {
+    FileIOBuilder::new(Arc::new(LocalFactory)).build()
+}
+
+/// The path of a `file:` URI (`file:///p`, `file:/p`) or of a bare absolute path.
+pub fn local_path(location: &str) -> Result<PathBuf> {
+    let path = location.strip_prefix("file://").or_else(|| location.strip_prefix("file:")).unwrap_or(location);
+    if !path.starts_with('/') {
+        let message = format!("location `{location}` is not a local file");
+        return Err(Error::refused(message).hint("only file:/// warehouses are supported by this version"));
+    }
+    Ok(PathBuf::from(path))
+}
+
+/// Deletes a file that we created and nobody refers to; a file that is not there is fine.
+pub fn delete_own_file(location: &str) -> Result<()> {
+    let path = local_path(location)?;
+    match fs::remove_file(&path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(e).or_error(Kind::Unavailable, format!("delete {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A new file that is written from front to back and durable once [`DurableFile::finish`] returns.
+#[derive(Debug)]
+pub struct DurableFile {
+    file: File,
+    path: PathBuf,
+}
+
+impl DurableFile {
+    /// Creates `path`, which must not exist, and the directories above it.
+    pub fn create(path: &Path) -> io::Result<Self> {
+        if let Some(parent) = path.parent() {
+            create_directories(parent)?;
+        }
+        let file = OpenOptions::new().write(true).create_new(true).open(path)?;
+        Ok(Self { file, path: path.to_owned() })
+    }
+
+    /// Appends `bytes`.
+    pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all(bytes)
+    }
+
+    /// Crash safety: the content is on disk before the name, and both are before this returns.
+    pub fn finish(self) -> io::Result<()> {
+        self.file.sync_all()?;
+        self.path.parent().map_or(Ok(()), sync_directory)
+    }
+}
+
+fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// `create_dir_all` that syncs the parent of every directory that it creates.
+fn create_directories(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let Some(parent) = path.parent() else { return Ok(()) };
+    create_directories(parent)?;
+    match fs::create_dir(path) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(e) => Err(e),
+        Ok(()) => sync_directory(parent),
+    }
+}
+
+/// [`Storage`] for iceberg over [`DurableFile`].
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+struct LocalStorage;
+
+/// Builds [`LocalStorage`].
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+struct LocalFactory;
+
+#[typetag::serde(name = "K2OffloadLocal")]
+impl StorageFactory for LocalFactory {
+    fn build(&self, _config: &StorageConfig) -> iceberg::Result<Arc<dyn Storage>> {
+        Ok(Arc::new(LocalStorage))
+    }
+}
+
+fn path_of(location: &str) -> iceberg::Result<PathBuf> {
+    local_path(location).map_err(|e| IcebergError::new(IcebergErrorKind::FeatureUnsupported, e.to_string()))
+}
+
+/// Keeps the `io::Error` as source, so that its kind can still be found ([`crate::target::classify`]).
+fn io_error(verb: &str, path: &Path, cause: io::Error) -> IcebergError {
+    IcebergError::new(IcebergErrorKind::Unexpected, format!("{verb} {}", path.display())).with_source(cause)
+}
+
+#[async_trait]
+#[typetag::serde(name = "K2OffloadLocal")]
+impl Storage for LocalStorage {
+    async fn exists(&self, path: &str) -> iceberg::Result<bool> {
+        Ok(path_of(path)?.exists())
+    }
+
+    async fn metadata(&self, path: &str) -> iceberg::Result<FileMetadata> {
+        let path = path_of(path)?;
+        let size = fs::metadata(&path).map_err(|e| io_error("look at", &path, e))?.len();
+        Ok(FileMetadata { size })
+    }
+
+    async fn read(&self, path: &str) -> iceberg::Result<Bytes> {
+        let path = path_of(path)?;
+        fs::read(&path).map(Bytes::from).map_err(|e| io_error("read", &path, e))
+    }
+
+    async fn reader(&self, path: &str) -> iceberg::Result<Box<dyn FileRead>> {
+        let path = path_of(path)?;
+        let file = File::open(&path).map_err(|e| io_error("open", &path, e))?;
+        Ok(Box::new(LocalReader { file, path }))
+    }
+
+    async fn write(&self, path: &str, bytes: Bytes) -> iceberg::Result<()> {
+        let mut writer = self.writer(path).await?;
+        writer.write(bytes).await?;
+        writer.close().await
+    }
+
+    async fn writer(&self, path: &str) -> iceberg::Result<Box<dyn FileWrite>> {
+        let path = path_of(path)?;
+        let file = DurableFile::create(&path).map_err(|e| io_error("create", &path, e))?;
+        Ok(Box::new(LocalWriter { file: Some(file), path }))
+    }
+
+    async fn delete(&self, path: &str) -> iceberg::Result<()> {
+        let path = path_of(path)?;
+        fs::remove_file(&path).map_err(|e| io_error("delete", &path, e))
+    }
+
+    async fn delete_prefix(&self, path: &str) -> iceberg::Result<()> {
+        let path = path_of(path)?;
+        fs::remove_dir_all(&path).map_err(|e| io_error("delete", &path, e))
+    }
+
+    async fn delete_stream(&self, mut paths: BoxStream<'static, String>) -> iceberg::Result<()> {
+        while let Some(path) = paths.next().await {
+            self.delete(&path).await?;
+        }
+        Ok(())
+    }
+
+    fn new_input(&self, path: &str) -> iceberg::Result<InputFile> {
+        Ok(InputFile::new(Arc::new(*self), path.to_owned()))
+    }
+
+    fn new_output(&self, path: &str) -> iceberg::Result<OutputFile> {
+        Ok(OutputFile::new(Arc::new(*self), path.to_owned()))
+    }
+}
+
+#[derive(Debug)]
+struct LocalReader {
+    file: File,
+    path: PathBuf,
+}
+
+#[async_trait]
+impl FileRead for LocalReader {
+    async fn read(&self, range: Range<u64>) -> iceberg::Result<Bytes> {
+        let length = usize::try_from(range.end.saturating_sub(range.start))
+            .map_err(|e| io_error("read", &self.path, io::Error::other(e)))?;
+        let mut buffer = vec![0; length];
+        self.file.read_exact_at(&mut buffer, range.start).map_err(|e| io_error("read", &self.path, e))?;
+        Ok(buffer.into())
+    }
+}
+
+#[derive(Debug)]
+struct LocalWriter {
+    file: Option<DurableFile>,
+    path: PathBuf,
+}
+
+#[async_trait]
+impl FileWrite for LocalWriter {
+    async fn write(&mut self, bytes: Bytes) -> iceberg::Result<()> {
+        let file =
+            self.file.as_mut().ok_or_else(|| io_error("write closed", &self.path, io::ErrorKind::BrokenPipe.into()))?;
+        file.write(&bytes).map_err(|e| io_error("write", &self.path, e))
+    }
+
+    async fn close(&mut self) -> iceberg::Result<()> {
+        self.file.take().map_or(Ok(()), DurableFile::finish).map_err(|e| io_error("sync", &self.path, e))
+    }
+}

@@ -1,0 +1,225 @@
+//! What a table's metadata says of our commits: pure (protocol.md P14, P16).
+
+use iceberg::spec::{Snapshot, TableMetadata};
+use uuid::Uuid;
+
+use crate::error::{Error, Result};
+use crate::watermark::{KEY, Marker};
+
+/// Our marker, as far as the metadata alone can tell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// Nobody of ours has committed and there are no foreign rows.
+    None,
+    /// Our newest commit is part of the current history.
+    Marker(Marker),
+    /// History was cut above our newest commit: only the rows themselves can show that it was not rolled back.
+    Cut(Marker),
+}
+
+/// What became of a commit whose outcome was not told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It is part of the current history.
+    Landed,
+    /// The table is as it was; the commit may still land, or may be repeated.
+    Undecided,
+    /// Somebody else's commit stands on the base: ours can never land.
+    Rejected,
+    /// History was cut; nobody can tell.
+    Untraceable,
+}
+
+/// The snapshots from the current one down to the first or to where history was cut.
+fn ancestry(metadata: &TableMetadata) -> impl Iterator<Item = &Snapshot> {
+    std::iter::successors(metadata.current_snapshot(), |snapshot| {
+        snapshot.parent_snapshot_id().and_then(|id| metadata.snapshot_by_id(id))
+    })
+    .map(AsRef::as_ref)
+    // A table without snapshots of its own in a loop is damaged; no walk is longer than their number.
+    .take(metadata.snapshots().len())
+}
+
+/// Whether a walk that ended at `oldest` saw the whole history. Expiry leaves a parent that is missing, or null (PyIceberg): the first
+/// snapshot of a v2 table has sequence number 1.
+fn is_first(oldest: &Snapshot) -> bool {
+    oldest.parent_snapshot_id().is_none() && oldest.sequence_number() <= 1
+}
+
+fn marker_of(snapshot: &Snapshot) -> Result<Option<Marker>> {
+    snapshot.summary().additional_properties.get(KEY).map(|text| Marker::decode(text)).transpose()
+}
+
+/// Finds our newest marker; refuses a rollback, and a table that others filled.
+pub fn find(metadata: &TableMetadata) -> Result<Found> {
+    let property = metadata.properties().get(KEY).map(|text| Marker::decode(text)).transpose()?;
+    let mut newest = None;
+    let mut property_seen = false;
+    for snapshot in ancestry(metadata) {
+        let Some(marker) = marker_of(snapshot)? else { continue };
+        property_seen |= property.as_ref().is_some_and(|property| property.commit_id == marker.commit_id);
+        newest = newest.or(Some(marker));
+        if property_seen || property.is_none() {
+            break;
+        }
+    }
+    match (newest, property) {
+        (Some(newest), None) => Ok(Found::Marker(newest)),
+        (Some(newest), Some(_)) if property_seen => Ok(Found::Marker(newest)),
+        (_, Some(property)) => {
+            let Some(oldest) = ancestry(metadata).last() else { return Err(rolled_back(&property)) };
+            if is_first(oldest) { Err(rolled_back(&property)) } else { Ok(Found::Cut(property)) }
+        }
+        (None, None) => match metadata.current_snapshot() {
+            Some(snapshot) if holds_rows(snapshot) => {
+                Err(Error::refused("the target holds rows that k2-offload did not write, and no marker of ours")
+                    .hint("offload into a new target; taking over a filled table comes with `watermark reset`"))
+            }
+            _ => Ok(Found::None),
+        },
+    }
+}
+
+/// A snapshot without a total may hold rows.
+fn holds_rows(snapshot: &Snapshot) -> bool {
+    snapshot.summary().additional_properties.get("total-records").is_none_or(|total| total != "0")
+}
+
+/// The error of a target that no longer holds our newest commit.
+pub fn rolled_back(marker: &Marker) -> Error {
+    let to = marker.source.cursor.kind.format(marker.watermark);
+    Error::refused(format!("the target was rolled back: commit {} (up to {to}) is gone from it", marker.commit_id)).hint(
+        "either roll the table forward to the snapshot of that commit (its `k2-offload.marker` says so), or keep the rollback: \
+         then remove the table property `k2-offload.marker`, and the next pass offloads again what the source still holds",
+    )
+}
+
+/// What became of `commit`, planned on the snapshot `base`.
+pub fn fate(metadata: &TableMetadata, base: Option<i64>, commit: Uuid) -> Result<Fate> {
+    if metadata.current_snapshot_id() == base {
+        return Ok(Fate::Undecided);
+    }
+    let mut oldest = None;
+    for snapshot in ancestry(metadata) {
+        if Some(snapshot.snapshot_id()) == base {
+            return Ok(Fate::Rejected);
+        }
+        if marker_of(snapshot)?.is_some_and(|marker| marker.commit_id == commit) {
+            return Ok(Fate::Landed);
+        }
+        oldest = Some(snapshot);
+    }
+    Ok(if base.is_none() && oldest.is_some_and(is_first) { Fate::Rejected } else { Fate::Untraceable })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use iceberg::TableCreation;
+    use iceberg::spec::{MAIN_BRANCH, Operation, SnapshotReference, SnapshotRetention, Summary, TableMetadataBuilder};
+
+    use super::*;
+    use crate::error::Kind;
+    use crate::schema::{Column, iceberg_schema};
+    use crate::watermark::tests::marker;
+
+    /// A table with the given commits in a row: `Some(n)` is ours with commit-id and snapshot id n, `None` a foreign one.
+    fn table(commits: &[Option<u128>]) -> TableMetadata {
+        let creation = TableCreation::builder()
+            .name("t".into())
+            .location("file:///w/t".into())
+            .schema(iceberg_schema(&[Column::map("ts", "DateTime64(3)").unwrap()]).unwrap())
+            .build();
+        let mut metadata = TableMetadataBuilder::from_table_creation(creation).unwrap().build().unwrap().metadata;
+        for (number, commit) in (1_i64..).zip(commits) {
+            let mut properties = HashMap::from([("total-records".to_owned(), "5".to_owned())]);
+            if let Some(commit) = commit {
+                properties.insert(KEY.to_owned(), marker(*commit, 1000).encode().unwrap());
+            }
+            let snapshot = Snapshot::builder()
+                .with_snapshot_id(number)
+                .with_parent_snapshot_id(metadata.current_snapshot_id())
+                .with_sequence_number(metadata.next_sequence_number())
+                .with_timestamp_ms(metadata.last_updated_ms())
+                .with_manifest_list("file:///w/t/metadata/list.avro")
+                .with_summary(Summary { operation: Operation::Append, additional_properties: properties.clone() })
+                .with_schema_id(metadata.current_schema_id())
+                .build();
+            properties.retain(|key, _| key == KEY);
+            metadata = metadata
+                .into_builder(None)
+                .set_branch_snapshot(snapshot, MAIN_BRANCH)
+                .unwrap()
+                .set_properties(properties)
+                .unwrap()
+                .build()
+                .unwrap()
+                .metadata;
+        }
+        metadata
+    }
+
+    fn roll_back(metadata: TableMetadata, to: i64) -> TableMetadata {
+        let reference = SnapshotReference::new(to, SnapshotRetention::branch(None, None, None));
+        metadata.into_builder(None).set_ref(MAIN_BRANCH, reference).unwrap().build().unwrap().metadata
+    }
+
+    fn expire(metadata: TableMetadata, ids: &[i64]) -> TableMetadata {
+        metadata.into_builder(None).remove_snapshots(ids).build().unwrap().metadata
+    }
+
+    #[test]
+    fn a_new_table_has_no_marker() {
+        assert_eq!(find(&table(&[])).unwrap(), Found::None);
+    }
+
+    #[test]
+    fn the_newest_marker_counts_under_foreign_commits() {
+        for commits in [&[Some(1)][..], &[Some(2), Some(1)], &[Some(1), None, None], &[None, Some(1)]] {
+            assert_eq!(find(&table(commits)).unwrap(), Found::Marker(marker(1, 1000)), "{commits:?}");
+        }
+    }
+
+    #[test]
+    fn a_rollback_is_refused() {
+        for (commits, to) in [(&[Some(1), Some(2)][..], 1), (&[None, Some(1)], 1)] {
+            assert_eq!(find(&roll_back(table(commits), to)).unwrap_err().kind(), Kind::Refused, "{commits:?}");
+        }
+        let emptied = table(&[Some(1)]).into_builder(None).remove_ref(MAIN_BRANCH).build().unwrap().metadata;
+        assert_eq!(find(&emptied).unwrap_err().kind(), Kind::Refused);
+    }
+
+    #[test]
+    fn a_rollback_that_lost_its_property_is_kept() {
+        let kept = roll_back(table(&[Some(1), Some(2)]), 1);
+        let kept = kept.into_builder(None).remove_properties(&[KEY.to_owned()]).unwrap().build().unwrap().metadata;
+        assert_eq!(find(&kept).unwrap(), Found::Marker(marker(1, 1000)));
+    }
+
+    #[test]
+    fn expiry_leaves_the_property() {
+        let expired = expire(table(&[Some(1), None, None]), &[1]);
+        assert_eq!(find(&expired).unwrap(), Found::Cut(marker(1, 1000)));
+    }
+
+    #[test]
+    fn a_table_that_others_filled_is_refused() {
+        assert_eq!(find(&table(&[None])).unwrap_err().kind(), Kind::Refused);
+    }
+
+    #[test]
+    fn the_fate_of_a_commit() {
+        let commit = Uuid::from_u128(9);
+        let of = |commits: &[Option<u128>], base| fate(&table(commits), base, commit).unwrap();
+        assert_eq!(of(&[Some(1)], Some(1)), Fate::Undecided);
+        assert_eq!(of(&[], None), Fate::Undecided);
+        assert_eq!(of(&[Some(1), Some(9)], Some(1)), Fate::Landed);
+        assert_eq!(of(&[Some(1), Some(9), None, Some(2)], Some(1)), Fate::Landed);
+        assert_eq!(of(&[Some(9)], None), Fate::Landed);
+        assert_eq!(of(&[Some(1), None], Some(1)), Fate::Rejected);
+        assert_eq!(of(&[Some(1)], None), Fate::Rejected);
+        assert_eq!(fate(&expire(table(&[Some(1), None, None]), &[1]), Some(1), commit).unwrap(), Fate::Untraceable);
+        assert_eq!(fate(&expire(table(&[None, None]), &[1]), None, commit).unwrap(), Fate::Untraceable);
+    }
+}

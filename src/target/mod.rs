@@ -1,0 +1,221 @@
+//! The read side of the target: what a table is and how far it was filled.
+
+mod catalog;
+mod history;
+
+use std::collections::HashMap;
+
+use futures::TryStreamExt;
+use iceberg::expr::Reference;
+use iceberg::io::FileIO;
+use iceberg::spec::{
+    Datum, FormatVersion, Schema, TableMetadata, TableMetadataBuilder, Transform, Type, UnboundPartitionField,
+    UnboundPartitionSpec,
+};
+use iceberg::table::Table;
+use iceberg::{ErrorKind, MetadataLocation, NamespaceIdent, Runtime, TableCreation, TableIdent};
+
+pub use self::catalog::{Catalog, Swap, SwapError};
+pub use self::history::{Fate, fate};
+use crate::config::{Table as TableConfig, TableName};
+use crate::cursor::CursorType;
+use crate::error::{Error, Kind, Result};
+use crate::schema::{Column, iceberg_schema};
+use crate::storage::delete_own_file;
+use crate::watermark::Marker;
+
+/// A table as the catalog names it now.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// Its metadata.
+    pub metadata: TableMetadata,
+    /// Where the metadata was read from.
+    pub metadata_location: String,
+}
+
+impl Target {
+    /// Loads a table, `None` where the catalog has no such table.
+    pub async fn load(catalog: &Catalog, file_io: &FileIO, name: &TableName) -> Result<Option<Self>> {
+        let Some(metadata_location) = catalog.location(name)? else { return Ok(None) };
+        let metadata = TableMetadata::read_from(file_io, &metadata_location)
+            .await
+            .map_err(|e| classify(e, format!("load table metadata of `{name}`")))?;
+        Ok(Some(Self { metadata, metadata_location }))
+    }
+
+    /// Loads a table that must exist.
+    pub async fn load_existing(catalog: &Catalog, file_io: &FileIO, name: &TableName) -> Result<Self> {
+        Self::load(catalog, file_io, name).await?.ok_or_else(|| {
+            Error::refused(format!("the target `{name}` does not exist")).hint("run `k2-offload init-tables` first")
+        })
+    }
+
+    /// Our newest marker, `None` before the first commit; refuses a rollback.
+    pub async fn marker(&self, file_io: &FileIO, name: &TableName) -> Result<Option<Marker>> {
+        match history::find(&self.metadata)? {
+            history::Found::None => Ok(None),
+            history::Found::Marker(marker) => Ok(Some(marker)),
+            history::Found::Cut(marker) => {
+                // P16: history was cut, so only the rows can tell whether our newest commit is still there.
+                let rows = self.count_rows(file_io, name, &marker).await?;
+                if rows < marker.rows { Err(history::rolled_back(&marker)) } else { Ok(Some(marker)) }
+            }
+        }
+    }
+
+    /// Rows of the target in the window of `marker`.
+    async fn count_rows(&self, file_io: &FileIO, name: &TableName, marker: &Marker) -> Result<u64> {
+        let failed = |e| classify(e, format!("count the rows of `{name}`"));
+        let cursor = &marker.source.cursor;
+        let reference = || Reference::new(&cursor.name);
+        let mut window = reference().less_than(bound(cursor.kind, marker.high));
+        if let Some(low) = marker.low {
+            window = window.and(reference().greater_than_or_equal_to(bound(cursor.kind, low)));
+        }
+        let namespace = NamespaceIdent::from_strs(name.namespace.split('.')).map_err(failed)?;
+        let table = Table::builder()
+            .identifier(TableIdent::new(namespace, name.name.clone()))
+            .metadata(self.metadata.clone())
+            .metadata_location(self.metadata_location.clone())
+            .file_io(file_io.clone())
+            .runtime(Runtime::try_current().map_err(failed)?)
+            .build()
+            .map_err(failed)?;
+        let scan = table.scan().select([&cursor.name]).with_filter(window).build().map_err(failed)?;
+        let batches = scan.to_arrow().await.map_err(failed)?;
+        batches.map_err(failed).try_fold(0, |rows, batch| async move { Ok(rows + batch.num_rows() as u64) }).await
+    }
+
+    /// The column of the table's `day(..)` partition, `None` for an unpartitioned table; refuses other specs.
+    pub fn day_column(&self) -> Result<Option<&str>> {
+        match self.metadata.default_partition_spec().fields() {
+            [] => Ok(None),
+            [field] if field.transform == Transform::Day => {
+                let schema = self.metadata.current_schema();
+                Ok(schema.name_by_field_id(field.source_id))
+            }
+            fields => {
+                let spec: Vec<String> = fields.iter().map(|f| format!("{}({})", f.transform, f.name)).collect();
+                Err(Error::refused(format!("the target is partitioned by {}", spec.join(", ")))
+                    .hint("this version writes unpartitioned tables and tables partitioned by one day(..)"))
+            }
+        }
+    }
+
+    /// Refuses table formats that this version does not write.
+    pub fn check_format(&self) -> Result<()> {
+        if self.metadata.format_version() == FormatVersion::V2 {
+            return Ok(());
+        }
+        Err(Error::refused(format!("the target has Iceberg format {}", self.metadata.format_version()))
+            .hint("this version writes format v2"))
+    }
+}
+
+/// A tick as the value that the target's column holds.
+fn bound(kind: CursorType, tick: i64) -> Datum {
+    match kind {
+        CursorType::Date => Datum::date(i32::try_from(tick).unwrap_or(i32::MAX)),
+        _ => Datum::timestamptz_micros(kind.micros_at(tick).unwrap_or(i64::MAX)),
+    }
+}
+
+/// What a new table will be.
+#[derive(Debug)]
+pub struct NewTable {
+    metadata: TableMetadata,
+}
+
+impl NewTable {
+    /// Builds the metadata of a table for these source columns.
+    pub fn build(config: &TableConfig, columns: &[Column], warehouse: &str) -> Result<Self> {
+        let schema = iceberg_schema(columns)?;
+        let spec = partition_spec(config.partition_by_day.as_deref(), &schema)?;
+        let mut properties = HashMap::from([
+            ("write.format.default".to_owned(), "parquet".to_owned()),
+            ("write.parquet.compression-codec".to_owned(), iceberg_codec(&config.compression.codec).to_owned()),
+        ]);
+        if let Some(level) = config.compression.level {
+            properties.insert("write.parquet.compression-level".to_owned(), level.to_string());
+        }
+        let creation = TableCreation::builder()
+            .name(config.target.name.clone())
+            .location(format!("{warehouse}/{}/{}", config.target.namespace, config.target.name))
+            .schema(schema)
+            .partition_spec(spec)
+            .properties(properties)
+            .build();
+        let built = TableMetadataBuilder::from_table_creation(creation)
+            .and_then(TableMetadataBuilder::build)
+            .map_err(|e| classify(e, format!("plan the table `{}`", config.target)))?;
+        Ok(Self { metadata: built.metadata })
+    }
+
+    /// Where it will be.
+    pub fn location(&self) -> &str {
+        self.metadata.location()
+    }
+
+    /// Writes the metadata and adds the table to the catalog; `false` where somebody else was faster.
+    pub async fn create(&self, catalog: &mut Catalog, file_io: &FileIO, name: &TableName) -> Result<bool> {
+        let location = MetadataLocation::new_with_metadata(self.metadata.location(), &self.metadata);
+        self.metadata
+            .write_to(file_io, &location)
+            .await
+            .map_err(|e| classify(e, format!("write the metadata of `{name}`")))?;
+        let location = location.to_string();
+        let inserted = catalog.insert(name, &location)?;
+        if !inserted {
+            delete_own_file(&location)?;
+        }
+        Ok(inserted)
+    }
+}
+
+fn partition_spec(day: Option<&str>, schema: &Schema) -> Result<UnboundPartitionSpec> {
+    let Some(column) = day else { return Ok(UnboundPartitionSpec::default()) };
+    let field = schema.field_by_name(column).ok_or_else(|| {
+        Error::new(Kind::Config, format!("partition column `{column}` is no column of the source"))
+            .hint("correct partition_by; DESCRIBE TABLE lists the columns")
+    })?;
+    let time = matches!(&*field.field_type, Type::Primitive(p) if Transform::Day.result_type(&Type::Primitive(p.clone())).is_ok());
+    if !time {
+        let message = format!("partition column `{column}` is {}, which has no day", field.field_type);
+        return Err(Error::new(Kind::Config, message).hint("partition by a Date, DateTime or DateTime64 column"));
+    }
+    let field = UnboundPartitionField::builder()
+        .source_id(field.id)
+        .name(format!("{column}_day"))
+        .transform(Transform::Day)
+        .build();
+    UnboundPartitionSpec::builder()
+        .add_partition_fields([field])
+        .map(|builder| builder.build())
+        .map_err(|e| classify(e, "plan the partitions".to_owned()))
+}
+
+/// Iceberg's name of a codec.
+fn iceberg_codec(codec: &str) -> &str {
+    if codec == "none" { "uncompressed" } else { codec }
+}
+
+/// Sorts an error of iceberg by its kind and, where storage failed, by the cause that [`crate::storage`] kept.
+pub fn classify(error: iceberg::Error, context: String) -> Error {
+    let kind = match error.kind() {
+        ErrorKind::FeatureUnsupported => Kind::Refused,
+        ErrorKind::Unexpected if has_io_cause(&error) => Kind::Unavailable,
+        _ => Kind::Internal,
+    };
+    Error::from_cause(kind, error).context(context)
+}
+
+fn has_io_cause(error: &iceberg::Error) -> bool {
+    let mut cause = std::error::Error::source(error);
+    while let Some(current) = cause {
+        if current.is::<std::io::Error>() {
+            return true;
+        }
+        cause = current.source();
+    }
+    false
+}

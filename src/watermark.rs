@@ -1,0 +1,180 @@
+//! The marker: what a commit says of itself (protocol.md P13, P15).
+//!
+//! A marker stands in the summary of the snapshot that it belongs to and, set in the same commit, in the table's properties, where
+//! it survives the expiry of the snapshot. It is the only store of watermarks; everything else is a cache. Its encoding is
+//! JSON under [`KEY`]; golden tests keep every released version readable.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::cursor::{Cursor, Tick};
+use crate::error::{Error, Result};
+
+/// Key of the marker in snapshot summaries and table properties.
+pub const KEY: &str = "k2-offload.marker";
+
+/// Version that this build writes, and the newest that it reads.
+pub const VERSION: u32 = 1;
+
+/// How a commit came to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// New rows above offloaded-to.
+    Append,
+}
+
+/// Where rows come from, as far as a commit must know it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceIdentity {
+    /// `source_id` of the configuration; by default `database.table`.
+    pub id: String,
+    /// UUID of the source table, nil where the server has none.
+    pub uuid: Uuid,
+    /// The column that orders it.
+    pub cursor: Cursor,
+}
+
+/// What a commit says of itself. Bounds are ticks of the cursor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Marker {
+    /// Version of this encoding.
+    pub version: u32,
+    /// New for every commit, kept over repetitions of one commit.
+    pub commit_id: Uuid,
+    /// How the commit came to be.
+    pub mode: Mode,
+    /// Where its rows come from.
+    pub source: SourceIdentity,
+    /// Inclusive lower bound of the chunk; `None` for the first one, which has no lower bound (P10).
+    pub low: Option<Tick>,
+    /// Exclusive upper bound of the chunk.
+    pub high: Tick,
+    /// Every row of the source below it is in the target.
+    pub watermark: Tick,
+    /// The highest watermark ever committed.
+    pub offloaded_to: Tick,
+    /// Raw rows of the chunk in the source, counted before they were read (P7).
+    pub source_rows: u64,
+    /// Rows that the commit added.
+    pub rows: u64,
+    /// Half-open ranges that a reset skipped (P25).
+    pub skipped: Vec<(Tick, Tick)>,
+}
+
+impl Marker {
+    /// Encodes for a snapshot summary or a table property.
+    pub fn encode(&self) -> Result<String> {
+        serde_json::to_string(self)
+            .map_err(|e| Error::from_cause(crate::error::Kind::Internal, e).context("encode the marker"))
+    }
+
+    /// Decodes a marker. A newer version, or one that does not parse, is refused: guessing a watermark loses rows.
+    pub fn decode(text: &str) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u32,
+        }
+        let damaged = |e: serde_json::Error| {
+            Error::refused(format!("the marker of the target does not parse: {e}"))
+                .hint("something else wrote the property `k2-offload.marker`; restore it from the table's history")
+        };
+        let Versioned { version } = serde_json::from_str(text).map_err(damaged)?;
+        if version > VERSION {
+            return Err(Error::refused(format!(
+                "the target's marker has version {version}, this program knows {VERSION}"
+            ))
+            .hint("a newer k2-offload has written to this table; upgrade this one"));
+        }
+        serde_json::from_str(text).map_err(damaged)
+    }
+
+    /// Refuses to go on where another source, or another cursor, filled the target (P15).
+    pub fn check_identity(&self, ours: &SourceIdentity) -> Result<()> {
+        if self.source.id != ours.id {
+            return Err(Error::refused(format!(
+                "the target was filled from source `{}`, not from `{}`",
+                self.source.id, ours.id
+            ))
+            .hint("configure another target, or set `source_id` if this is the same source under a new name"));
+        }
+        if self.source.cursor != ours.cursor {
+            return Err(Error::refused(format!(
+                "the target was filled by cursor `{}` ({:?}), not by `{}` ({:?})",
+                self.source.cursor.name, self.source.cursor.kind, ours.cursor.name, ours.cursor.kind
+            ))
+            .hint("a watermark says nothing about another cursor; restore the cursor or fill a new target"));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::cursor::CursorType;
+    use crate::error::Kind;
+
+    pub(crate) fn marker(commit: u128, watermark: Tick) -> Marker {
+        Marker {
+            version: VERSION,
+            commit_id: Uuid::from_u128(commit),
+            mode: Mode::Append,
+            source: SourceIdentity {
+                id: "k2.trades \"x\"".into(),
+                uuid: Uuid::from_u128(7),
+                cursor: Cursor { name: "ts".into(), kind: CursorType::DateTime64 { scale: 3 } },
+            },
+            low: Some(-5),
+            high: watermark,
+            watermark,
+            offloaded_to: watermark,
+            source_rows: 10,
+            rows: 9,
+            skipped: vec![(1, 2)],
+        }
+    }
+
+    /// Every encoding that was ever released. Never change a line; add one per version.
+    const GOLDEN: [&str; 1] = [
+        r#"{"version":1,"commit_id":"00000000-0000-0000-0000-000000000001","mode":"append","source":{"id":"k2.trades \"x\"","uuid":"00000000-0000-0000-0000-000000000007","cursor":{"name":"ts","type":{"name":"DateTime64","scale":3}}},"low":-5,"high":1000,"watermark":1000,"offloaded_to":1000,"source_rows":10,"rows":9,"skipped":[[1,2]]}"#,
+    ];
+
+    #[test]
+    fn golden_encodings_stay_readable() {
+        for text in GOLDEN {
+            assert_eq!(Marker::decode(text).unwrap(), marker(1, 1000));
+        }
+        assert_eq!(marker(1, 1000).encode().unwrap(), GOLDEN[GOLDEN.len() - 1]);
+    }
+
+    #[test]
+    fn newer_and_damaged_markers_are_refused() {
+        for text in
+            [r#"{"version":2,"anything":1}"#, "", "{}", r#"{"version":1}"#, &GOLDEN[0].replace("rows\":9", "rows\":-9")]
+        {
+            assert_eq!(Marker::decode(text).unwrap_err().kind(), Kind::Refused, "{text}");
+        }
+    }
+
+    #[test]
+    fn another_source_or_cursor_is_refused() {
+        let ours = marker(1, 1000);
+        assert!(ours.check_identity(&ours.source).is_ok());
+        let mut other = ours.source.clone();
+        other.uuid = Uuid::nil();
+        assert!(ours.check_identity(&other).is_ok(), "a source made anew keeps its identity");
+        other.id = "staging.trades".into();
+        assert_eq!(ours.check_identity(&other).unwrap_err().kind(), Kind::Refused);
+        for kind in [CursorType::DateTime64 { scale: 6 }, CursorType::DateTime, CursorType::Date] {
+            let mut other = ours.source.clone();
+            other.cursor.kind = kind;
+            assert_eq!(ours.check_identity(&other).unwrap_err().kind(), Kind::Refused);
+        }
+        let mut other = ours.source.clone();
+        other.cursor.name = "ingested".into();
+        assert_eq!(ours.check_identity(&other).unwrap_err().kind(), Kind::Refused);
+    }
+}

@@ -1,0 +1,176 @@
+//! Gives ClickHouse's Parquet footer the table's field ids.
+//!
+//! Readers of Iceberg find columns by id, which ClickHouse does not write (Altinity 2161). The schema is rebuilt from the table's: ids
+//! and annotations are Iceberg's, repetition is the file's. Where physical types differ nothing is guessed.
+
+use std::sync::Arc;
+
+use iceberg::spec::{Schema, Type};
+use parquet::basic::Type as Physical;
+use parquet::file::metadata::{
+    FileMetaData, ParquetMetaData, ParquetMetaDataBuilder, ParquetMetaDataReader, ParquetMetaDataWriter,
+};
+use parquet::schema::types::{SchemaDescriptor, Type as ParquetType, TypePtr};
+
+use crate::error::{Classify, Error, Kind, Result};
+use crate::schema::parquet_leaf;
+
+/// A footer with field ids.
+#[derive(Debug)]
+pub struct Rewritten {
+    /// Its bytes, with length and magic.
+    pub bytes: Vec<u8>,
+    /// What they say.
+    pub metadata: ParquetMetaData,
+}
+
+/// Rewrites a thrift footer (without length and magic) for `schema`.
+pub fn rewrite(footer: &[u8], schema: &Schema) -> Result<Rewritten> {
+    let metadata =
+        ParquetMetaDataReader::decode_metadata(footer).or_error(Kind::Unavailable, "decode the Parquet footer")?;
+    let old = metadata.file_metadata();
+    let root = ParquetType::group_type_builder(old.schema().name())
+        .with_fields(annotate(old.schema().get_fields(), schema)?)
+        .build()
+        .or_error(Kind::Internal, "build the Parquet schema")?;
+    let file = FileMetaData::new(
+        old.version(),
+        old.num_rows(),
+        old.created_by().map(str::to_owned),
+        old.key_value_metadata().cloned(),
+        Arc::new(SchemaDescriptor::new(Arc::new(root))),
+        None,
+    );
+    let metadata = ParquetMetaDataBuilder::new(file).set_row_groups(metadata.row_groups().to_vec()).build();
+    let mut bytes = Vec::with_capacity(footer.len() + 1024);
+    ParquetMetaDataWriter::new(&mut bytes, &metadata).finish().or_error(Kind::Internal, "encode the Parquet footer")?;
+    Ok(Rewritten { bytes, metadata })
+}
+
+/// The fields of a flat file with the ids and annotations of `schema`; both must have the same columns.
+fn annotate(fields: &[TypePtr], schema: &Schema) -> Result<Vec<TypePtr>> {
+    if fields.len() != schema.as_struct().fields().len() {
+        let message = format!("the file has {} columns, the table {}", fields.len(), schema.as_struct().fields().len());
+        return Err(Error::new(Kind::Internal, message));
+    }
+    fields.iter().map(|field| annotate_leaf(field, schema).map(Arc::new)).collect()
+}
+
+fn annotate_leaf(field: &ParquetType, schema: &Schema) -> Result<ParquetType> {
+    let name = field.name();
+    let unfit = |what: String| Error::refused(format!("column `{name}` came from ClickHouse as Parquet {what}"));
+    let iceberg = schema.field_by_name(name).ok_or_else(|| unfit("but is not in the table".into()))?;
+    let Type::Primitive(primitive) = &*iceberg.field_type else {
+        return Err(unfit(format!("for {}, which is not flat", iceberg.field_type)));
+    };
+    let ParquetType::PrimitiveType { basic_info, physical_type, type_length, .. } = field else {
+        return Err(unfit("group".into()));
+    };
+    let (physical, annotation) =
+        parquet_leaf(primitive).ok_or_else(|| unfit(format!("{physical_type} for {primitive}")))?;
+    if *physical_type != physical {
+        return Err(unfit(format!("{physical_type}, but {primitive} is {physical}"))
+            .hint("the server is too old or has unusual Parquet settings; ClickHouse 24.3 or newer is needed"));
+    }
+    let (precision, scale) = match primitive {
+        iceberg::spec::PrimitiveType::Decimal { precision, scale } => (*precision, *scale),
+        _ => (0, 0),
+    };
+    let as_i32 = |n: u32| i32::try_from(n).or_error(Kind::Internal, "convert a decimal");
+    ParquetType::primitive_type_builder(name, physical)
+        .with_repetition(basic_info.repetition())
+        .with_logical_type(annotation)
+        .with_length(if physical == Physical::FIXED_LEN_BYTE_ARRAY { *type_length } else { -1 })
+        .with_precision(if precision == 0 { -1 } else { as_i32(precision)? })
+        .with_scale(if precision == 0 { -1 } else { as_i32(scale)? })
+        .with_id(Some(iceberg.id))
+        .build()
+        .or_error(Kind::Internal, format!("annotate column `{name}`"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schema::{Column, iceberg_schema};
+    use crate::write::footer_length;
+    use parquet::basic::{LogicalType, Repetition};
+    use parquet::data_type::Int64Type;
+    use parquet::file::properties::WriterProperties;
+    use parquet::file::reader::FileReader;
+    use parquet::file::serialized_reader::SerializedFileReader;
+    use parquet::file::writer::SerializedFileWriter;
+
+    /// A file as ClickHouse would send it: no ids, a decimal as a bare INT64, nullable columns optional.
+    fn own_file() -> Vec<u8> {
+        let leaf = |name: &str, repetition| {
+            Arc::new(
+                ParquetType::primitive_type_builder(name, Physical::INT64).with_repetition(repetition).build().unwrap(),
+            )
+        };
+        let root = ParquetType::group_type_builder("schema")
+            .with_fields(vec![leaf("n", Repetition::REQUIRED), leaf("price", Repetition::OPTIONAL)])
+            .build()
+            .unwrap();
+        let mut bytes = Vec::new();
+        let properties = Arc::new(WriterProperties::builder().build());
+        let mut writer = SerializedFileWriter::new(&mut bytes, Arc::new(root), properties).unwrap();
+        let mut group = writer.next_row_group().unwrap();
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<Int64Type>().write_batch(&[1, 2, 3], None, None).unwrap();
+        column.close().unwrap();
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<Int64Type>().write_batch(&[-150, 250], Some(&[1, 0, 1]), None).unwrap();
+        column.close().unwrap();
+        group.close().unwrap();
+        writer.close().unwrap();
+        bytes
+    }
+
+    fn split(file: &[u8]) -> (&[u8], &[u8]) {
+        let start = file.len() - 8 - footer_length(file).unwrap();
+        (&file[..start], &file[start..file.len() - 8])
+    }
+
+    fn schema() -> Schema {
+        iceberg_schema(&[Column::map("n", "Int64").unwrap(), Column::map("price", "Nullable(Decimal(18, 2))").unwrap()])
+            .unwrap()
+    }
+
+    #[test]
+    fn ids_and_annotations_are_the_tables_and_pages_stay_readable() {
+        let file = own_file();
+        let (pages, footer) = split(&file);
+        let rewritten = rewrite(footer, &schema()).unwrap();
+        let whole = [pages, &rewritten.bytes].concat();
+        let reader = SerializedFileReader::new(bytes::Bytes::from(whole)).unwrap();
+        let leaves = reader.metadata().file_metadata().schema_descr();
+        let ids: Vec<i32> = leaves.columns().iter().map(|c| c.self_type().get_basic_info().id()).collect();
+        assert_eq!(ids, [1, 2]);
+        assert_eq!(leaves.column(1).logical_type_ref(), Some(&LogicalType::Decimal { scale: 2, precision: 18 }));
+        let rows: Vec<String> = reader.get_row_iter(None).unwrap().map(|row| row.unwrap().to_string()).collect();
+        assert_eq!(rows, ["{n: 1, price: -1.50}", "{n: 2, price: null}", "{n: 3, price: 2.50}"]);
+    }
+
+    #[test]
+    fn another_physical_type_or_column_is_refused() {
+        let file = own_file();
+        let (_, footer) = split(&file);
+        let schema_of = |columns: &[(&str, &str)]| {
+            iceberg_schema(&columns.iter().map(|(n, t)| Column::map(n, t).unwrap()).collect::<Vec<_>>()).unwrap()
+        };
+        for columns in
+            [&[("n", "Int32"), ("price", "Int64")][..], &[("n", "Int64"), ("cost", "Int64")], &[("n", "Int64")]]
+        {
+            assert!(rewrite(footer, &schema_of(columns)).is_err(), "{columns:?}");
+        }
+        assert_eq!(rewrite(b"junk", &schema()).unwrap_err().kind(), Kind::Unavailable);
+    }
+
+    #[test]
+    fn a_cut_file_is_noticed() {
+        let file = own_file();
+        for length in [0, 3, 7, file.len() - 1] {
+            assert!(footer_length(&file[..length]).is_err());
+        }
+    }
+}
