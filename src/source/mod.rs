@@ -83,7 +83,8 @@ struct SettingRow {
     readonly: u8,
 }
 
-#[derive(Row, Deserialize)]
+/// Read as JSON, because servers differ in the further columns of DESCRIBE.
+#[derive(Deserialize)]
 struct DescribeRow {
     name: String,
     r#type: String,
@@ -193,6 +194,20 @@ impl Server {
         row.ok_or_else(|| Error::new(Kind::Internal, format!("the query for {what} returned no row")))
     }
 
+    async fn describe(&self, quoted: &str) -> Result<Vec<DescribeRow>> {
+        let query = self.client.query_raw(&format!("DESCRIBE TABLE {quoted}"));
+        let mut cursor = query
+            .with_setting("query_id", self.query_id("describe"))
+            .fetch_bytes("JSONEachRow")
+            .map_err(|e| classify(e, &[]))?;
+        let bytes = match timeout(self.idle_timeout, cursor.collect()).await {
+            Ok(bytes) => bytes.map_err(|e| classify(e, &[]))?,
+            Err(_) => return Err(stalled(self.idle_timeout)),
+        };
+        let rows = serde_json::Deserializer::from_slice(&bytes).into_iter().collect::<Result<_, _>>();
+        rows.or_error(Kind::Internal, format!("read the columns of {quoted}"))
+    }
+
     /// The server's clock, microseconds since 1970.
     pub async fn clock_micros(&self) -> Result<i64> {
         let row: ClockRow =
@@ -203,7 +218,7 @@ impl Server {
     /// Opens a table of `database`: its columns, mapped, and its UUID.
     pub async fn open(&self, database: &str, table: &str) -> Result<Source<'_>> {
         let quoted = sql::table(database, table);
-        let rows: Vec<DescribeRow> = self.fetch(&format!("DESCRIBE TABLE {quoted}"), "describe").await?;
+        let rows = self.describe(&quoted).await?;
         // ALIAS and EPHEMERAL columns are not stored; MATERIALIZED ones are, and may hold what nothing else does.
         let stored = rows.into_iter().filter(|row| !matches!(row.default_type.as_str(), "ALIAS" | "EPHEMERAL"));
         let columns: Vec<Column> = stored.map(|row| Column::map(&row.name, &row.r#type)).collect::<Result<_>>()?;
