@@ -200,13 +200,16 @@ impl Pass<'_> {
 
         let mut outcome = Outcome::nothing(cursor.clone(), marker, plan.checked_to, facts.future);
         let Some(window) = plan.window else { return Ok(outcome) };
+        let planned = window.high;
         let (window, partitions) = self.stop.or(route.count(window)).await?;
         let counted: u64 = partitions.iter().map(|partition| partition.rows).sum();
         if counted == 0 {
             return Ok(outcome);
         }
         outcome.window = Some(window);
-        outcome.checked_to = plan.checked_to.map(|checked| checked.min(window.high));
+        if window.high < planned {
+            outcome.checked_to = Some(window.high);
+        }
         outcome.files = partitions.len() as u64;
         outcome.rows_read = counted;
         if self.options.dry_run {
