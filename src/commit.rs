@@ -34,9 +34,9 @@ const MAX_ATTEMPTS: u32 = 8;
 /// Repetitions of one attempt whose outcome stays unknown.
 const MAX_REPETITIONS: u32 = 3;
 
-/// A chunk that is ready: its files are durable.
+/// What is to be committed: a chunk whose files are durable.
 #[derive(Debug)]
-pub struct Chunk<'a> {
+pub struct Commit<'a> {
     /// The target.
     pub name: &'a TableName,
     /// Commit-id of the marker that the chunk was planned on, `None` for the first.
@@ -78,15 +78,15 @@ enum Swapped {
 }
 
 /// Commits a chunk; returns its snapshot id.
-pub async fn commit(catalog: &mut Catalog, file_io: &FileIO, chunk: &Chunk<'_>) -> Result<i64, Failure> {
+pub async fn commit(catalog: &mut Catalog, file_io: &FileIO, commit: &Commit<'_>) -> Result<i64, Failure> {
     for attempt in 0..MAX_ATTEMPTS {
-        let base = compare(catalog, file_io, chunk).await.map_err(Failure::Rejected)?;
+        let base = compare(catalog, file_io, commit).await.map_err(Failure::Rejected)?;
         let mut staged = Staged { base, snapshot_id: 0, metadata_location: String::new(), files: Vec::new() };
-        if let Err(error) = stage(&mut staged, file_io, chunk, attempt).await {
+        if let Err(error) = stage(&mut staged, file_io, commit, attempt).await {
             discard(&staged.files);
             return Err(Failure::Rejected(error));
         }
-        match swap(catalog, file_io, chunk, &staged).await {
+        match swap(catalog, file_io, commit, &staged).await {
             Swapped::Landed => return Ok(staged.snapshot_id),
             Swapped::Stale => discard(&staged.files),
             Swapped::NotDone(error) => {
@@ -100,42 +100,42 @@ pub async fn commit(catalog: &mut Catalog, file_io: &FileIO, chunk: &Chunk<'_>) 
             }
         }
     }
-    let message = format!("other writers committed to `{}` {MAX_ATTEMPTS} times in between", chunk.name);
+    let message = format!("other writers committed to `{}` {MAX_ATTEMPTS} times in between", commit.name);
     Err(Failure::Rejected(Error::new(Kind::Conflict, message)))
 }
 
 /// Loads the table and compares it with what the chunk was planned on.
-async fn compare(catalog: &Catalog, file_io: &FileIO, chunk: &Chunk<'_>) -> Result<Target> {
-    let target = Target::load_existing(catalog, file_io, chunk.name).await?;
-    let current = target.marker(file_io, chunk.name).await?.map(|marker| marker.commit_id);
-    if current != chunk.planned_on {
+async fn compare(catalog: &Catalog, file_io: &FileIO, commit: &Commit<'_>) -> Result<Target> {
+    let target = Target::load_existing(catalog, file_io, commit.name).await?;
+    let current = target.marker(file_io, commit.name).await?.map(|marker| marker.commit_id);
+    if current != commit.planned_on {
         return Err(Error::new(
             Kind::Conflict,
-            format!("another pass has committed to `{}` since this chunk was planned", chunk.name),
+            format!("another pass has committed to `{}` since this chunk was planned", commit.name),
         ));
     }
     let current = (target.metadata.current_schema_id(), target.metadata.default_partition_spec_id());
-    if current != (chunk.schema_id, chunk.partition_spec_id) {
-        let message = format!("schema or partitions of `{}` changed since this chunk was planned", chunk.name);
+    if current != (commit.schema_id, commit.partition_spec_id) {
+        let message = format!("schema or partitions of `{}` changed since this chunk was planned", commit.name);
         return Err(Error::new(Kind::Conflict, message));
     }
     Ok(target)
 }
 
 /// Writes manifest, manifest list and metadata of an attempt; `staged.files` learns each before it is written.
-async fn stage(staged: &mut Staged, file_io: &FileIO, chunk: &Chunk<'_>, attempt: u32) -> Result<()> {
-    let failed = |e| classify(e, format!("write the commit of `{}`", chunk.name));
+async fn stage(staged: &mut Staged, file_io: &FileIO, commit: &Commit<'_>, attempt: u32) -> Result<()> {
+    let failed = |e| classify(e, format!("write the commit of `{}`", commit.name));
     let Staged { base, files, .. } = staged;
     let metadata = &base.metadata;
     let folder = format!("{}/metadata", metadata.location());
     let snapshot_id = new_snapshot_id(metadata);
     let mut manifests = current_manifests(metadata, file_io).await.map_err(failed)?;
-    if !chunk.files.is_empty() {
-        let location = format!("{folder}/{}-{attempt}-m0.avro", chunk.marker.commit_id);
+    if !commit.files.is_empty() {
+        let location = format!("{folder}/{}-{attempt}-m0.avro", commit.marker.commit_id);
         files.push(location.clone());
-        manifests.push(write_manifest(chunk, metadata, file_io, &location, snapshot_id).await.map_err(failed)?);
+        manifests.push(write_manifest(commit, metadata, file_io, &location, snapshot_id).await.map_err(failed)?);
     }
-    let list = format!("{folder}/snap-{snapshot_id}-{attempt}-{}.avro", chunk.marker.commit_id);
+    let list = format!("{folder}/snap-{snapshot_id}-{attempt}-{}.avro", commit.marker.commit_id);
     files.push(list.clone());
     let sequence_number = metadata.next_sequence_number();
     let writer = file_io.new_output(&list).map_err(failed)?.writer().await.map_err(failed)?;
@@ -143,7 +143,7 @@ async fn stage(staged: &mut Staged, file_io: &FileIO, chunk: &Chunk<'_>, attempt
     writer.add_manifests(manifests.into_iter()).map_err(failed)?;
     writer.close().await.map_err(failed)?;
 
-    let marker = chunk.marker.encode()?;
+    let marker = commit.marker.encode()?;
     let snapshot = Snapshot::builder()
         .with_snapshot_id(snapshot_id)
         .with_parent_snapshot_id(metadata.current_snapshot_id())
@@ -151,7 +151,7 @@ async fn stage(staged: &mut Staged, file_io: &FileIO, chunk: &Chunk<'_>, attempt
         // A clock that went back must not make the commit fail; Iceberg wants times that do not fall.
         .with_timestamp_ms(Utc::now().timestamp_millis().max(metadata.last_updated_ms()))
         .with_manifest_list(list)
-        .with_summary(summary(chunk, metadata, &marker))
+        .with_summary(summary(commit, metadata, &marker))
         .with_schema_id(metadata.current_schema_id())
         .build();
     let new = metadata
@@ -182,7 +182,7 @@ async fn current_manifests(metadata: &TableMetadata, file_io: &FileIO) -> iceber
 }
 
 async fn write_manifest(
-    chunk: &Chunk<'_>,
+    commit: &Commit<'_>,
     metadata: &TableMetadata,
     file_io: &FileIO,
     location: &str,
@@ -195,7 +195,7 @@ async fn write_manifest(
         metadata.default_partition_spec().as_ref().clone(),
     )
     .build_v2_data();
-    for file in chunk.files {
+    for file in commit.files {
         // A negative sequence number is inherited from the manifest list when the snapshot is read.
         writer.add_file(file.clone(), -1)?;
     }
@@ -203,7 +203,7 @@ async fn write_manifest(
 }
 
 /// The snapshot's summary: what was added, what that makes in all, and the marker.
-fn summary(chunk: &Chunk<'_>, metadata: &TableMetadata, marker: &str) -> Summary {
+fn summary(commit: &Commit<'_>, metadata: &TableMetadata, marker: &str) -> Summary {
     const TOTALS: [(&str, &str); 6] = [
         ("total-data-files", "added-data-files"),
         ("total-records", "added-records"),
@@ -213,7 +213,7 @@ fn summary(chunk: &Chunk<'_>, metadata: &TableMetadata, marker: &str) -> Summary
         ("total-equality-deletes", "added-equality-deletes"),
     ];
     let mut collector = SnapshotSummaryCollector::default();
-    for file in chunk.files {
+    for file in commit.files {
         collector.add_file(file, metadata.current_schema().clone(), metadata.default_partition_spec().clone());
     }
     let mut properties = collector.build();
@@ -234,15 +234,15 @@ fn summary(chunk: &Chunk<'_>, metadata: &TableMetadata, marker: &str) -> Summary
 }
 
 /// Swaps until the outcome is known, or gives up asking.
-async fn swap(catalog: &mut Catalog, file_io: &FileIO, chunk: &Chunk<'_>, staged: &Staged) -> Swapped {
+async fn swap(catalog: &mut Catalog, file_io: &FileIO, commit: &Commit<'_>, staged: &Staged) -> Swapped {
     let mut unknown = None;
     for _ in 0..MAX_REPETITIONS {
-        let stale = match catalog.swap(chunk.name, &staged.base.metadata_location, &staged.metadata_location) {
+        let stale = match catalog.swap(commit.name, &staged.base.metadata_location, &staged.metadata_location) {
             Ok(Swap::Done) => return Swapped::Landed,
             Ok(Swap::Stale) => true,
             Err(SwapError::NotDone(error)) if unknown.is_none() => return Swapped::NotDone(error),
             Err(SwapError::NotDone(error) | SwapError::Unknown(error)) => {
-                tracing::warn!(table = %chunk.name, %error, "the outcome of a commit is unknown, asking the table");
+                tracing::warn!(table = %commit.name, %error, "the outcome of a commit is unknown, asking the table");
                 unknown = Some(error);
                 false
             }
@@ -250,7 +250,7 @@ async fn swap(catalog: &mut Catalog, file_io: &FileIO, chunk: &Chunk<'_>, staged
         if stale && unknown.is_none() {
             return Swapped::Stale;
         }
-        match ask(catalog, file_io, chunk, staged).await {
+        match ask(catalog, file_io, commit, staged).await {
             Ok(Fate::Landed) => return Swapped::Landed,
             Ok(Fate::Rejected) => return Swapped::Stale,
             // The location was another one, and locations are never used twice: no attempt on the old one can land any more.
@@ -261,13 +261,13 @@ async fn swap(catalog: &mut Catalog, file_io: &FileIO, chunk: &Chunk<'_>, staged
         }
     }
     let error = unknown.unwrap_or_else(|| Error::new(Kind::Unavailable, "the table's history was cut"));
-    Swapped::Undecided(error.context(format!("commit to `{}`", chunk.name)))
+    Swapped::Undecided(error.context(format!("commit to `{}`", commit.name)))
 }
 
-async fn ask(catalog: &Catalog, file_io: &FileIO, chunk: &Chunk<'_>, staged: &Staged) -> Result<Fate> {
-    let now = Target::load_existing(catalog, file_io, chunk.name).await?;
-    fate(&now.metadata, staged.base.metadata.current_snapshot_id(), chunk.marker.commit_id)
-        .context_with(|| format!("ask `{}` about a commit", chunk.name))
+async fn ask(catalog: &Catalog, file_io: &FileIO, commit: &Commit<'_>, staged: &Staged) -> Result<Fate> {
+    let now = Target::load_existing(catalog, file_io, commit.name).await?;
+    fate(&now.metadata, staged.base.metadata.current_snapshot_id(), commit.marker.commit_id)
+        .context_with(|| format!("ask `{}` about a commit", commit.name))
 }
 
 /// Deletes the files of an attempt that is known to be rejected: readers that trust the directory must not find its metadata.

@@ -3,9 +3,9 @@
 //! Compiled in debug builds only: in a release build [`hit`] is an empty function. A test names points and actions in the
 //! variable `K2_OFFLOAD_FAILPOINTS`, for example `plan=pause:/tmp/gate;commit-swap=reply-lost`.
 
+use crate::error::Result;
 #[cfg(debug_assertions)]
-use crate::error::Kind;
-use crate::error::{Error, Result};
+use crate::error::{Classify, Error, Kind};
 
 /// A place in a pass, in the order in which a pass comes by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,7 +81,6 @@ fn kill_9() -> Result<Action> {
 /// Says in `dir` that this process has arrived, then waits until a test creates the file `go` there.
 #[cfg(debug_assertions)]
 fn pause(dir: &std::path::Path) -> Result<Action> {
-    use crate::error::Classify;
     std::fs::write(dir.join(format!("{}.arrived", std::process::id())), "").or_error(Kind::Internal, "pause")?;
     while !dir.join("go").exists() {
         std::thread::sleep(std::time::Duration::from_millis(2));

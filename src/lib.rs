@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`cli`], [`config`], [`error`], [`telemetry`], [`report`], [`stop`] | the edges: what comes in, what goes out |
 //! | [`pass`] | the order of the steps and the points where a pass can die |
+//! | [`chunk`] | one chunk on its way: counted, streamed into files, checked |
 //! | [`plan`], [`watermark`], [`cursor`], [`schema`] | values and decisions: pure, synchronous, property-tested |
 //! | [`source`] | the only user of ClickHouse |
 //! | [`write`] | Parquet streams -> data files: bytes pass through, the footer gets field ids |
@@ -20,6 +21,7 @@
 //! watermark together; it compares the commit-id that it was planned on; unknown is not failed; the marker survives expiry; windows are half-open and bounded by
 //! the source's clock; what does not fit is refused by name; memory is bounded; durable comes before visible.
 
+pub mod chunk;
 pub mod cli;
 pub mod commands;
 pub mod commit;

@@ -10,29 +10,27 @@
 use std::time::{Duration, Instant};
 
 use chrono::{SecondsFormat, Utc};
+use futures::FutureExt;
 use iceberg::io::FileIO;
-use iceberg::spec::{DataFile, Literal, Struct};
-use indicatif::ProgressBar;
 use tracing::Instrument;
 use uuid::Uuid;
 
-use crate::commit::{self, Chunk, Failure};
+use crate::chunk::{Chunk, Files, Route};
+use crate::commit::{self, Commit, Failure};
 use crate::config::{Config, Table};
 use crate::cursor::{Cursor, Tick, micros_of};
 use crate::error::{Error, Kind, Result, worst_exit};
 use crate::failpoint::{self, Action, Failpoint};
 use crate::guard::Guard;
-use crate::plan::{MAX_PARTITIONS_PER_CHUNK, Partition, Situation, Window, cut_at_days};
+use crate::plan::{Situation, Window};
 use crate::report::{ErrorReport, RunReport, RunStatus, RunTable};
-use crate::schema::drift;
-use crate::source::{DayColumn, Server, Source};
+use crate::source::Server;
 use crate::state::State;
 use crate::stop::Stop;
-use crate::storage::{delete_own_file, local_file_io};
+use crate::storage::local_file_io;
 use crate::target::{Catalog, Target};
 use crate::telemetry::Telemetry;
-use crate::watermark::{Marker, Mode, SourceIdentity, VERSION};
-use crate::write::{HOLD_BACK, Passthrough, Placement, Written};
+use crate::watermark::Marker;
 
 /// Tries of a table within one pass.
 const TRIES: u32 = 3;
@@ -86,24 +84,6 @@ struct Pass<'a> {
     telemetry: &'a Telemetry,
 }
 
-/// How rows go from a source to its target.
-struct Route<'a> {
-    table: &'a Table,
-    source: Source<'a>,
-    target: Target,
-    identity: SourceIdentity,
-    day: Option<DayColumn>,
-}
-
-/// The files of a chunk before its commit.
-#[derive(Default)]
-struct Files {
-    /// Every location that was begun.
-    begun: Vec<String>,
-    /// What is durable.
-    finished: Vec<DataFile>,
-}
-
 /// What became of a table.
 struct Outcome {
     status: RunStatus,
@@ -137,7 +117,7 @@ impl Pass<'_> {
             match work().await {
                 Err(error) if error.kind().policy().retry => {
                     tracing::info!(%error, attempt, "failed, trying again");
-                    self.stop.or(async { Ok(tokio::time::sleep(wait).await) }).await?;
+                    self.stop.or(tokio::time::sleep(wait).map(Ok)).await?;
                     wait *= 2;
                 }
                 result => return result,
@@ -178,10 +158,11 @@ impl Pass<'_> {
         failpoint::hit(Failpoint::Target)?;
         let target = Target::load_existing(catalog, &self.file_io, &table.target).await?;
         let marker = target.marker(&self.file_io, &table.target).await?;
-        let route = self.stop.or(self.route(table, server, target)).await?;
+        let database = &self.config.clickhouse.database;
+        let route = self.stop.or(Route::open(server, database, table, target)).await?;
         route.check(marker.as_ref())?;
 
-        let cursor = &route.identity.cursor;
+        let cursor = route.cursor();
         let tick = |micros: i64| cursor.kind.tick_at(micros);
         let mut situation = Situation {
             cursor: cursor.kind,
@@ -200,31 +181,25 @@ impl Pass<'_> {
 
         let mut outcome = Outcome::nothing(cursor.clone(), marker, plan.checked_to, facts.future);
         let Some(window) = plan.window else { return Ok(outcome) };
-        let planned = window.high;
-        let (window, partitions) = self.stop.or(route.count(window)).await?;
-        let counted: u64 = partitions.iter().map(|partition| partition.rows).sum();
-        if counted == 0 {
-            return Ok(outcome);
+        let Some(chunk) = self.stop.or(route.count(window)).await? else { return Ok(outcome) };
+        if chunk.window != window {
+            outcome.checked_to = Some(chunk.window.high);
         }
-        outcome.window = Some(window);
-        if window.high < planned {
-            outcome.checked_to = Some(window.high);
-        }
-        outcome.files = partitions.len() as u64;
-        outcome.rows_read = counted;
+        outcome.window = Some(chunk.window);
         if self.options.dry_run {
             outcome.status = RunStatus::Planned;
+            outcome.files = chunk.partitions.len() as u64;
+            outcome.rows_read = chunk.source_rows();
             return Ok(outcome);
         }
         failpoint::hit(Failpoint::Counted)?;
 
-        let commit_id = Uuid::now_v7();
         let mut files = Files::default();
         let bar = self.telemetry.bar(&table.target.to_string());
-        let written = self.stop.or(route.write(window, &partitions, commit_id, &mut files, &bar)).await;
+        let written = self.stop.or(route.write(&chunk, &mut files, &bar)).await;
         bar.finish_and_clear();
         let committed = match written {
-            Ok(()) => self.commit(catalog, &route, &outcome, window, counted, commit_id, &files).await,
+            Ok(()) => self.commit(catalog, &route, outcome.marker.as_ref(), &chunk, &files).await,
             Err(error) => Err(Failure::Rejected(error)),
         };
         match committed {
@@ -244,43 +219,18 @@ impl Pass<'_> {
         }
     }
 
-    async fn route<'r>(&self, table: &'r Table, server: &'r Server, target: Target) -> Result<Route<'r>> {
-        target.check_format()?;
-        let source = server.open(&self.config.clickhouse.database, &table.source).await?;
-        let cursor = source.cursor(&table.cursor)?;
-        let identity = SourceIdentity { id: table.source_id.clone(), uuid: source.uuid, cursor };
-        let day = target.day_column()?.map(|column| source.day_column(column)).transpose()?;
-        Ok(Route { table, source, target, identity, day })
-    }
-
     /// Commits what was written; a signal no longer interrupts.
-    #[expect(clippy::too_many_arguments, reason = "the facts of a chunk, gathered by its steps")]
     async fn commit(
         &self,
         catalog: &mut Catalog,
         route: &Route<'_>,
-        outcome: &Outcome,
-        window: Window,
-        counted: u64,
-        commit_id: Uuid,
+        planned_on: Option<&Marker>,
+        chunk: &Chunk,
         files: &Files,
     ) -> Result<(i64, Marker), Failure> {
         failpoint::hit(Failpoint::Written).map_err(Failure::Rejected)?;
-        let planned_on = outcome.marker.as_ref();
-        let marker = Marker {
-            version: VERSION,
-            commit_id,
-            mode: Mode::Append,
-            source: route.identity.clone(),
-            low: window.low,
-            high: window.high,
-            watermark: window.high,
-            offloaded_to: window.high,
-            source_rows: counted,
-            rows: files.rows(),
-            skipped: planned_on.map(|marker| marker.skipped.clone()).unwrap_or_default(),
-        };
-        let chunk = Chunk {
+        let marker = chunk.marker(&route.identity, planned_on, files);
+        let commit = Commit {
             name: &route.table.target,
             planned_on: planned_on.map(|marker| marker.commit_id),
             schema_id: route.target.metadata.current_schema_id(),
@@ -288,7 +238,7 @@ impl Pass<'_> {
             marker: &marker,
             files: &files.finished,
         };
-        let snapshot_id = commit::commit(catalog, &self.file_io, &chunk).await?;
+        let snapshot_id = commit::commit(catalog, &self.file_io, &commit).await?;
         Ok((snapshot_id, marker))
     }
 
@@ -318,142 +268,6 @@ impl Pass<'_> {
     }
 }
 
-impl Route<'_> {
-    /// Refuses what does not fit: another source, a range that needs a merge, a schema that drifted.
-    fn check(&self, marker: Option<&Marker>) -> Result<()> {
-        if let Some(marker) = marker {
-            marker.check_identity(&self.identity)?;
-            if marker.source.uuid != self.identity.uuid {
-                tracing::warn!(was = %marker.source.uuid, is = %self.identity.uuid, "the source table was made anew");
-            }
-            if marker.watermark != marker.offloaded_to {
-                return Err(Error::refused("the watermark lies below what was offloaded before")
-                    .hint("a newer k2-offload has reset it; this version cannot merge"));
-            }
-        }
-        let drift = drift(&self.source.columns, self.target.metadata.current_schema());
-        if drift.is_empty() {
-            return Ok(());
-        }
-        Err(Error::refused(format!("source and target differ: {}", drift.join("; ")))
-            .hint("`k2-offload init-tables` prints the differences; this version does not change a target's schema"))
-    }
-
-    /// Counts the window before any row is read, and cuts it where it has too many days.
-    async fn count(&self, window: Window) -> Result<(Window, Vec<Partition>)> {
-        let cursor = &self.identity.cursor;
-        let limit = MAX_PARTITIONS_PER_CHUNK + 1;
-        let partitions = self.source.count(cursor, window, self.day.as_ref(), limit).await?;
-        let by_cursor = self.day.as_ref().is_some_and(|day| day.column == *cursor);
-        if by_cursor {
-            return Ok(cut_at_days(cursor.kind, window, partitions));
-        }
-        if partitions.len() > MAX_PARTITIONS_PER_CHUNK {
-            let message = format!("the window holds more than {MAX_PARTITIONS_PER_CHUNK} days of the partition column");
-            return Err(Error::refused(message)
-                .hint("offload shorter windows with --until, or partition the target by the day of the cursor"));
-        }
-        Ok((window, partitions))
-    }
-
-    /// Streams one SELECT per partition into one file each, then checks that nothing was missed.
-    async fn write(
-        &self,
-        window: Window,
-        partitions: &[Partition],
-        commit_id: Uuid,
-        files: &mut Files,
-        bar: &ProgressBar,
-    ) -> Result<()> {
-        for (number, partition) in partitions.iter().enumerate() {
-            self.write_file(window, *partition, &format!("k2-offload-{commit_id}-{number}.parquet"), files, bar)
-                .await?;
-        }
-        let counted: u64 = partitions.iter().map(|partition| partition.rows).sum();
-        let unlisted = match &self.day {
-            Some(day) => self.source.count_unlisted(&self.identity.cursor, window, day, partitions).await?,
-            None => 0,
-        };
-        if unlisted > 0 || files.rows() < counted {
-            let read = files.rows();
-            let message = format!(
-                "the source changed while it was read: {counted} rows counted, {read} read, {unlisted} on new days"
-            );
-            return Err(Error::new(Kind::Conflict, message).hint("nothing was committed; the chunk is planned again"));
-        }
-        Ok(())
-    }
-
-    async fn write_file(
-        &self,
-        window: Window,
-        partition: Partition,
-        name: &str,
-        files: &mut Files,
-        bar: &ProgressBar,
-    ) -> Result<()> {
-        let placement = self.placement(partition, name);
-        files.begun.push(placement.location.clone());
-        let part = self.day.as_ref().map(|day| (day, partition.day));
-        let mut hold_back = HOLD_BACK;
-        loop {
-            let mut stream = self.source.parquet(&self.identity.cursor, window, part, &self.table.compression)?;
-            let mut file = Passthrough::create(&placement.location, hold_back)?;
-            while let Some(bytes) = stream.next().await? {
-                bar.inc(bytes.len() as u64);
-                file.write(bytes)?;
-            }
-            match file.finish(&placement)? {
-                Written::File(file) => {
-                    files.finished.push(*file);
-                    return Ok(());
-                }
-                Written::Empty => return delete_own_file(&placement.location),
-                Written::NeedsHoldBack(longer) => {
-                    delete_own_file(&placement.location)?;
-                    hold_back = longer;
-                }
-            }
-        }
-    }
-
-    /// Below the table's `data` folder, in a folder for the partition as other writers name it.
-    fn placement(&self, partition: Partition, name: &str) -> Placement<'_> {
-        let metadata = &self.target.metadata;
-        let mut folder = format!("{}/data", metadata.location());
-        let mut values = Vec::new();
-        if self.day.is_some() {
-            values.push(partition.day);
-            let value: Struct = [partition.day.map(Literal::int)].into_iter().collect();
-            let path = metadata.default_partition_spec().partition_to_path(&value, metadata.current_schema().clone());
-            let (field, day) = path.rsplit_once('=').unwrap_or((&path, ""));
-            let field: String = url::form_urlencoded::byte_serialize(field.as_bytes()).collect();
-            folder = format!("{folder}/{field}={day}");
-        }
-        Placement {
-            location: format!("{folder}/{name}"),
-            schema: metadata.current_schema(),
-            partition_spec_id: metadata.default_partition_spec_id(),
-            partition: values,
-        }
-    }
-}
-
-impl Files {
-    fn rows(&self) -> u64 {
-        self.finished.iter().map(DataFile::record_count).sum()
-    }
-
-    /// Deletes every file of a chunk that is known not to be in the table.
-    fn discard(&self) {
-        for location in &self.begun {
-            if let Err(error) = delete_own_file(location) {
-                tracing::warn!(location, %error, "a file of an abandoned chunk was left behind");
-            }
-        }
-    }
-}
-
 impl Outcome {
     fn nothing(cursor: Cursor, marker: Option<Marker>, checked_to: Option<Tick>, rows_future: u64) -> Self {
         Self {
@@ -475,7 +289,7 @@ impl Outcome {
         self.status = RunStatus::Offloaded;
         self.rows_read = files.rows();
         self.rows_written = files.rows();
-        self.bytes_written = files.finished.iter().map(DataFile::file_size_in_bytes).sum();
+        self.bytes_written = files.bytes();
         self.files = files.finished.len() as u64;
         self.snapshot_id = Some(snapshot_id);
         self.marker = Some(marker);

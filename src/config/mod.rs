@@ -1,0 +1,243 @@
+//! `offload.toml`: raw TOML in, a validated [`Config`] out, all problems reported at once.
+//!
+//! Below this module nothing is optional or unchecked. Unknown keys are errors everywhere. Secrets never stand in the
+//! file: it names an environment variable or a file.
+
+mod raw;
+mod validate;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+
+use self::raw::RawFile;
+use self::validate::{Problems, validate};
+use crate::error::{Classify, Error, Kind, Result};
+
+/// Looked for in this order where neither `-c` nor the environment names a file.
+pub const DEFAULT_FILES: [&str; 2] = ["offload.toml", "/etc/k2-offload/offload.toml"];
+
+/// A validated configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The warm tier.
+    pub clickhouse: ClickHouse,
+    /// The cold tier.
+    pub catalog: Catalog,
+    /// SQLite file of the state cache.
+    pub state: PathBuf,
+    /// No table is started later than this after the start of a pass.
+    pub pass_deadline: Duration,
+    /// Lag above which `watermark show` exits with 3.
+    pub max_lag: Option<Duration>,
+    /// The tables, in the order of their layers' first appearance.
+    pub tables: Vec<Table>,
+}
+
+/// Where ClickHouse is and who we are there.
+#[derive(Debug, Clone)]
+pub struct ClickHouse {
+    /// HTTP URL of the server.
+    pub url: String,
+    /// Database of the sources.
+    pub database: String,
+    /// User name.
+    pub user: String,
+    /// Password, empty for none.
+    pub password: Secret,
+    /// Longest wait for the first answer of the server.
+    pub connect_timeout: Duration,
+    /// Longest silence of a running query.
+    pub idle_timeout: Duration,
+    /// `max_execution_time` of each query.
+    pub query_timeout: Duration,
+    /// Further settings of each query.
+    pub settings: BTreeMap<String, String>,
+}
+
+/// The Iceberg catalog: SQLite tables that PyIceberg's `SqlCatalog` shares.
+#[derive(Debug, Clone)]
+pub struct Catalog {
+    /// The SQLite file.
+    pub path: PathBuf,
+    /// `catalog_name` of its rows.
+    pub name: String,
+    /// `file:///` URI below which new tables are created.
+    pub warehouse: String,
+}
+
+/// A source and its target.
+#[derive(Debug, Clone)]
+pub struct Table {
+    /// Table in [`ClickHouse::database`].
+    pub source: String,
+    /// What a marker calls the source (protocol.md P15).
+    pub source_id: String,
+    /// The Iceberg table.
+    pub target: TableName,
+    /// Layer, for `--layer` and for the order of a pass.
+    pub layer: String,
+    /// Column that orders the source in time.
+    pub cursor: String,
+    /// Lower bound of the first window.
+    pub start_at: Option<DateTime<Utc>>,
+    /// How far behind the source's clock a window ends.
+    pub settle_delay: Duration,
+    /// Column whose UTC day partitions a new target.
+    pub partition_by_day: Option<String>,
+    /// Parquet compression.
+    pub compression: Compression,
+}
+
+/// Namespace and name of an Iceberg table.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct TableName {
+    /// Dotted namespace.
+    pub namespace: String,
+    /// Name within it.
+    pub name: String,
+}
+
+impl fmt::Display for TableName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.namespace, self.name)
+    }
+}
+
+/// Codec and level of Parquet pages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Compression {
+    /// `zstd`, `lz4`, `snappy`, `gzip` or `none`: ClickHouse's and Iceberg's common names.
+    pub codec: String,
+    /// Level, where the codec has one.
+    pub level: Option<u8>,
+}
+
+/// A value that never shows itself.
+#[derive(Clone, Default)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The secret itself, for the one place that sends it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("<secret>")
+    }
+}
+
+/// Finds the configuration file: `given`, else the first of [`DEFAULT_FILES`] that exists.
+pub fn find(given: Option<PathBuf>) -> Result<PathBuf> {
+    given.or_else(|| DEFAULT_FILES.iter().map(PathBuf::from).find(|path| path.is_file())).ok_or_else(|| {
+        Error::new(Kind::Config, format!("no configuration file: looked for {}", DEFAULT_FILES.join(" and ")))
+            .hint("name one with -c FILE or K2_OFFLOAD_CONFIG")
+    })
+}
+
+impl Config {
+    /// Reads and validates a file. Relative paths in it are relative to its folder.
+    pub fn load(file: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(file).or_error(Kind::Config, format!("read {}", file.display()))?;
+        let folder = std::path::absolute(file).or_error(Kind::Config, format!("locate {}", file.display()))?;
+        let folder = folder.parent().unwrap_or(Path::new("/"));
+        Self::parse(&text, folder, |name| std::env::var(name).ok())
+            .map_err(|e| e.context(format!("configuration file {}", file.display())))
+    }
+
+    /// Validates `text`; `environment` looks up the variables that it names.
+    pub fn parse(text: &str, folder: &Path, environment: impl Fn(&str) -> Option<String>) -> Result<Self> {
+        let raw: RawFile = toml::from_str(text).map_err(|e| {
+            Error::new(Kind::Config, e.to_string().trim_end().replace('\n', "\n  "))
+                .hint("the shipped offload.toml lists every key that this version knows")
+        })?;
+        let mut problems = Problems::default();
+        let config = validate(raw, folder, environment, &mut problems);
+        if problems.0.is_empty() { Ok(config) } else { Err(Error::new(Kind::Config, problems.0.join("; "))) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINIMAL: &str = "[[table]]\nsource = 'trades'\ntarget = 'cold.trades'\ncursor = 'ts'\n";
+
+    fn parse(text: &str) -> Result<Config> {
+        Config::parse(text, Path::new("/etc/x"), |name| (name == "PW").then(|| "s3cret".to_owned()))
+    }
+
+    #[test]
+    fn the_shipped_file_is_valid_and_says_the_defaults() {
+        let shipped = include_str!("../../offload.toml");
+        parse(shipped).unwrap();
+        let uncommented: String = shipped
+            .lines()
+            .map(|line| line.strip_prefix("#= ").unwrap_or(line))
+            .map(|line| format!("{line}\n"))
+            .collect();
+        let all = parse(&uncommented).unwrap();
+        let default = parse(MINIMAL).unwrap();
+        assert_eq!(format!("{:?}", all.clickhouse), format!("{:?}", default.clickhouse));
+        assert_eq!(format!("{:?}", all.catalog), format!("{:?}", default.catalog));
+        assert_eq!((all.state, all.pass_deadline), (default.state, default.pass_deadline));
+        assert_eq!(all.tables[0].settle_delay, default.tables[0].settle_delay);
+        assert_eq!(all.tables[0].compression, default.tables[0].compression);
+    }
+
+    #[test]
+    fn all_problems_are_reported_at_once() {
+        let text = "[clickhouse]\nurl = 'ftp://x'\npassword_env = 'NOPE'\n[defaults]\nsettle_delay = 'soon'\n[[table]]\n\
+                    source = ''\ntarget = 'x'\ncursor = 'ts'\npartition_by = ['bucket(4, a)']\ncompression = 'zip'\nstart_at = 'x'\n";
+        let error = parse(text).unwrap_err();
+        assert_eq!(error.kind(), Kind::Config);
+        for key in ["clickhouse.url", "NOPE", "settle_delay", "source", "target", "bucket", "zip", "start_at"] {
+            assert!(error.to_string().contains(key), "{key} is missing in: {error}");
+        }
+    }
+
+    #[test]
+    fn unknown_keys_and_twin_targets_are_refused() {
+        assert!(parse(&format!("[clickhouse]\nurll = 'x'\n{MINIMAL}")).unwrap_err().to_string().contains("urll"));
+        assert!(parse(&format!("{MINIMAL}chunk_rows = 5\n")).unwrap_err().to_string().contains("chunk_rows"));
+        assert!(parse(&format!("{MINIMAL}{MINIMAL}")).unwrap_err().to_string().contains("already the target"));
+        assert!(parse("").unwrap_err().to_string().contains("[[table]]"));
+    }
+
+    #[test]
+    fn secrets_never_show() {
+        let config = parse(&format!("[clickhouse]\npassword_env = 'PW'\n{MINIMAL}")).unwrap();
+        assert_eq!(config.clickhouse.password.expose(), "s3cret");
+        assert!(!format!("{config:?}").contains("s3cret"));
+    }
+
+    #[test]
+    fn paths_are_relative_to_the_file() {
+        let config = parse(MINIMAL).unwrap();
+        assert_eq!(config.catalog.path, Path::new("/etc/x/catalog.db"));
+        assert_eq!(config.catalog.warehouse, "file:///etc/x/warehouse");
+        assert_eq!(config.state, Path::new("/etc/x/state.db"));
+        let absolute = format!("[catalog]\nuri = 'sqlite:////var/c.db'\nwarehouse = 'file:///data/'\n{MINIMAL}");
+        let config = parse(&absolute).unwrap();
+        assert_eq!(
+            (config.catalog.path.as_path(), config.catalog.warehouse.as_str()),
+            (Path::new("/var/c.db"), "file:///data")
+        );
+    }
+
+    #[test]
+    fn layers_go_in_the_order_of_their_first_appearance() {
+        let table = |source: &str, layer: &str| {
+            format!("[[table]]\nsource = '{source}'\ntarget = 'cold.{source}'\ncursor = 'ts'\nlayer = '{layer}'\n")
+        };
+        let text = [table("a", "silver"), table("b", "bronze"), table("c", "silver")].concat();
+        let sources: Vec<_> = parse(&text).unwrap().tables.into_iter().map(|t| t.source).collect();
+        assert_eq!(sources, ["a", "c", "b"]);
+    }
+}

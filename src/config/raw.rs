@@ -1,0 +1,113 @@
+//! `offload.toml` as it is written: every key, its default, nothing checked. `offload.toml` in the repository is the reference.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawFile {
+    #[serde(default)]
+    pub clickhouse: RawClickHouse,
+    #[serde(default)]
+    pub catalog: RawCatalog,
+    #[serde(default)]
+    pub state: RawState,
+    #[serde(default)]
+    pub defaults: RawDefaults,
+    #[serde(default)]
+    pub table: Vec<RawTable>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawClickHouse {
+    pub url: String,
+    pub database: String,
+    pub user: String,
+    pub password_env: Option<String>,
+    pub password_file: Option<PathBuf>,
+    pub connect_timeout: String,
+    pub idle_timeout: String,
+    pub query_timeout: String,
+    pub settings: BTreeMap<String, toml::Value>,
+}
+
+impl Default for RawClickHouse {
+    fn default() -> Self {
+        Self {
+            url: "http://127.0.0.1:8123".into(),
+            database: "default".into(),
+            user: "default".into(),
+            password_env: None,
+            password_file: None,
+            connect_timeout: "10s".into(),
+            idle_timeout: "2m".into(),
+            query_timeout: "10m".into(),
+            settings: BTreeMap::new(),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawCatalog {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub uri: String,
+    pub name: String,
+    pub warehouse: String,
+}
+
+impl Default for RawCatalog {
+    fn default() -> Self {
+        Self {
+            kind: "sql".into(),
+            uri: "sqlite:///catalog.db".into(),
+            name: "k2".into(),
+            warehouse: "warehouse".into(),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawState {
+    pub path: PathBuf,
+}
+
+impl Default for RawState {
+    fn default() -> Self {
+        Self { path: "state.db".into() }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawDefaults {
+    pub settle_delay: String,
+    pub compression: String,
+    pub pass_deadline: String,
+    pub max_lag: Option<String>,
+}
+
+impl Default for RawDefaults {
+    fn default() -> Self {
+        Self { settle_delay: "5m".into(), compression: "zstd(3)".into(), pass_deadline: "14m".into(), max_lag: None }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawTable {
+    pub source: String,
+    pub target: String,
+    pub cursor: String,
+    pub layer: Option<String>,
+    pub source_id: Option<String>,
+    pub start_at: Option<String>,
+    pub partition_by: Option<Vec<String>>,
+    pub settle_delay: Option<String>,
+    pub compression: Option<String>,
+}

@@ -1,0 +1,233 @@
+//! Raw keys in, checked values out.
+
+use std::fmt;
+use std::path::Path;
+use std::time::Duration;
+
+use super::raw::{RawCatalog, RawClickHouse, RawDefaults, RawFile, RawTable};
+use super::{Catalog, ClickHouse, Compression, Config, Secret, Table, TableName};
+use crate::cursor::parse_instant;
+
+/// Collects problems, so that a user sees all of them at once.
+#[derive(Default)]
+pub struct Problems(pub Vec<String>);
+
+impl Problems {
+    fn add(&mut self, key: &str, reason: impl fmt::Display) {
+        self.0.push(format!("{key}: {reason}"));
+    }
+
+    fn duration(&mut self, key: &str, text: &str) -> Duration {
+        humantime::parse_duration(text).unwrap_or_else(|e| {
+            self.add(key, format_args!("`{text}` is no duration such as 90s, 5m or 24h ({e})"));
+            Duration::ZERO
+        })
+    }
+}
+
+/// Checks everything, notes every problem; the result counts only where there is none.
+pub fn validate(
+    raw: RawFile,
+    folder: &Path,
+    environment: impl Fn(&str) -> Option<String>,
+    problems: &mut Problems,
+) -> Config {
+    let clickhouse = validate_clickhouse(raw.clickhouse, folder, environment, problems);
+    let catalog = validate_catalog(raw.catalog, folder, problems);
+    let mut tables: Vec<Table> = Vec::with_capacity(raw.table.len());
+    for (number, table) in (1..).zip(raw.table) {
+        let table = validate_table(table, number, &raw.defaults, &clickhouse.database, problems);
+        if let Some(twin) = tables.iter().find(|t| t.target == table.target) {
+            problems.add(
+                &format!("table {number} target"),
+                format_args!("`{}` is already the target of source `{}`", table.target, twin.source),
+            );
+        }
+        tables.push(table);
+    }
+    if tables.is_empty() {
+        problems.add("[[table]]", "there is none");
+    }
+    let state = folder.join(raw.state.path);
+    if state == catalog.path {
+        problems.add("state.path", "is the catalog's file; the state cache needs a file of its own");
+    }
+    Config {
+        clickhouse,
+        catalog,
+        state,
+        pass_deadline: problems.duration("defaults.pass_deadline", &raw.defaults.pass_deadline),
+        max_lag: raw.defaults.max_lag.map(|text| problems.duration("defaults.max_lag", &text)),
+        tables: by_layer(tables),
+    }
+}
+
+/// Orders tables by the first appearance of their layer; stable within a layer.
+fn by_layer(tables: Vec<Table>) -> Vec<Table> {
+    let layers: Vec<String> = tables.iter().map(|t| t.layer.clone()).collect();
+    let mut tables = tables;
+    tables.sort_by_key(|table| layers.iter().position(|layer| *layer == table.layer));
+    tables
+}
+
+fn validate_clickhouse(
+    raw: RawClickHouse,
+    folder: &Path,
+    environment: impl Fn(&str) -> Option<String>,
+    problems: &mut Problems,
+) -> ClickHouse {
+    match url::Url::parse(&raw.url) {
+        Ok(url) if url.scheme() == "https" => {
+            problems.add("clickhouse.url", "https is not supported by this version; use http over a private network");
+        }
+        Ok(url) if url.scheme() != "http" || url.host().is_none() => {
+            problems.add("clickhouse.url", format_args!("`{}` is no http URL", raw.url));
+        }
+        Ok(url) if !url.username().is_empty() || url.password().is_some() || url.query().is_some() => {
+            problems.add("clickhouse.url", "credentials and parameters do not belong into the URL");
+        }
+        Ok(_) => {}
+        Err(e) => problems.add("clickhouse.url", format_args!("`{}` is no URL ({e})", raw.url)),
+    }
+    let password = match (raw.password_env, raw.password_file) {
+        (None, None) => Secret::default(),
+        (Some(_), Some(_)) => {
+            problems.add("clickhouse.password_env", "give either password_env or password_file");
+            Secret::default()
+        }
+        (Some(name), None) => environment(&name).map(Secret).unwrap_or_else(|| {
+            problems.add("clickhouse.password_env", format_args!("the variable `{name}` is not set"));
+            Secret::default()
+        }),
+        (None, Some(file)) => {
+            let file = folder.join(file);
+            let text = std::fs::read_to_string(&file).unwrap_or_else(|e| {
+                problems.add("clickhouse.password_file", format_args!("cannot read {}: {e}", file.display()));
+                String::new()
+            });
+            Secret(text.trim_end_matches(['\r', '\n']).to_owned())
+        }
+    };
+    let settings = raw.settings.into_iter().filter_map(|(name, value)| {
+        let text = match value {
+            toml::Value::String(text) => text,
+            toml::Value::Integer(number) => number.to_string(),
+            toml::Value::Float(number) => number.to_string(),
+            toml::Value::Boolean(flag) => u8::from(flag).to_string(),
+            _ => {
+                problems.add(&format!("clickhouse.settings.{name}"), "must be text, a number or a boolean");
+                return None;
+            }
+        };
+        if let Some(reason) = crate::source::reserved_setting(&name) {
+            problems.add(&format!("clickhouse.settings.{name}"), reason);
+        }
+        Some((name, text))
+    });
+    let settings = settings.collect();
+    ClickHouse {
+        url: raw.url,
+        database: raw.database,
+        user: raw.user,
+        password,
+        connect_timeout: problems.duration("clickhouse.connect_timeout", &raw.connect_timeout),
+        idle_timeout: problems.duration("clickhouse.idle_timeout", &raw.idle_timeout),
+        query_timeout: problems.duration("clickhouse.query_timeout", &raw.query_timeout),
+        settings,
+    }
+}
+
+fn validate_catalog(raw: RawCatalog, folder: &Path, problems: &mut Problems) -> Catalog {
+    if raw.kind != "sql" {
+        problems.add("catalog.type", format_args!("`{}` is not supported by this version, which has `sql`", raw.kind));
+    }
+    let path = raw.uri.strip_prefix("sqlite:///").filter(|path| !path.is_empty()).unwrap_or_else(|| {
+        problems.add("catalog.uri", format_args!("`{}` is not sqlite:///FILE", raw.uri));
+        ""
+    });
+    let warehouse = if let Some(path) = raw.warehouse.strip_prefix("file://") {
+        if !path.starts_with('/') {
+            problems.add("catalog.warehouse", format_args!("`{}` needs three slashes: file:///path", raw.warehouse));
+        }
+        raw.warehouse.trim_end_matches('/').to_owned()
+    } else if raw.warehouse.contains("://") {
+        problems.add("catalog.warehouse", format_args!("`{}`: this version writes to file:/// only", raw.warehouse));
+        raw.warehouse
+    } else {
+        format!("file://{}", folder.join(&raw.warehouse).display()).trim_end_matches('/').to_owned()
+    };
+    Catalog { path: folder.join(path), name: raw.name, warehouse }
+}
+
+fn validate_table(
+    raw: RawTable,
+    number: usize,
+    defaults: &RawDefaults,
+    database: &str,
+    problems: &mut Problems,
+) -> Table {
+    let key = |name: &str| format!("table {number} (`{}`) {name}", raw.source);
+    for (name, value) in [("source", &raw.source), ("cursor", &raw.cursor)] {
+        if value.is_empty() {
+            problems.add(&key(name), "is empty");
+        }
+    }
+    let target = raw.target.rsplit_once('.').filter(|(namespace, name)| {
+        let bad = |part: &str| part.is_empty() || part == ".." || part.contains(['/', '\\', '\0']);
+        !namespace.split('.').any(bad) && !bad(name)
+    });
+    let (namespace, name) = target.unwrap_or_else(|| {
+        problems.add(&key("target"), format_args!("`{}` is not namespace.table", raw.target));
+        ("", "")
+    });
+    let partition_by_day = match raw.partition_by.as_deref() {
+        None | Some([]) => None,
+        Some([transform]) => parse_day(transform).map(str::to_owned).or_else(|| {
+            problems.add(&key("partition_by"), format_args!("`{transform}`: this version knows day(COLUMN) only"));
+            None
+        }),
+        Some(_) => {
+            problems.add(&key("partition_by"), "this version knows one transform, day(COLUMN)");
+            None
+        }
+    };
+    let start_at = raw
+        .start_at
+        .as_deref()
+        .and_then(|text| parse_instant(text).map_err(|e| problems.add(&key("start_at"), e)).ok());
+    let compression = raw.compression.as_deref().unwrap_or(&defaults.compression);
+    Table {
+        source_id: raw.source_id.clone().unwrap_or_else(|| format!("{database}.{}", raw.source)),
+        target: TableName { namespace: namespace.to_owned(), name: name.to_owned() },
+        layer: raw.layer.clone().unwrap_or_else(|| "default".to_owned()),
+        cursor: raw.cursor.clone(),
+        start_at,
+        settle_delay: problems
+            .duration(&key("settle_delay"), raw.settle_delay.as_deref().unwrap_or(&defaults.settle_delay)),
+        partition_by_day,
+        compression: parse_compression(compression).unwrap_or_else(|reason| {
+            problems.add(&key("compression"), reason);
+            Compression { codec: "zstd".into(), level: None }
+        }),
+        source: raw.source,
+    }
+}
+
+/// The column of `day(column)` or `days(column)`.
+fn parse_day(transform: &str) -> Option<&str> {
+    let inner = transform.strip_prefix("days(").or_else(|| transform.strip_prefix("day("))?;
+    inner.strip_suffix(')').map(str::trim).filter(|column| !column.is_empty())
+}
+
+fn parse_compression(text: &str) -> Result<Compression, String> {
+    let (codec, level) = match text.split_once('(') {
+        Some((codec, rest)) => (codec, Some(rest.strip_suffix(')').and_then(|level| level.parse().ok()))),
+        None => (text, None),
+    };
+    match (codec, level) {
+        ("zstd", Some(Some(level @ 1..=22))) => Ok(Compression { codec: codec.into(), level: Some(level) }),
+        ("gzip", Some(Some(level @ 1..=9))) => Ok(Compression { codec: codec.into(), level: Some(level) }),
+        ("zstd" | "gzip" | "lz4" | "snappy" | "none", None) => Ok(Compression { codec: codec.into(), level: None }),
+        _ => Err(format!("`{text}` is none of zstd(1..22), gzip(1..9), lz4, snappy, none")),
+    }
+}
