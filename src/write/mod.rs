@@ -131,3 +131,107 @@ fn footer_length(tail: &[u8]) -> Result<usize> {
     };
     usize::try_from(u32::from_le_bytes([*a, *b, *c, *d])).or_error(Kind::Internal, "read the footer's length")
 }
+
+#[cfg(test)]
+mod tests {
+    use iceberg::spec::{Datum, PrimitiveType};
+    use parquet::file::reader::FileReader;
+    use parquet::file::serialized_reader::SerializedFileReader;
+
+    use super::*;
+    use crate::schema::{Column, iceberg_schema};
+
+    /// What ClickHouse 26.7 sent for a SELECT of ours: five rows in row groups of two, two, one; `n` is null in the first
+    /// group, `f` is NaN in the last.
+    const CLICKHOUSE: &[u8] = include_bytes!("../../tests/fixtures/clickhouse-26.7.parquet");
+
+    fn schema() -> Schema {
+        let columns = [
+            ("ts", "DateTime64(3)"),
+            ("n", "Nullable(UInt64)"),
+            ("s", "String"),
+            ("p", "Decimal(18, 8)"),
+            ("wide", "Decimal(38, 8)"),
+            ("id", "UUID"),
+            ("small", "UInt16"),
+            ("f", "Float64"),
+            ("b", "Bool"),
+            ("d", "Date32"),
+        ];
+        iceberg_schema(&columns.map(|(name, kind)| Column::map(name, kind).unwrap())).unwrap()
+    }
+
+    fn pass_through(bytes: &[u8], piece: usize, hold_back: usize, location: &str) -> Written {
+        let schema = schema();
+        let placement =
+            Placement { location: location.to_owned(), schema: &schema, partition_spec_id: 0, partition: Vec::new() };
+        let mut file = Passthrough::create(location, hold_back).unwrap();
+        for piece in bytes.chunks(piece) {
+            file.write(Bytes::copy_from_slice(piece)).unwrap();
+        }
+        file.finish(&placement).unwrap()
+    }
+
+    #[test]
+    fn clickhouses_file_keeps_its_rows_and_gets_ids_counts_and_bounds() {
+        let folder = tempfile::tempdir().unwrap();
+        let original: Vec<String> = SerializedFileReader::new(Bytes::from_static(CLICKHOUSE))
+            .unwrap()
+            .get_row_iter(None)
+            .unwrap()
+            .map(|row| row.unwrap().get_column_iter().nth(2).unwrap().1.to_string())
+            .collect();
+        for (number, piece) in [1, 7, 1000, CLICKHOUSE.len()].into_iter().enumerate() {
+            let path = folder.path().join(format!("{number}.parquet"));
+            let location = path.to_str().unwrap();
+            let Written::File(file) = pass_through(CLICKHOUSE, piece, 4096, location) else { panic!("no file") };
+            assert_eq!((file.record_count(), file.file_size_in_bytes()), (5, path.metadata().unwrap().len()));
+            let reader = SerializedFileReader::new(std::fs::File::open(&path).unwrap()).unwrap();
+            let leaves = reader.metadata().file_metadata().schema_descr().columns();
+            let ids: Vec<i32> = leaves.iter().map(|leaf| leaf.self_type().get_basic_info().id()).collect();
+            assert_eq!(ids, (1..=10).collect::<Vec<_>>());
+            let rows = reader.get_row_iter(None).unwrap();
+            let rows: Vec<String> =
+                rows.map(|row| row.unwrap().get_column_iter().nth(2).unwrap().1.to_string()).collect();
+            assert_eq!(rows, original);
+
+            let decimal = |unscaled: i128, precision| {
+                Datum::try_from_bytes(&unscaled.to_be_bytes(), PrimitiveType::Decimal { precision, scale: 8 }).unwrap()
+            };
+            assert_eq!(file.null_value_counts()[&2], 2);
+            assert_eq!((&file.lower_bounds()[&2], &file.upper_bounds()[&2]), (&Datum::long(2), &Datum::long(4)));
+            assert_eq!(file.lower_bounds()[&3], Datum::string("symbol-with-a-lo"));
+            assert_eq!(file.upper_bounds()[&3], Datum::string("symbol-with-a-lp"));
+            assert_eq!(file.lower_bounds()[&4], decimal(-150_000_000, 18));
+            assert_eq!(file.upper_bounds()[&5], decimal(-300_000_000, 38));
+            assert_eq!(file.upper_bounds()[&7], Datum::int(65535));
+            assert_eq!((&file.lower_bounds()[&10], &file.upper_bounds()[&10]), (&Datum::date(-2), &Datum::date(2)));
+            assert!(!file.upper_bounds().contains_key(&8), "one row group has no statistics");
+            assert_eq!(file.split_offsets().map(<[i64]>::len), Some(3));
+        }
+    }
+
+    #[test]
+    fn a_footer_longer_than_what_was_held_asks_for_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let location = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        let Written::NeedsHoldBack(needed) = pass_through(CLICKHOUSE, 100, 50, &location("a")) else {
+            panic!("it fits")
+        };
+        assert!(matches!(pass_through(CLICKHOUSE, 100, needed, &location("b")), Written::File(_)));
+    }
+
+    #[test]
+    fn what_is_no_complete_file_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        for (number, bytes) in [&b""[..], b"PAR1", &CLICKHOUSE[..CLICKHOUSE.len() - 3]].into_iter().enumerate() {
+            let location = folder.path().join(number.to_string()).to_str().unwrap().to_owned();
+            let schema = schema();
+            let placement =
+                Placement { location: location.clone(), schema: &schema, partition_spec_id: 0, partition: Vec::new() };
+            let mut file = Passthrough::create(&location, HOLD_BACK).unwrap();
+            file.write(Bytes::copy_from_slice(bytes)).unwrap();
+            assert_eq!(file.finish(&placement).unwrap_err().kind(), Kind::Unavailable);
+        }
+    }
+}
