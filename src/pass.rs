@@ -257,7 +257,7 @@ impl Pass<'_> {
                     Kind::Locked | Kind::Stopped => tracing::info!(%error, "not done"),
                     Kind::Unavailable | Kind::Conflict => tracing::warn!(%error, "failed, the next pass tries again"),
                     Kind::Refused | Kind::Internal | Kind::Config => {
-                        tracing::error!(%error, hint = error.hint_text(), "failed");
+                        tracing::error!(%error, "failed");
                     }
                 }
                 if !self.options.dry_run && error.kind() != Kind::Locked {

@@ -185,15 +185,24 @@ pub struct InitReport {
 pub trait Report: Serialize {
     /// Its lines for people.
     fn lines(&self) -> Vec<String>;
+
+    /// Tables that something went wrong with, and what.
+    fn errors(&self) -> Vec<(&str, &ErrorReport)>;
 }
 
-/// Prints a document. A reader that went away is no error.
+/// Prints a document on stdout and, for people, its errors on stderr. A reader that went away is no error.
 pub fn print(report: &impl Report, format: Format) {
-    let text = match format {
-        Format::Text => report.lines().join("\n"),
-        Format::Json => serde_json::to_string_pretty(report).unwrap_or_default(),
-    };
-    let _ = writeln!(io::stdout(), "{text}");
+    match format {
+        Format::Json => {
+            let _ = writeln!(io::stdout(), "{}", serde_json::to_string_pretty(report).unwrap_or_default());
+        }
+        Format::Text => {
+            let _ = writeln!(io::stdout(), "{}", report.lines().join("\n"));
+            for (table, error) in report.errors() {
+                let _ = writeln!(io::stderr(), "k2-offload: {table}: {}\nhint: {}", error.message, error.hint);
+            }
+        }
+    }
 }
 
 /// Prints why the process ends, on stderr.
@@ -205,13 +214,13 @@ fn or_dash(text: &Option<String>) -> &str {
     text.as_deref().unwrap_or("-")
 }
 
-fn error_lines(error: &Option<ErrorReport>) -> Vec<String> {
-    error.iter().flat_map(|e| [format!("  error: {}", e.message), format!("  hint: {}", e.hint)]).collect()
-}
-
 impl Report for RunReport {
     fn lines(&self) -> Vec<String> {
-        self.tables.iter().flat_map(RunTable::lines).collect()
+        self.tables.iter().map(RunTable::line).collect()
+    }
+
+    fn errors(&self) -> Vec<(&str, &ErrorReport)> {
+        self.tables.iter().filter_map(|table| Some((table.target.as_str(), table.error.as_ref()?))).collect()
     }
 }
 
@@ -221,7 +230,7 @@ impl RunTable {
         self.error.as_ref().map_or(0, |error| error.kind.policy().exit)
     }
 
-    fn lines(&self) -> Vec<String> {
+    fn line(&self) -> String {
         let seconds = self.duration_ms as f64 / 1000.0;
         let what = match self.status {
             RunStatus::Offloaded => format!(
@@ -246,9 +255,7 @@ impl RunTable {
             Some(rows @ 1..) => format!(", {} rows from the future wait", HumanCount(rows)),
             _ => String::new(),
         };
-        let mut lines = vec![format!("{} -> {}: {what}{future}", self.source, self.target)];
-        lines.extend(error_lines(&self.error));
-        lines
+        format!("{} -> {}: {what}{future}", self.source, self.target)
     }
 }
 
@@ -268,10 +275,13 @@ impl Report for WatermarkReport {
                 table.failure_count
             )];
             lines.extend(table.last_error.iter().map(|error| format!("  last error: {error}")));
-            lines.extend(error_lines(&table.error));
             lines
         });
         lines.collect()
+    }
+
+    fn errors(&self) -> Vec<(&str, &ErrorReport)> {
+        self.tables.iter().filter_map(|table| Some((table.target.as_str(), table.error.as_ref()?))).collect()
     }
 }
 
@@ -286,9 +296,12 @@ impl Report for InitReport {
             };
             let mut lines = vec![format!("{}: {what} {}", table.target, table.location.as_deref().unwrap_or_default())];
             lines.extend(table.drift.iter().map(|drift| format!("  drift: {drift}")));
-            lines.extend(error_lines(&table.error));
             lines
         });
         lines.collect()
+    }
+
+    fn errors(&self) -> Vec<(&str, &ErrorReport)> {
+        self.tables.iter().filter_map(|table| Some((table.target.as_str(), table.error.as_ref()?))).collect()
     }
 }

@@ -41,6 +41,7 @@ async fn init(
 ) -> Result<InitTable> {
     let source = server.open(&config.clickhouse.database, &table.source).await?;
     source.cursor(&table.cursor)?;
+    table.partition_by_day.as_ref().map(|column| source.day_column(column)).transpose()?;
     let new = NewTable::build(table, &source.columns, &config.catalog.warehouse)?;
     let existing = match &catalog {
         Some(catalog) => Target::load(catalog, file_io, &table.target).await?,

@@ -1,12 +1,14 @@
 //! `watermark show`: how far each table has left, from the target itself; the cache only adds what a target cannot know.
 
+use std::time::Duration;
+
 use iceberg::io::FileIO;
 use uuid::Uuid;
 
 use super::select;
 use crate::cli::{Format, Show};
 use crate::config::{Config, Table};
-use crate::cursor::{Tick, micros_of};
+use crate::cursor::{CursorType, Tick, micros_of};
 use crate::error::{Kind, Result, worst_exit};
 use crate::report::{self, ErrorReport, WatermarkReport, WatermarkTable};
 use crate::source::Server;
@@ -21,22 +23,23 @@ pub async fn show(config: &Config, args: &Show, format: Format) -> Result<u8> {
     let tables = select(config, &args.tables)?;
     let state = State::open(&config.state);
     let file_io = local_file_io();
-    let clock = clock(config).await;
+    let server = Server::connect(&config.clickhouse, &Uuid::now_v7().simple().to_string()).await;
     let max_lag = args.max_lag.or(config.max_lag);
     let mut report = WatermarkReport { tables: Vec::with_capacity(tables.len()) };
     let mut exits = Vec::new();
     for table in tables {
         let remembered = state.table(&table.target.to_string()).unwrap_or_default();
         let marker = marker(config, table, &file_io).await;
-        let mut entry =
-            describe(table, remembered, marker.as_ref().ok().and_then(Option::as_ref), clock.as_ref().ok().copied());
-        if let Some(error) = marker.as_ref().err().or(clock.as_ref().err()) {
+        let now = match &server {
+            Ok(server) => Now::ask(server, config, table).await,
+            Err(error) => Err(error.repeat()),
+        };
+        let mut entry = describe(table, remembered, marker.as_ref().ok().and_then(Option::as_ref), now.as_ref().ok());
+        if let Some(error) = marker.as_ref().err().or(now.as_ref().err()) {
             entry.error = Some(ErrorReport::from(error));
             exits.push(error.kind().policy().exit);
-        }
-        let too_late =
-            max_lag.zip(entry.lag_seconds).is_some_and(|(max, lag)| lag.unsigned_abs() > max.as_secs() && lag > 0);
-        if too_late {
+        } else if max_lag.is_some_and(|max| entry.lag_seconds.is_none_or(|lag| lag.unsigned_abs() > max.as_secs())) {
+            // A table of which nothing was ever looked at lags without a bound.
             exits.push(Kind::Refused.policy().exit);
         }
         report.tables.push(entry);
@@ -45,10 +48,24 @@ pub async fn show(config: &Config, args: &Show, format: Format) -> Result<u8> {
     Ok(worst_exit(exits))
 }
 
-/// The source's clock in microseconds.
-async fn clock(config: &Config) -> Result<i64> {
-    let server = Server::connect(&config.clickhouse, &Uuid::now_v7().simple().to_string()).await?;
-    server.clock_micros().await
+/// What the source says at this moment.
+struct Now {
+    cursor: CursorType,
+    clock_micros: i64,
+}
+
+impl Now {
+    async fn ask(server: &Server, config: &Config, table: &Table) -> Result<Self> {
+        let source = server.open(&config.clickhouse.database, &table.source).await?;
+        Ok(Self { cursor: source.cursor(&table.cursor)?.kind, clock_micros: server.clock_micros().await? })
+    }
+
+    /// Seconds between what a pass could have looked at by now and `checked_to`.
+    fn lag_seconds(&self, settle_delay: Duration, checked_to: Tick) -> Option<i64> {
+        let reachable = self.cursor.tick_at(self.clock_micros.saturating_sub(micros_of(settle_delay)));
+        let lag = self.cursor.micros_at(reachable)?.checked_sub(self.cursor.micros_at(checked_to)?)?;
+        Some((lag / MICROS_PER_SECOND).max(0))
+    }
 }
 
 async fn marker(config: &Config, table: &Table, file_io: &FileIO) -> Result<Option<Marker>> {
@@ -57,23 +74,19 @@ async fn marker(config: &Config, table: &Table, file_io: &FileIO) -> Result<Opti
     target.marker(file_io, &table.target).await
 }
 
-fn describe(table: &Table, remembered: TableState, marker: Option<&Marker>, clock: Option<i64>) -> WatermarkTable {
-    let kind = marker.map(|marker| marker.source.cursor.kind);
+fn describe(table: &Table, remembered: TableState, marker: Option<&Marker>, now: Option<&Now>) -> WatermarkTable {
+    let kind = marker.map(|marker| marker.source.cursor.kind).or(now.map(|now| now.cursor));
     let time = |tick: Option<Tick>| Some(kind?.format(tick?));
+    let watermark = marker.map(|marker| marker.watermark);
     // checked_to is a cache: without it, the watermark is what is known to have been looked at (invariant 1).
-    let checked_to = marker.map(|marker| remembered.checked_to.map_or(marker.watermark, |c| c.max(marker.watermark)));
-    let lag_seconds = kind.zip(checked_to).zip(clock).and_then(|((kind, checked_to), clock)| {
-        let reachable = kind.tick_at(clock.saturating_sub(micros_of(table.settle_delay)));
-        let lag = kind.micros_at(reachable)?.checked_sub(kind.micros_at(checked_to)?)?;
-        Some((lag / MICROS_PER_SECOND).max(0))
-    });
+    let checked_to = remembered.checked_to.max(watermark);
     WatermarkTable {
         source: table.source.clone(),
         target: table.target.to_string(),
-        watermark: time(marker.map(|marker| marker.watermark)),
+        watermark: time(watermark),
         offloaded_to: time(marker.map(|marker| marker.offloaded_to)),
         checked_to: time(checked_to),
-        lag_seconds,
+        lag_seconds: now.zip(checked_to).and_then(|(now, checked_to)| now.lag_seconds(table.settle_delay, checked_to)),
         ttl_seconds_left: None,
         last_success_at: remembered.last_success_at,
         last_duration_ms: remembered.last_duration_ms,

@@ -40,7 +40,7 @@ pub struct Server {
 /// A table on a [`Server`].
 pub struct Source<'a> {
     server: &'a Server,
-    quoted: String,
+    relation: sql::Relation,
     name: String,
     /// Its columns and what they become.
     pub columns: Vec<Column>,
@@ -98,7 +98,6 @@ struct UuidRow {
 
 #[derive(Row, Deserialize)]
 struct FactsRow {
-    host: String,
     clock_micros: i64,
     newest: Option<i64>,
     future: u64,
@@ -210,8 +209,7 @@ impl Server {
 
     /// The server's clock, microseconds since 1970.
     pub async fn clock_micros(&self) -> Result<i64> {
-        let row: ClockRow =
-            self.fetch_one("SELECT toInt64(toUnixTimestamp64Micro(now64(6, 'UTC'))) AS clock_micros", "clock").await?;
+        let row: ClockRow = self.fetch_one(&format!("SELECT {} AS clock_micros", sql::CLOCK_MICROS), "clock").await?;
         Ok(row.clock_micros)
     }
 
@@ -230,7 +228,8 @@ impl Server {
         );
         let uuid: Vec<UuidRow> = self.fetch(&query, "uuid").await?;
         let uuid = uuid.first().and_then(|row| Uuid::parse_str(&row.uuid).ok()).unwrap_or_default();
-        Ok(Source { server: self, quoted, name: table.to_owned(), columns, uuid })
+        let relation = sql::Relation { table: quoted, host: self.host.clone() };
+        Ok(Source { server: self, relation, name: table.to_owned(), columns, uuid })
     }
 }
 
@@ -259,7 +258,7 @@ impl Source<'_> {
 
     fn time_column(&self, name: &str, role: &str) -> Result<DayColumn> {
         let column = self.columns.iter().find(|column| column.name == name).ok_or_else(|| {
-            Error::new(Kind::Config, format!("{role} `{name}` is no column of source {}", self.quoted))
+            Error::new(Kind::Config, format!("{role} `{name}` is no column of source {}", self.relation.table))
                 .hint(format!("correct the {role} in the configuration; DESCRIBE TABLE lists the columns"))
         })?;
         let node = clickhouse_types::DataTypeNode::new(&column.source_type)
@@ -277,11 +276,8 @@ impl Source<'_> {
 
     /// Reads clock and bounds, and refuses null cursors: they are in no window (protocol.md P5).
     pub async fn facts(&self, cursor: &Cursor, low: Option<Tick>) -> Result<Facts> {
-        let query = sql::facts(&self.quoted, cursor, self.is_nullable(cursor), low);
+        let query = self.relation.facts(cursor, self.is_nullable(cursor), low);
         let row: FactsRow = self.server.fetch_one(&query, &self.what("facts")).await?;
-        if row.host != self.server.host {
-            return Err(other_server());
-        }
         if row.nulls > 0 {
             return Err(Error::refused(format!("cursor `{}` is null in {} rows", cursor.name, row.nulls))
                 .hint("no window ever holds them; choose a cursor without nulls, or delete or fill these rows"));
@@ -297,7 +293,7 @@ impl Source<'_> {
         by_day: Option<&DayColumn>,
         limit: usize,
     ) -> Result<Vec<Partition>> {
-        let query = sql::count(&self.quoted, cursor, window, by_day, limit);
+        let query = self.relation.count(cursor, window, by_day, limit);
         let rows: Vec<PartitionRow> = self.server.fetch(&query, &self.what("count")).await?;
         let partitions = rows.into_iter().map(|row| Partition { day: row.day, rows: row.rows });
         Ok(partitions.filter(|partition| partition.rows > 0).collect())
@@ -311,7 +307,7 @@ impl Source<'_> {
         day: &DayColumn,
         listed: &[Partition],
     ) -> Result<u64> {
-        let query = sql::complement(&self.quoted, cursor, window, day, listed);
+        let query = self.relation.complement(cursor, window, day, listed);
         let row: RowsRow = self.server.fetch_one(&query, &self.what("complement")).await?;
         Ok(row.rows)
     }
@@ -324,7 +320,7 @@ impl Source<'_> {
         part: Option<(&DayColumn, Option<i32>)>,
         compression: &Compression,
     ) -> Result<ParquetStream> {
-        let query = sql::select(&self.quoted, &self.columns, cursor, window, part, &self.server.host);
+        let query = self.relation.select(&self.columns, cursor, window, part);
         let id = self.server.query_id(&self.what("select"));
         tracing::debug!(query_id = id, query, "query");
         let mut request = self.server.client.query_raw(&query).with_setting("query_id", id);
@@ -373,6 +369,11 @@ fn classify(error: ClientError, columns: &[(String, String)]) -> Error {
         return Error::from_cause(kind, error);
     };
     let code = exception_code(message);
+    // CANNOT_CONVERT_TYPE, DECIMAL_OVERFLOW, ARGUMENT_OUT_OF_BOUND: their texts may quote the value.
+    if let Some(number @ (70 | 407 | 69)) = code {
+        return Error::refused(format!("a value does not fit the type of its column (ClickHouse exception {number})"))
+            .hint("convert the column in a view, or correct the rows");
+    }
     if code == Some(395) {
         if message.contains(sql::OTHER_SERVER) {
             return other_server();
@@ -398,8 +399,6 @@ fn classify(error: ClientError, columns: &[(String, String)]) -> Error {
         Some(47 | 16) => (Kind::Config, "check the columns that the configuration names"),
         // READONLY, SETTING_CONSTRAINT_VIOLATION, UNKNOWN_SETTING
         Some(164 | 452 | 115) => (Kind::Config, "give the user a profile that allows this setting"),
-        // CANNOT_CONVERT_TYPE, DECIMAL_OVERFLOW, ARGUMENT_OUT_OF_BOUND
-        Some(70 | 407 | 69) => (Kind::Refused, "a value does not fit its Iceberg type; convert the column in a view"),
         // UNKNOWN_FORMAT, UNKNOWN_FUNCTION, UNKNOWN_TYPE
         Some(73 | 46 | 50) => (Kind::Config, "the server is too old; ClickHouse 24.3 or newer is needed"),
         _ => (Kind::Unavailable, Kind::Unavailable.policy().hint),

@@ -2,7 +2,7 @@
 //!
 //! Rules that stand here: bounds are ticks, and every date function names UTC (protocol.md P1); window and raw columns stand in an
 //! inner query, casts outside, because ClickHouse resolves a name in WHERE to an alias of the SELECT (P2); each cast
-//! refers to its own column only, for the same reason.
+//! refers to its own column only, for the same reason; queries with aliases of their own rename the column first.
 
 use crate::cursor::{Cursor, CursorType, Tick};
 use crate::plan::{Partition, Window};
@@ -13,6 +13,9 @@ pub const REFUSED_VALUE: &str = "k2-offload-refused-column-";
 
 /// Text of our own in the error of a SELECT that reached another server than the pass began on (P4).
 pub const OTHER_SERVER: &str = "k2-offload-other-server";
+
+/// The server's clock, microseconds since 1970.
+pub const CLOCK_MICROS: &str = "toInt64(toUnixTimestamp64Micro(now64(6, 'UTC')))";
 
 /// A quoted identifier.
 pub fn identifier(name: &str) -> String {
@@ -38,75 +41,83 @@ pub struct DayColumn {
     pub nullable: bool,
 }
 
-/// Clock, newest row, rows from the future and null cursors of a source, in ticks; one row.
-pub fn facts(table: &str, cursor: &Cursor, nullable: bool, low: Option<Tick>) -> String {
-    let column = identifier(&cursor.name);
-    let now = tick_of_now(cursor.kind);
-    let nulls = if nullable { format!("countIf(isNull({column}))") } else { "toUInt64(0)".into() };
-    let tick = ticks(&column, cursor.kind);
-    let mut filter = low.map_or("1".to_owned(), |low| format!("{column} >= {}", literal(low, cursor.kind)));
-    if nullable {
-        filter = format!("({filter}) OR isNull({column})");
+/// A source as the queries name it.
+#[derive(Debug, Clone)]
+pub struct Relation {
+    /// The table, quoted, with its database.
+    pub table: String,
+    /// `hostName()` of the server that the pass began on.
+    pub host: String,
+}
+
+impl Relation {
+    /// Selects `columns` of the rows that `filter` leaves; throws on another server than the pass began on (P4).
+    fn rows(&self, columns: &str, filter: &str) -> String {
+        let here = format!("(SELECT throwIf(hostName() != {}, '{OTHER_SERVER}')) = 0", string(&self.host));
+        format!("SELECT {columns} FROM {} WHERE ({filter}) AND {here}", self.table)
     }
-    format!(
-        "SELECT hostName() AS host, toInt64(toUnixTimestamp64Micro(now64(6, 'UTC'))) AS clock_micros, \
-         maxOrNullIf(assumeNotNull({tick}), ifNull({tick} <= {now}, 0)) AS newest, \
-         toUInt64(countIf(ifNull({tick} > {now}, 0))) AS future, {nulls} AS nulls \
-         FROM (SELECT {column} FROM {table} WHERE {filter})"
-    )
-}
 
-/// Raw rows of a window for each UTC day of the partition column, or of the whole window; ascending, null first.
-pub fn count(table: &str, cursor: &Cursor, window: Window, by_day: Option<&DayColumn>, limit: usize) -> String {
-    let filter = within(cursor, window);
-    let Some(day) = by_day else {
-        return format!("SELECT CAST(NULL, 'Nullable(Int32)') AS day, count() AS rows FROM {table} WHERE {filter}");
-    };
-    format!(
-        "SELECT CAST({}, 'Nullable(Int32)') AS day, count() AS rows FROM (SELECT {} FROM {table} WHERE {filter}) \
-         GROUP BY day ORDER BY day ASC NULLS FIRST LIMIT {limit}",
-        day_of(&day.column),
-        identifier(&day.column.name),
-    )
-}
-
-/// Rows of a window outside of `listed`: there must be none when its last SELECT has ended (P6).
-pub fn complement(table: &str, cursor: &Cursor, window: Window, day: &DayColumn, listed: &[Partition]) -> String {
-    let days: Vec<String> = listed.iter().filter_map(|p| p.day).map(|day| day.to_string()).collect();
-    let others = if days.is_empty() { "1".to_owned() } else { format!("day NOT IN ({})", days.join(", ")) };
-    let null_is_listed = listed.iter().any(|p| p.day.is_none());
-    let null = if null_is_listed { "0" } else { "1" };
-    format!(
-        "SELECT count() AS rows FROM (SELECT CAST({}, 'Nullable(Int32)') AS day FROM (SELECT {} FROM {table} WHERE {})) \
-         WHERE if(isNull(day), {null}, ifNull({others}, 0))",
-        day_of(&day.column),
-        identifier(&day.column.name),
-        within(cursor, window),
-    )
-}
-
-/// The SELECT whose Parquet becomes a data file: one window, or one day of it.
-pub fn select(
-    table: &str,
-    columns: &[Column],
-    cursor: &Cursor,
-    window: Window,
-    part: Option<(&DayColumn, Option<i32>)>,
-    host: &str,
-) -> String {
-    let names: Vec<String> = columns.iter().map(|column| identifier(&column.name)).collect();
-    let casts: Vec<String> = columns.iter().enumerate().map(|(number, column)| project(column, number)).collect();
-    let mut filter = within(cursor, window);
-    if let Some((day, value)) = part {
-        filter = format!("{filter} AND {}", on_day(&day.column, value));
+    /// Clock, newest row, rows from the future and null cursors, in ticks; one row.
+    pub fn facts(&self, cursor: &Cursor, nullable: bool, low: Option<Tick>) -> String {
+        let column = identifier(&cursor.name);
+        let mut filter = low.map_or("1".to_owned(), |low| format!("{column} >= {}", literal(low, cursor.kind)));
+        if nullable {
+            filter = format!("{filter} OR isNull({column})");
+        }
+        let tick = ticks("k2_cursor", cursor.kind);
+        let now = tick_of_now(cursor.kind);
+        format!(
+            "SELECT {CLOCK_MICROS} AS clock_micros, \
+             maxOrNullIf(assumeNotNull({tick}), ifNull({tick} <= {now}, 0)) AS newest, \
+             toUInt64(countIf(ifNull({tick} > {now}, 0))) AS future, \
+             toUInt64(countIf(isNull(k2_cursor))) AS nulls \
+             FROM ({})",
+            self.rows(&format!("{column} AS k2_cursor"), &filter)
+        )
     }
-    format!(
-        "SELECT {} FROM (SELECT {} FROM {table} WHERE {filter}) \
-         WHERE (SELECT throwIf(hostName() != {}, '{OTHER_SERVER}')) = 0",
-        casts.join(", "),
-        names.join(", "),
-        string(host),
-    )
+
+    /// Raw rows of a window for each UTC day of the partition column, or of the whole window; ascending, null first.
+    pub fn count(&self, cursor: &Cursor, window: Window, by_day: Option<&DayColumn>, limit: usize) -> String {
+        let filter = within(cursor, window);
+        let Some(day) = by_day else {
+            let rows = self.rows(&identifier(&cursor.name), &filter);
+            return format!("SELECT CAST(NULL, 'Nullable(Int32)') AS day, count() AS rows FROM ({rows})");
+        };
+        format!(
+            "SELECT {} AS day, count() AS rows FROM ({}) GROUP BY day ORDER BY day ASC NULLS FIRST LIMIT {limit}",
+            day_of("k2_day", day.column.kind),
+            self.rows(&format!("{} AS k2_day", identifier(&day.column.name)), &filter)
+        )
+    }
+
+    /// Rows of a window outside of `listed`: there must be none when its last SELECT has ended (P6).
+    pub fn complement(&self, cursor: &Cursor, window: Window, day: &DayColumn, listed: &[Partition]) -> String {
+        let days: Vec<String> = listed.iter().filter_map(|p| p.day).map(|day| day.to_string()).collect();
+        let others = if days.is_empty() { "1".to_owned() } else { format!("day NOT IN ({})", days.join(", ")) };
+        let null = u8::from(!listed.iter().any(|p| p.day.is_none()));
+        format!(
+            "SELECT count() AS rows FROM (SELECT {} AS day FROM ({})) WHERE if(isNull(day), {null}, ifNull({others}, 0))",
+            day_of("k2_day", day.column.kind),
+            self.rows(&format!("{} AS k2_day", identifier(&day.column.name)), &within(cursor, window))
+        )
+    }
+
+    /// The SELECT whose Parquet becomes a data file: one window, or one day of it.
+    pub fn select(
+        &self,
+        columns: &[Column],
+        cursor: &Cursor,
+        window: Window,
+        part: Option<(&DayColumn, Option<i32>)>,
+    ) -> String {
+        let names: Vec<String> = columns.iter().map(|column| identifier(&column.name)).collect();
+        let casts: Vec<String> = columns.iter().enumerate().map(|(number, column)| project(column, number)).collect();
+        let mut filter = within(cursor, window);
+        if let Some((day, value)) = part {
+            filter = format!("{filter} AND {}", on_day(&day.column, value));
+        }
+        format!("SELECT {} FROM ({})", casts.join(", "), self.rows(&names.join(", "), &filter))
+    }
 }
 
 /// `column AS name`, cast and checked so that it fits its Iceberg type (see [`Projection`]).
@@ -152,10 +163,10 @@ fn on_day(column: &Cursor, day: Option<i32>) -> String {
 }
 
 /// Days since 1970-01-01 UTC of a time column, rounded down also before 1970.
-fn day_of(column: &Cursor) -> String {
-    let ticks = ticks(&identifier(&column.name), column.kind);
-    let per_day = column.kind.ticks_per_day();
-    format!("intDiv({ticks} - positiveModulo({ticks}, {per_day}), {per_day})")
+fn day_of(column: &str, kind: CursorType) -> String {
+    let ticks = ticks(column, kind);
+    let per_day = kind.ticks_per_day();
+    format!("CAST(intDiv({ticks} - positiveModulo({ticks}, {per_day}), {per_day}), 'Nullable(Int32)')")
 }
 
 /// A quoted time column as ticks.
@@ -190,6 +201,10 @@ mod tests {
 
     const MILLIS: CursorType = CursorType::DateTime64 { scale: 3 };
 
+    fn relation() -> Relation {
+        Relation { table: table("d", "t"), host: "h".into() }
+    }
+
     fn cursor(kind: CursorType) -> Cursor {
         Cursor { name: "t`s\\ '?".into(), kind }
     }
@@ -223,16 +238,38 @@ mod tests {
             Column::map("p", "Decimal(18, 8)").unwrap(),
         ];
         let ts = Cursor { name: "ts".into(), kind: MILLIS };
-        let sql = select("`d`.`t`", &columns, &ts, Window { low: None, high: 7 }, None, "h");
+        let sql = relation().select(&columns, &ts, Window { low: None, high: 7 }, None);
         assert_eq!(
             sql,
             "SELECT CAST(`ts`, 'DateTime64(6, \\'UTC\\')') AS `ts`, \
              if(throwIf(`n` > 9223372036854775807, 'k2-offload-refused-column-1'), 0, accurateCast(`n`, 'Nullable(Int64)')) AS `n`, \
              if(throwIf(NOT isValidUTF8(CAST(`s`, 'String')), 'k2-offload-refused-column-2'), '', CAST(`s`, 'String')) AS `s`, \
              reinterpretAsInt64(`p`) AS `p` \
-             FROM (SELECT `ts`, `n`, `s`, `p` FROM `d`.`t` WHERE `ts` < reinterpret(toInt64(7), 'DateTime64(3, \\'UTC\\')')) \
-             WHERE (SELECT throwIf(hostName() != 'h', 'k2-offload-other-server')) = 0"
+             FROM (SELECT `ts`, `n`, `s`, `p` FROM `d`.`t` WHERE (`ts` < reinterpret(toInt64(7), 'DateTime64(3, \\'UTC\\')')) \
+             AND (SELECT throwIf(hostName() != 'h', 'k2-offload-other-server')) = 0)"
         );
+    }
+
+    /// P2: every query filters on the raw column, whatever it is called.
+    #[test]
+    fn a_cursor_may_bear_the_name_of_an_alias() {
+        for name in ["day", "rows", "newest", "future", "nulls", "clock_micros"] {
+            let cursor = Cursor { name: name.into(), kind: CursorType::Date };
+            let day = DayColumn { column: cursor.clone(), nullable: false };
+            let window = Window { low: None, high: 7 };
+            let filter = format!("FROM `d`.`t` WHERE (`{name}` < toDate(toUInt16(7)))");
+            for sql in [
+                relation().count(&cursor, window, None, 9),
+                relation().count(&cursor, window, Some(&day), 9),
+                relation().complement(&cursor, window, &day, &[]),
+            ] {
+                assert!(sql.contains(&filter), "{sql}");
+                assert!(!sql.split_once(&filter).unwrap().0.split("FROM").last().unwrap().contains("count"), "{sql}");
+            }
+            assert!(
+                relation().facts(&cursor, false, None).contains(&format!("(SELECT `{name}` AS k2_cursor FROM `d`.`t`"))
+            );
+        }
     }
 
     #[test]
@@ -244,9 +281,9 @@ mod tests {
         );
         assert_eq!(on_day(&day.column, None), "isNull(`d`)");
         let listed = [Partition { day: None, rows: 1 }, Partition { day: Some(3), rows: 1 }];
-        let sql = complement("t", &day.column, Window { low: None, high: 7 }, &day, &listed);
+        let sql = relation().complement(&day.column, Window { low: None, high: 7 }, &day, &listed);
         assert!(sql.ends_with("WHERE if(isNull(day), 0, ifNull(day NOT IN (3), 0))"), "{sql}");
-        let sql = complement("t", &day.column, Window { low: None, high: 7 }, &day, &[]);
+        let sql = relation().complement(&day.column, Window { low: None, high: 7 }, &day, &[]);
         assert!(sql.ends_with("WHERE if(isNull(day), 1, ifNull(1, 0))"), "{sql}");
     }
 }
