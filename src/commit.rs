@@ -41,10 +41,8 @@ pub struct Commit<'a> {
     pub name: &'a TableName,
     /// Commit-id of the marker that the chunk was planned on, `None` for the first.
     pub planned_on: Option<Uuid>,
-    /// Schema that the files were written with.
-    pub schema_id: i32,
-    /// Partition spec that the files were written with.
-    pub partition_spec_id: i32,
+    /// The table that the chunk was planned on: its UUID, schema and partition spec still must be these.
+    pub planned_for: &'a TableMetadata,
     /// What the commit will say of itself.
     pub marker: &'a Marker,
     /// The files; none makes an empty snapshot.
@@ -114,9 +112,9 @@ async fn compare(catalog: &Catalog, file_io: &FileIO, commit: &Commit<'_>) -> Re
             format!("another pass has committed to `{}` since this chunk was planned", commit.name),
         ));
     }
-    let current = (target.metadata.current_schema_id(), target.metadata.default_partition_spec_id());
-    if current != (commit.schema_id, commit.partition_spec_id) {
-        let message = format!("schema or partitions of `{}` changed since this chunk was planned", commit.name);
+    let shape = |table: &TableMetadata| (table.uuid(), table.current_schema_id(), table.default_partition_spec_id());
+    if shape(&target.metadata) != shape(commit.planned_for) {
+        let message = format!("`{}` was made anew or altered since this chunk was planned", commit.name);
         return Err(Error::new(Kind::Conflict, message));
     }
     Ok(target)

@@ -71,6 +71,11 @@ impl CursorType {
         micros.div_euclid(self.micros())
     }
 
+    /// The first tick at or after an instant in microseconds since 1970.
+    pub const fn tick_from(self, micros: i64) -> Tick {
+        self.tick_at(micros.saturating_sub(1)).saturating_add(1)
+    }
+
     /// The instant of a tick in microseconds since 1970, `None` beyond the range of 64 bits.
     pub const fn micros_at(self, tick: Tick) -> Option<i64> {
         tick.checked_mul(self.micros())
@@ -173,6 +178,8 @@ mod tests {
                 let tick = kind.tick_at(micros);
                 prop_assert!(kind.micros_at(tick).unwrap() <= micros);
                 prop_assert!(kind.micros_at(tick + 1).unwrap() > micros);
+                let from = kind.tick_from(micros);
+                prop_assert!(kind.micros_at(from).unwrap() >= micros && kind.micros_at(from - 1).unwrap() < micros);
             }
         }
 

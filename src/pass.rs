@@ -163,15 +163,14 @@ impl Pass<'_> {
         route.check(marker.as_ref())?;
 
         let cursor = route.cursor();
-        let tick = |micros: i64| cursor.kind.tick_at(micros);
         let mut situation = Situation {
             cursor: cursor.kind,
             watermark: marker.as_ref().map(|marker| marker.watermark),
-            start_at: table.start_at.map(|start| tick(start.timestamp_micros())),
+            start_at: table.start_at.map(|start| cursor.kind.tick_from(start.timestamp_micros())),
             source_clock_micros: 0,
             settle_delay: table.settle_delay,
             newest: None,
-            until: self.options.until_micros.map(tick),
+            until: self.options.until_micros.map(|until| cursor.kind.tick_at(until)),
         };
         let facts = self.stop.or(route.source.facts(cursor, situation.low())).await?;
         warn_of_clock_skew(facts.clock_micros);
@@ -233,8 +232,7 @@ impl Pass<'_> {
         let commit = Commit {
             name: &route.table.target,
             planned_on: planned_on.map(|marker| marker.commit_id),
-            schema_id: route.target.metadata.current_schema_id(),
-            partition_spec_id: route.target.metadata.default_partition_spec_id(),
+            planned_for: &route.target.metadata,
             marker: &marker,
             files: &files.finished,
         };

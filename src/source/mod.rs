@@ -27,6 +27,9 @@ use crate::error::{Classify, Error, Kind, Result};
 use crate::plan::{Partition, Window};
 use crate::schema::Column;
 
+/// The oldest ClickHouse, major and minor, whose Parquet writer has all that is needed.
+const OLDEST: (u32, u32) = (24, 3);
+
 /// A server, as one pass uses it.
 pub struct Server {
     client: Client,
@@ -69,6 +72,7 @@ pub struct ParquetStream {
 #[derive(Row, Deserialize)]
 struct HostRow {
     host: String,
+    version: String,
 }
 
 #[derive(Row, Deserialize)]
@@ -139,8 +143,16 @@ impl Server {
     }
 
     async fn learn(&mut self, config: &ClickHouse) -> Result<()> {
-        let host: Vec<HostRow> = self.fetch("SELECT hostName() AS host", "hello").await?;
-        self.host = host.into_iter().next().map(|row| row.host).unwrap_or_default();
+        let row: HostRow = self.fetch_one("SELECT hostName() AS host, version() AS version", "hello").await?;
+        if is_too_old(&row.version) {
+            let (major, minor) = OLDEST;
+            return Err(Error::new(
+                Kind::Config,
+                format!("the server is ClickHouse {}, which is too old", row.version),
+            )
+            .hint(format!("ClickHouse {major}.{minor} or newer writes Parquet as Iceberg needs it")));
+        }
+        self.host = row.host;
         self.idle_timeout = config.idle_timeout;
         let names: Vec<String> = settings::names().map(sql::string).collect();
         let query = format!("SELECT name, value, readonly FROM system.settings WHERE name IN ({})", names.join(", "));
@@ -231,6 +243,12 @@ impl Server {
         let relation = sql::Relation { table: quoted, host: self.host.clone() };
         Ok(Source { server: self, relation, name: table.to_owned(), columns, uuid })
     }
+}
+
+/// A version that does not parse is given a try.
+fn is_too_old(version: &str) -> bool {
+    let mut parts = version.split('.').map(str::parse::<u32>);
+    matches!((parts.next(), parts.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) < OLDEST)
 }
 
 /// Spark, Hive and ClickHouse itself fold case: two such columns would be one there.
@@ -436,6 +454,12 @@ mod tests {
         assert_eq!(server_error("Code: 60. DB::Exception: Table does not exist").kind(), Kind::Config);
         assert_eq!(server_error("Code: 241. DB::Exception: memory limit").kind(), Kind::Unavailable);
         assert_eq!(server_error("502 Bad Gateway").kind(), Kind::Unavailable);
+    }
+
+    #[test]
+    fn old_servers_are_known_by_their_version() {
+        assert!(is_too_old("18.16.1") && is_too_old("24.2.9.1"));
+        assert!(!is_too_old("24.3.1.1") && !is_too_old("26.7.2.1") && !is_too_old("head"));
     }
 
     #[test]
