@@ -66,6 +66,7 @@ pub struct Facts {
 pub struct ParquetStream {
     cursor: BytesCursor,
     idle_timeout: Duration,
+    table: String,
     columns: Vec<(String, String)>,
 }
 
@@ -228,7 +229,11 @@ impl Server {
     /// Opens a table of `database`: its columns, mapped, and its UUID.
     pub async fn open(&self, database: &str, table: &str) -> Result<Source<'_>> {
         let quoted = sql::table(database, table);
-        let rows = self.describe(&quoted).await?;
+        self.open_quoted(database, table, &quoted).await.map_err(|e| e.context(format!("open source {quoted}")))
+    }
+
+    async fn open_quoted(&self, database: &str, table: &str, quoted: &str) -> Result<Source<'_>> {
+        let rows = self.describe(quoted).await?;
         // ALIAS and EPHEMERAL columns are not stored; MATERIALIZED ones are, and may hold what nothing else does.
         let stored = rows.into_iter().filter(|row| !matches!(row.default_type.as_str(), "ALIAS" | "EPHEMERAL"));
         let columns: Vec<Column> = stored.map(|row| Column::map(&row.name, &row.r#type)).collect::<Result<_>>()?;
@@ -240,7 +245,7 @@ impl Server {
         );
         let uuid: Vec<UuidRow> = self.fetch(&query, "uuid").await?;
         let uuid = uuid.first().and_then(|row| Uuid::parse_str(&row.uuid).ok()).unwrap_or_default();
-        let relation = sql::Relation { table: quoted, host: self.host.clone() };
+        let relation = sql::Relation { table: quoted.to_owned(), host: self.host.clone() };
         Ok(Source { server: self, relation, name: table.to_owned(), columns, uuid })
     }
 }
@@ -348,6 +353,7 @@ impl Source<'_> {
         Ok(ParquetStream {
             cursor: request.fetch_bytes("Parquet").map_err(|e| classify(e, &[]))?,
             idle_timeout: self.server.idle_timeout,
+            table: self.relation.table.clone(),
             columns: self.columns.iter().map(|c| (c.name.clone(), c.source_type.clone())).collect(),
         })
     }
@@ -361,7 +367,7 @@ impl ParquetStream {
     /// The next bytes, `None` at the end of a complete answer.
     pub async fn next(&mut self) -> Result<Option<Bytes>> {
         match timeout(self.idle_timeout, self.cursor.next()).await {
-            Ok(bytes) => bytes.map_err(|e| classify(e, &self.columns)),
+            Ok(bytes) => bytes.map_err(|e| classify(e, &self.columns).context(format!("read {}", self.table))),
             Err(_) => Err(stalled(self.idle_timeout)),
         }
     }

@@ -51,8 +51,11 @@ const PINNED: &[(&str, &str, Importance)] = {
         ("partial_result_on_first_cancel", "0", Result),
         ("prefer_column_name_to_alias", "0", Result),
         ("prefer_localhost_replica", "1", Cost),
+        ("print_pretty_type_names", "0", Cost),
         ("read_overflow_mode", "throw", Result),
         ("read_overflow_mode_leaf", "throw", Result),
+        // Without it the server does not cancel a query whose client has gone.
+        ("readonly", "2", Cost),
         ("result_overflow_mode", "throw", Result),
         ("set_overflow_mode", "throw", Result),
         ("skip_unavailable_shards", "0", Result),

@@ -185,13 +185,26 @@ fn partition_spec(day: Option<&str>, schema: &Schema) -> Result<UnboundPartition
     }
     let field = UnboundPartitionField::builder()
         .source_id(field.id)
-        .name(format!("{column}_day"))
+        .name(partition_name(&format!("{column}_day"), schema))
         .transform(Transform::Day)
         .build();
     UnboundPartitionSpec::builder()
         .add_partition_fields([field])
         .map(|builder| builder.build())
         .map_err(|e| classify(e, "plan the partitions".to_owned()))
+}
+
+/// A name for a partition field: `wanted`, but letters, digits and underscores only, as Avro has it in manifests (DuckDB dies on others), and
+/// not the name of a column.
+fn partition_name(wanted: &str, schema: &Schema) -> String {
+    let mut name: String = wanted.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+    if !name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') {
+        name.insert(0, '_');
+    }
+    while schema.field_by_name(&name).is_some() {
+        name.push('_');
+    }
+    name
 }
 
 /// Iceberg's name of a codec.
@@ -218,4 +231,18 @@ fn has_io_cause(error: &iceberg::Error) -> bool {
         cause = current.source();
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn partition_fields_have_names_that_every_reader_takes() {
+        let columns = ["ts", "ts_day", "1 a`"].map(|name| Column::map(name, "Date").unwrap());
+        let schema = iceberg_schema(&columns).unwrap();
+        assert_eq!(partition_name("exchange_day", &schema), "exchange_day");
+        assert_eq!(partition_name("ts_day", &schema), "ts_day_");
+        assert_eq!(partition_name("1 a`_day", &schema), "_1_a__day");
+    }
 }

@@ -1,0 +1,231 @@
+//! What a person sees: exit codes and messages of bad calls, bad configurations and unfit sources.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+
+use std::fs;
+
+use serde_json::json;
+use support::{Case, TRADES, bare_command, finish, only_table};
+
+const COMMANDS: [&[&str]; 3] = [&["init-tables"], &["run"], &["watermark", "show"]];
+
+/// One table with the given keys in place of, or beside, those of a good one.
+fn table(source: &str, cursor: &str) -> String {
+    format!("[[table]]\nsource = '{source}'\ntarget = 'cold.{source}'\ncursor = '{cursor}'\n")
+}
+
+#[test]
+fn help_and_version_are_results() {
+    for arguments in
+        [&["--help"][..], &["run", "--help"], &["init-tables", "-h"], &["watermark", "show", "--help"], &["--version"]]
+    {
+        let output = finish(bare_command().args(arguments)).expect(0);
+        assert!(output.stdout.contains("k2-offload") && output.stderr.is_empty(), "{}", output.all());
+    }
+    finish(bare_command().arg("--help")).says(&["init-tables", "run", "watermark", "Exit codes", "143"]);
+}
+
+#[test]
+fn bad_calls_are_usage_errors() {
+    for arguments in [
+        &[][..],
+        &["fly"],
+        &["run", "--until", "tomorrow"],
+        &["watermark", "show", "--max-lag", "soon"],
+        &["run", "--nope"],
+    ] {
+        let output = finish(bare_command().args(arguments)).expect(2);
+        assert!(output.stdout.is_empty() && !output.stderr.is_empty(), "{}", output.all());
+    }
+    finish(bare_command().args(["run", "--until", "tomorrow"])).says(&["tomorrow", "RFC 3339"]);
+}
+
+#[test]
+fn a_missing_configuration_is_told() {
+    let empty = tempfile::tempdir().unwrap();
+    if !std::path::Path::new("/etc/k2-offload/offload.toml").exists() {
+        finish(bare_command().arg("run").current_dir(&empty)).expect(2).says(&["offload.toml", "hint: "]);
+    }
+    finish(bare_command().args(["-c", "nowhere.toml", "run"]).current_dir(&empty))
+        .expect(2)
+        .says(&["nowhere.toml", "hint: "]);
+}
+
+#[test]
+fn the_configuration_is_found_by_option_variable_or_folder() {
+    let case = Case::with_trades("found");
+    let file = case.path("offload.toml");
+    let elsewhere = tempfile::tempdir().unwrap();
+    finish(bare_command().arg("run").env("K2_OFFLOAD_CONFIG", &file).current_dir(&elsewhere)).expect(0);
+    finish(bare_command().arg("run").current_dir(case.folder())).expect(0);
+    finish(bare_command().arg("-c").arg(&file).arg("run").env("K2_OFFLOAD_CONFIG", "/nowhere").current_dir(&elsewhere))
+        .expect(0);
+    assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 0, "paths are relative to the file");
+}
+
+#[test]
+fn a_misspelt_key_is_named() {
+    let case = Case::new("misspelt");
+    for (config, key) in [
+        (format!("{TRADES}settle_delya = '5m'\n"), "settle_delya"),
+        (format!("{TRADES}[defaults]\nsettle = '5m'\nsettle_delay = '1m'\n"), "settle"),
+        (format!("{TRADES}[clickhous]\nurl = 'x'\n"), "clickhous"),
+    ] {
+        fs::write(case.path("offload.toml"), config).unwrap();
+        for command in COMMANDS {
+            let output = case.run(command).expect(2).says(&[key, "offload.toml", "hint: "]);
+            assert!(output.stderr.contains("k2-offload: ") && output.stdout.is_empty(), "{}", output.all());
+        }
+    }
+}
+
+#[test]
+fn all_problems_of_a_configuration_are_told_at_once() {
+    let case = Case::new("problems");
+    let twin = TRADES.replace("'trades'", "'other'");
+    case.config_file(
+        "offload.toml",
+        "password_env = 'NO_SUCH_VARIABLE'",
+        "",
+        &format!("{TRADES}settle_delay = 'soon'\n{twin}"),
+    );
+    case.run(&["run"]).expect(2).says(&["NO_SUCH_VARIABLE", "`soon`", "`cold.trades`", "`trades`"]);
+    case.config_file(
+        "offload.toml",
+        "password_file = 'secret'",
+        "[state]\npath = 's.db'\n[catalog]\ntype = 'glue'\nuri = 'x'",
+        TRADES,
+    );
+    case.run(&["run"]).expect(2).says(&["password_file", "`glue`", "catalog.uri"]);
+    case.config_file("offload.toml", "settings = { final = 1, max_rows_to_read = 5 }", "", TRADES);
+    case.run(&["run"]).expect(2).says(&["settings.final", "settings.max_rows_to_read"]);
+}
+
+#[test]
+fn tables_and_layers_that_are_not_configured_are_told() {
+    let case = Case::with_trades("unknown");
+    for command in COMMANDS {
+        let arguments = [command, &["--table", "cold.tardes"]].concat();
+        case.run(&arguments).expect(2).says(&["cold.tardes", "cold.trades", "hint: "]);
+    }
+    case.run(&["run", "--layer", "gold"]).expect(2).says(&["gold"]);
+    case.config(&format!("{TRADES}{}", TRADES.replace("cold.trades", "cold.again")));
+    case.run(&["run", "--table", "trades"]).expect(2).says(&["trades", "target"]);
+    case.run(&["watermark", "show", "--table", "cold.trades"]).expect(0);
+}
+
+#[test]
+fn a_server_that_is_down_may_be_up_at_the_next_pass() {
+    let case = Case::with_trades("down");
+    let config = fs::read_to_string(case.path("offload.toml")).unwrap();
+    fs::write(case.path("offload.toml"), config.replace(&case.url, "http://127.0.0.1:1")).unwrap();
+    let output = case.run(&["--format", "json", "run"]).expect(1).says(&["127.0.0.1:1"]);
+    let table = only_table(&output.json());
+    assert_eq!((&table["status"], &table["error"]["kind"]), (&json!("failed"), &json!("unavailable")));
+    case.run(&["init-tables"]).expect(1);
+    let shown = case.run(&["--format", "json", "watermark", "show"]);
+    assert_eq!(only_table(&shown.json())["failure_count"], 1);
+
+    fs::write(case.path("offload.toml"), config).unwrap();
+    case.trades("trades", "2024-03-10", 10);
+    assert_eq!(case.pass_one()["rows_written"], 10);
+    assert_eq!(only_table(&case.run(&["--format", "json", "watermark", "show"]).json())["failure_count"], 0);
+}
+
+#[test]
+fn sources_that_do_not_exist_are_errors_of_the_configuration() {
+    let case = Case::with_trades("absent");
+    let good = fs::read_to_string(case.path("offload.toml")).unwrap();
+    for (from, to, names) in [
+        (case.database.as_str(), "no_such_database", "no_such_database"),
+        ("source = 'trades'", "source = 'tardes'", "tardes"),
+        ("cursor = 'exchange_timestamp'", "cursor = 'exchange_time'", "exchange_time"),
+        ("cursor = 'exchange_timestamp'", "cursor = 'symbol'", "not time"),
+        ("cursor = 'exchange_timestamp'", "cursor = 'sequence_number'", "UInt64"),
+    ] {
+        fs::write(case.path("offload.toml"), good.replace(from, to)).unwrap();
+        for command in ["run", "init-tables"] {
+            case.run(&[command]).expect(2).says(&[names]);
+        }
+    }
+    assert!(case.target("trades").snapshots().is_empty());
+}
+
+#[test]
+fn column_types_that_do_not_fit_are_refused_by_name() {
+    let case = Case::new("unfit");
+    let kinds = [
+        "Int128",
+        "UInt256",
+        "Decimal(76, 2)",
+        "DateTime64(9)",
+        "Array(String)",
+        "Map(String, String)",
+        "IPv4",
+        "FixedString(4)",
+        "Tuple(a Int8)",
+        "AggregateFunction(sum, UInt64)",
+    ];
+    for kind in kinds {
+        case.sql(&format!(
+            "CREATE OR REPLACE TABLE unfit (ts DateTime64(3), odd_one {kind}) ENGINE = MergeTree ORDER BY ts"
+        ));
+        case.config(&table("unfit", "ts"));
+        let output = case.run(&["--format", "json", "init-tables"]).expect(3).says(&["odd_one", kind]);
+        let failed = only_table(&output.json());
+        assert_eq!((&failed["status"], &failed["error"]["kind"]), (&json!("failed"), &json!("refused")));
+    }
+    case.sql("CREATE OR REPLACE TABLE unfit (ts DateTime64(3), price Int8, Price Int8) ENGINE = MergeTree ORDER BY ts");
+    case.run(&["init-tables"]).expect(3).says(&["price", "Price", "case"]);
+    assert!(!case.path("warehouse").exists());
+}
+
+#[test]
+fn the_lag_is_an_alarm_only_where_it_is_asked_for() {
+    let case = Case::with_trades("lag");
+    case.trades("trades", "2024-03-10", 10);
+    case.run(&["run", "--until", "2024-03-10T00:00:00.001Z"]).expect(0);
+    case.run(&["watermark", "show"]).expect(0).says(&["cold.trades", "2024-03-10T00:00:00.001Z"]);
+    case.run(&["watermark", "show", "--max-lag", "1h"]).expect(3).says(&["cold.trades"]);
+    case.pass();
+    case.run(&["watermark", "show", "--max-lag", "1h"]).expect(0);
+}
+
+#[test]
+fn results_go_to_stdout_and_logs_to_stderr() {
+    let case = Case::with_trades("streams");
+    case.trades("trades", "2024-03-10", 10);
+    let run = case.run(&["run"]).expect(0);
+    assert_eq!(run.stdout.lines().count(), 1, "{}", run.all());
+    assert!(run.stdout.contains("trades -> cold.trades") && run.stdout.contains("10 rows"), "{}", run.all());
+    assert!(run.stderr.contains(" INFO ") && !run.stderr.contains('\x1b'), "{}", run.all());
+    assert_eq!(case.run(&["-q", "run"]).expect(0).stderr, "");
+    let logs = case.run(&["--log-format", "json", "-v", "run"]).expect(0).stderr;
+    assert!(!logs.is_empty());
+    for line in logs.lines() {
+        serde_json::from_str::<serde_json::Value>(line).unwrap_or_else(|e| panic!("{e}: {line}"));
+    }
+    case.run(&["--format", "json", "-vv", "run"]).expect(0).json();
+}
+
+#[test]
+fn the_shipped_configuration_is_understood() {
+    let shipped = support::server::repository().join("offload.toml");
+    let case = Case::new("shipped");
+    let text = fs::read_to_string(shipped).unwrap();
+    let text = text.replace("#= url = \"http://127.0.0.1:8123\"", &format!("url = \"{}\"", case.url));
+    fs::write(
+        case.path("offload.toml"),
+        text.replace("#= database = \"default\"", &format!("database = \"{}\"", case.database)),
+    )
+    .unwrap();
+    for table in ["bronze_trades_binance", "bronze_trades_kraken", "bronze_trades_coinbase"] {
+        case.bronze(table);
+        case.trades(table, "2024-03-10", 100);
+    }
+    case.init_tables();
+    let document = case.pass();
+    assert_eq!(document["tables"].as_array().unwrap().len(), 3);
+    case.target("bronze_trades_kraken").holds_all("bronze_trades_kraken");
+}

@@ -1,0 +1,183 @@
+//! Two passes over one target: on two hosts that share nothing but the catalog, and on one host.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+
+use serde_json::{Value, json};
+use support::{Case, HASH_OF_BRONZE, Output, TRADES, only_table};
+
+const ROUNDS: u64 = 20;
+const JSON_RUN: [&str; 3] = ["--format", "json", "run"];
+
+/// A second host: the same catalog and warehouse, a state file of its own.
+fn second_host(case: &Case) {
+    case.config_file("second.toml", "", "[state]\npath = 'second.db'", TRADES);
+}
+
+/// What a pass did of `offloaded`, `nothing` and `conflict`.
+fn result(output: &Output) -> (String, Value) {
+    assert!(matches!(output.code, Some(0 | 1)), "{}", output.all());
+    let table = only_table(&output.json());
+    let result = match table["error"]["kind"].as_str() {
+        None => table["status"].as_str().unwrap().to_owned(),
+        Some(kind) => kind.to_owned(),
+    };
+    (result, table)
+}
+
+#[test]
+fn of_two_passes_that_commit_at_once_exactly_one_offloads() {
+    let case = Case::with_trades("released");
+    second_host(&case);
+    let target = case.target("trades");
+    for round in 1..=ROUNDS {
+        case.trades("trades", &format!("2024-03-{:02} 23:59:00", round + 1), 500);
+        let gate = case.gate(&format!("gate_{round}"));
+        let failpoints = format!("guard=skip;written={}", gate.pause());
+        let mut passes = ["offload.toml", "second.toml"].map(|config| case.spawn(config, &failpoints, &JSON_RUN));
+        for pass in &mut passes {
+            gate.wait_for(pass);
+        }
+        gate.open();
+        let outputs = passes.map(support::Running::wait);
+        let mut results = outputs.iter().map(|output| result(output).0).collect::<Vec<_>>();
+        results.sort();
+        let good = results == ["nothing", "offloaded"] || results == ["conflict", "offloaded"];
+        assert!(good, "round {round}: {results:?}\n{}\n{}", outputs[0].all(), outputs[1].all());
+        assert_eq!(target.icebergs(HASH_OF_BRONZE), case.sql(&format!("{HASH_OF_BRONZE} trades")), "round {round}");
+        assert_eq!(case.pass_one()["status"], "nothing", "round {round}");
+    }
+    target.holds_for_all_readers("trades");
+    target.has_no_other_files();
+    assert_eq!(target.snapshots().len() as u64, ROUNDS);
+    // icebergLocal without a catalog trusts the folder: the loser's metadata must be gone too.
+    let metadata = support::files_below(&target.folder().join("metadata"));
+    let versions = metadata.iter().filter(|file| file.extension().is_some_and(|e| e == "json")).count();
+    assert_eq!(versions as u64, ROUNDS + 1, "{metadata:#?}");
+}
+
+#[test]
+fn a_pass_that_comes_late_to_its_commit_adds_nothing_twice() {
+    let case = Case::with_trades("late");
+    second_host(&case);
+    let target = case.target("trades");
+    for (round, point) in ["counted", "written"].iter().enumerate() {
+        case.trades("trades", &format!("2024-03-{} 23:59:00", 10 + round), 500);
+        let gate = case.gate(point);
+        let mut late = case.spawn("offload.toml", &format!("guard=skip;{point}={}", gate.pause()), &JSON_RUN);
+        gate.wait_for(&mut late);
+        let mut other = case.command_with("second.toml", &JSON_RUN);
+        let first = support::finish(other.env("K2_OFFLOAD_FAILPOINTS", "guard=skip"));
+        assert_eq!(only_table(&first.expect(0).json())["rows_written"], 500);
+        // More than the late pass has planned for.
+        case.trades("trades", &format!("2024-03-{} 12:00:00", 11 + round), 100);
+        gate.open();
+        let (result, table) = result(&late.wait());
+        assert!(result == "conflict" || table["rows_written"] == 100, "{point}: {table:#}");
+        case.pass();
+        target.holds_all("trades");
+        target.has_no_other_files();
+    }
+}
+
+#[test]
+fn a_foreign_commit_in_between_does_not_stop_a_pass() {
+    let case = Case::with_trades("between");
+    case.trades("trades", "2024-03-10 00:00:00", 100);
+    let gate = case.gate("gate");
+    let mut pass = case.spawn("offload.toml", &format!("written={}", gate.pause()), &JSON_RUN);
+    gate.wait_for(&mut pass);
+    let target = case.target("trades");
+    // Into a table without a commit of ours, foreign rows are refused; so they come as a table property and as rows deleted again.
+    target.ask("set_properties", json!({"properties": {"owner": "somebody else"}}));
+    gate.open();
+    assert_eq!(only_table(&pass.wait().expect(0).json())["rows_written"], 100);
+
+    case.trades("trades", "2024-03-11 00:00:00", 100);
+    let gate = case.gate("second_gate");
+    let mut pass = case.spawn("offload.toml", &format!("written={}", gate.pause()), &JSON_RUN);
+    gate.wait_for(&mut pass);
+    target.ask("append", json!({"rows": 3, "micros": 0}));
+    gate.open();
+    assert_eq!(only_table(&pass.wait().expect(0).json())["rows_written"], 100);
+    target.holds_with_foreign_rows("trades", 3);
+    assert_eq!(target.ask("properties", json!({}))["owner"], "somebody else");
+    assert_eq!(case.pass_one()["status"], "nothing");
+}
+
+#[test]
+fn a_table_that_was_made_anew_in_between_gets_its_rows_once() {
+    let case = Case::with_trades("anew");
+    case.trades("trades", "2024-03-10 00:00:00", 100);
+    let gate = case.gate("gate");
+    let mut pass = case.spawn("offload.toml", &format!("written={}", gate.pause()), &JSON_RUN);
+    gate.wait_for(&mut pass);
+    let target = case.target("trades");
+    target.ask("drop", json!({}));
+    case.init_tables();
+    gate.open();
+    let (result, table) = result(&pass.wait());
+    assert!(result == "conflict" || table["rows_written"] == 100, "{table:#}");
+    case.pass();
+    target.holds_all("trades");
+    target.has_no_other_files();
+}
+
+#[test]
+fn a_second_pass_on_this_host_is_skipped_and_says_who_holds_the_table() {
+    let case = Case::with_trades("guarded");
+    second_host(&case);
+    case.trades("trades", "2024-03-10 00:00:00", 100);
+    let gate = case.gate("gate");
+    let mut first = case.spawn("offload.toml", &format!("counted={}", gate.pause()), &JSON_RUN);
+    gate.wait_for(&mut first);
+    for config in ["offload.toml", "second.toml"] {
+        let second = case.run_with(config, &JSON_RUN).expect(4).says(&[&first.pid().to_string()]);
+        let table = only_table(&second.json());
+        assert_eq!((&table["status"], &table["rows_written"]), (&json!("skipped"), &json!(0)));
+    }
+    case.run(&["watermark", "show"]).expect(0);
+    case.run(&["run", "--dry-run"]).expect(0);
+    gate.open();
+    assert_eq!(only_table(&first.wait().expect(0).json())["rows_written"], 100);
+    assert_eq!(case.pass_one()["status"], "nothing");
+}
+
+#[test]
+fn a_table_that_is_held_does_not_hold_back_the_others() {
+    let case = Case::new("held");
+    let mut config = String::new();
+    for table in ["one", "two"] {
+        case.bronze(table);
+        case.trades(table, "2024-03-10 00:00:00", 20);
+        config += &format!("[[table]]\nsource = '{table}'\ntarget = 'cold.{table}'\ncursor = 'exchange_timestamp'\n");
+    }
+    case.config(&config);
+    case.init_tables();
+    let gate = case.gate("gate");
+    let mut first = case.spawn(
+        "offload.toml",
+        &format!("counted={}", gate.pause()),
+        &["--format", "json", "run", "--table", "one"],
+    );
+    gate.wait_for(&mut first);
+    let document = case.run(&JSON_RUN).expect(4).json();
+    assert_eq!(support::table_of(&document, "cold.one")["status"], "skipped");
+    assert_eq!(support::table_of(&document, "cold.two")["status"], "offloaded");
+    gate.open();
+    first.wait().expect(0);
+    case.target("one").holds_all("one");
+    case.target("two").holds_all("two");
+}
+
+#[test]
+fn the_lock_of_a_killed_pass_is_free() {
+    let case = Case::with_trades("freed");
+    case.trades("trades", "2024-03-10 00:00:00", 20);
+    let gate = case.gate("gate");
+    let mut pass = case.spawn("offload.toml", &format!("written={}", gate.pause()), &JSON_RUN);
+    gate.wait_for(&mut pass);
+    pass.signal("KILL");
+    pass.wait();
+    assert_eq!(case.pass_one()["rows_written"], 20);
+}

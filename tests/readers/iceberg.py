@@ -1,0 +1,330 @@
+"""Looks at an Iceberg table with readers and writers that are not ours, and prints what it saw as JSON.
+
+    python iceberg.py COMMAND '{"catalog": "/path/catalog.db", "namespace": "cold", "table": "trades", ...}'
+
+Each command is the function of its name below; the JSON object holds its arguments. `compare` is the oracle of the tests: it
+reads the source over HTTP, the target with one of three readers, and compares the rows as multisets of canonical text.
+"""
+
+import decimal
+import glob
+import json
+import os
+import re
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+from collections import Counter
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+SHOWN_DIFFERENCES = 5
+
+
+# --- the oracle
+
+
+def compare(source, readers, where="1", **table):
+    """For each reader, whether the target holds exactly the rows of the source, each as often as there."""
+    want = canonical_rows(read_clickhouse(source["url"], f"{quoted(source['database'])}.{quoted(source['table'])}", where))
+    return [difference(reader, canonical_rows(READERS[reader](source["url"], **table)), want) for reader in readers]
+
+
+def difference(reader, have, want):
+    if have.equals(want):
+        return {"reader": reader, "equal": True, "source": len(want), "target": len(have)}
+    have_counts, want_counts = Counter(have.to_pylist()), Counter(want.to_pylist())
+    return {
+        "reader": reader,
+        "equal": False,
+        "source": len(want),
+        "target": len(have),
+        "missing_rows": sum((want_counts - have_counts).values()),
+        "extra_rows": sum((have_counts - want_counts).values()),
+        "missing": shown(want_counts - have_counts),
+        "extra": shown(have_counts - want_counts),
+    }
+
+
+def shown(counts):
+    return [[count, row] for row, count in counts.most_common(SHOWN_DIFFERENCES)]
+
+
+def canonical_rows(table):
+    """Each row as one text: column names in front, so that swapped columns differ; sorted."""
+    columns = [canonical(name, table.column(name)) for name in sorted(table.column_names)]
+    rows = pc.binary_join_element_wise(*columns, pa.scalar("\x1f", pa.large_string()))
+    return rows.combine_chunks().sort() if isinstance(rows, pa.ChunkedArray) else rows.sort()
+
+
+def canonical(name, column):
+    text = pc.cast(plain(column), pa.large_string())
+    value = pc.binary_join_element_wise(pa.scalar(name, pa.large_string()), text, pa.scalar("=", pa.large_string()))
+    return pc.fill_null(value, pa.scalar(name + " is null", pa.large_string()))
+
+
+def plain(column):
+    """Values in a type whose text is the same whoever read them: ticks for times, bits for floats."""
+    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(column, pa.ChunkedArray):
+        column = pa.concat_arrays(column.chunks)
+    kind = column.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return plain(column.storage)
+    if pa.types.is_dictionary(kind):
+        return plain(column.dictionary_decode())
+    if pa.types.is_timestamp(kind):
+        return pc.cast(column, pa.timestamp("us", kind.tz)).view(pa.int64())
+    if pa.types.is_date32(kind):
+        return column.view(pa.int32())
+    if pa.types.is_float32(kind):
+        return column.view(pa.int32())
+    if pa.types.is_float64(kind):
+        return column.view(pa.int64())
+    if pa.types.is_decimal(kind):
+        return pc.cast(column, pa.decimal128(38, kind.scale))
+    if pa.types.is_fixed_size_binary(kind):
+        return pa.array([None if v is None else str(uuid.UUID(bytes=v)) for v in column.to_pylist()], pa.string())
+    return column
+
+
+# --- readers
+
+
+def read_pyiceberg(url, catalog, namespace, table):
+    return load(catalog, namespace, table).scan().to_arrow()
+
+
+def read_duckdb(url, catalog, namespace, table):
+    return duckdb_scan(catalog, namespace, table, "*").to_arrow_table()
+
+
+def duckdb_scan(catalog, namespace, table, what):
+    import duckdb
+
+    metadata = local_path(load(catalog, namespace, table).metadata_location)
+    connection = duckdb.connect()
+    # iceberg loads avro by itself, but would look for it on the network.
+    for extension in ("avro", "iceberg"):
+        connection.execute(f"LOAD '{duckdb_extension(extension)}'")
+    return connection.execute(f"SELECT {what} FROM iceberg_scan(?)", [metadata])
+
+
+def duckdb_extension(name):
+    for folder in sys.path:
+        found = glob.glob(os.path.join(folder, f"duckdb_extension_{name}", "extensions", "*", f"{name}.duckdb_extension"))
+        if found:
+            return found[0]
+    raise LookupError(f"no DuckDB extension {name} in {sys.path}")
+
+
+def read_clickhouse_iceberg(url, catalog, namespace, table):
+    loaded = load(catalog, namespace, table)
+    folder = local_path(loaded.location())
+    # Left to itself, icebergLocal takes the newest metadata file of the folder, also one that no commit made current.
+    metadata = os.path.relpath(local_path(loaded.metadata_location), folder)
+    settings = f"SETTINGS iceberg_metadata_file_path = {text_literal(metadata)}"
+    return read_clickhouse(url, f"icebergLocal({text_literal(folder)}, {settings})", "1")
+
+
+READERS = {"pyiceberg": read_pyiceberg, "duckdb": read_duckdb, "clickhouse": read_clickhouse_iceberg}
+
+
+def read_clickhouse(url, source, where):
+    described = json.loads(post(url, f"DESCRIBE TABLE {source} FORMAT JSON"))["data"]
+    columns = [(column["name"], column["type"]) for column in described]
+    inner = ", ".join(f"{quoted(name)} AS c{number}" for number, (name, _) in enumerate(columns))
+    outer = ", ".join(canonical_sql(f"c{number}", kind) for number, (_, kind) in enumerate(columns))
+    query = f"SELECT {outer} FROM (SELECT {inner} FROM {source} WHERE {where}) FORMAT ArrowStream"
+    table = pa.ipc.open_stream(post(url, query)).read_all()
+    return table.rename_columns([name for name, _ in columns])
+
+
+def canonical_sql(column, kind):
+    """What Arrow cannot say, or says differently from reader to reader, becomes a number or text on the server."""
+    base = re.sub(r"^(LowCardinality|Nullable)\((.*)\)$", r"\2", kind)
+    base = re.sub(r"^Nullable\((.*)\)$", r"\1", base)
+    if base.startswith("DateTime"):
+        return f"toUnixTimestamp64Micro(toDateTime64({column}, 6, 'UTC'))"
+    if base in ("Date", "Date32"):
+        return f"toInt32({column})"
+    if base.startswith("Enum") or base == "UUID" or kind.startswith("LowCardinality"):
+        return f"CAST({column}, 'Nullable(String)')"
+    return column
+
+
+def post(url, query):
+    # A server in a zone of its own must not change what the oracle sees.
+    settings = {
+        "wait_end_of_query": 1,
+        "session_timezone": "UTC",
+        "output_format_arrow_string_as_string": 1,
+        "output_format_arrow_compression_method": "none",
+    }
+    try:
+        with urllib.request.urlopen(f"{url}/?{urllib.parse.urlencode(settings)}", query.encode()) as answer:
+            return answer.read()
+    except urllib.error.HTTPError as error:
+        sys.exit(f"{error.read().decode(errors='replace')}\nquery: {query}")
+
+
+def quoted(name):
+    return "`" + name.replace("\\", "\\\\").replace("`", "\\`") + "`"
+
+
+def text_literal(text):
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+# --- looking
+
+
+def count(catalog, namespace, table):
+    return len(load(catalog, namespace, table).scan().to_arrow())
+
+
+def count_duckdb(catalog, namespace, table):
+    return duckdb_scan(catalog, namespace, table, "count(*)").fetchone()[0]
+
+
+def count_where(catalog, namespace, table, filter):
+    return len(load(catalog, namespace, table).scan(row_filter=filter).to_arrow())
+
+
+def plan_files(catalog, namespace, table, filters):
+    """For each filter the number of files that a scan would open."""
+    loaded = load(catalog, namespace, table)
+    return [len(list(loaded.scan(row_filter=each).plan_files())) for each in filters]
+
+
+def data_files(catalog, namespace, table):
+    """Paths of the files of the current snapshot, with partition and record count."""
+    tasks = load(catalog, namespace, table).scan().plan_files()
+    files = [
+        {"path": local_path(t.file.file_path), "rows": t.file.record_count, "partition": str(list(t.file.partition))}
+        for t in tasks
+    ]
+    return sorted(files, key=lambda file: file["path"])
+
+
+def snapshots(catalog, namespace, table):
+    """Oldest first."""
+    return [
+        {"id": s.snapshot_id, "parent": s.parent_snapshot_id, "summary": dict(s.summary.additional_properties)}
+        for s in sorted(load(catalog, namespace, table).metadata.snapshots, key=lambda s: s.sequence_number)
+    ]
+
+
+def properties(catalog, namespace, table):
+    return load(catalog, namespace, table).properties
+
+
+def schema(catalog, namespace, table):
+    fields = load(catalog, namespace, table).schema().fields
+    return [{"id": f.field_id, "name": f.name, "type": str(f.field_type), "required": f.required} for f in fields]
+
+
+def metadata_location(catalog, namespace, table):
+    return local_path(load(catalog, namespace, table).metadata_location)
+
+
+# --- changing, as other users of the catalog do
+
+
+def append(catalog, namespace, table, rows, micros):
+    """Adds `rows` rows whose times all lie at `micros` since 1970."""
+    loaded = load(catalog, namespace, table)
+    arrow = loaded.schema().as_arrow()
+    columns = [pa.array([foreign_value(f.type, i, micros) for i in range(rows)], f.type) for f in arrow]
+    appended = pa.Table.from_arrays(columns, schema=arrow)
+    if loaded.spec().is_unpartitioned():
+        loaded.append(appended)
+    else:
+        # PyIceberg's append computes partitions with its Rust extra only; add_files takes them from the bounds of the file.
+        folder = os.path.join(local_path(loaded.location()), "data")
+        os.makedirs(folder, exist_ok=True)
+        file = os.path.join(folder, f"foreign-{uuid.uuid4()}.parquet")
+        pq.write_table(appended, file)
+        loaded.add_files([file])
+    return loaded.metadata.current_snapshot_id
+
+
+def foreign_value(kind, number, micros):
+    if pa.types.is_timestamp(kind):
+        return micros
+    if pa.types.is_decimal(kind):
+        return decimal.Decimal(number)
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return f"foreign {number}"
+    return number
+
+
+def delete(catalog, namespace, table, filter):
+    load(catalog, namespace, table).delete(filter)
+
+
+def rollback(catalog, namespace, table):
+    """To the parent of the current snapshot."""
+    loaded = load(catalog, namespace, table)
+    parent = loaded.current_snapshot().parent_snapshot_id
+    loaded.manage_snapshots().rollback_to_snapshot(parent).commit()
+    return parent
+
+
+def expire(catalog, namespace, table):
+    """Every snapshot but the current one; returns the ids that are left."""
+    loaded = load(catalog, namespace, table)
+    current = loaded.metadata.current_snapshot_id
+    others = [s.snapshot_id for s in loaded.metadata.snapshots if s.snapshot_id != current]
+    loaded.maintenance.expire_snapshots().by_ids(others).commit()
+    return [s.snapshot_id for s in load(catalog, namespace, table).metadata.snapshots]
+
+
+def drop(catalog, namespace, table):
+    open_catalog(catalog).drop_table((*namespace.split("."), table))
+
+
+def set_properties(catalog, namespace, table, properties):
+    with load(catalog, namespace, table).transaction() as transaction:
+        transaction.set_properties(properties)
+
+
+def create_other_table(catalog, namespace, table):
+    """A table of somebody else beside ours."""
+    fields = pa.schema([("id", pa.int64()), ("text", pa.string())])
+    location = os.path.join(os.path.dirname(catalog), "theirs", table)
+    created = open_catalog(catalog).create_table((*namespace.split("."), table), fields, location=location)
+    created.append(pa.Table.from_pylist([{"id": 1, "text": "theirs"}], schema=fields))
+
+
+def create_catalog(catalog, namespace, **_):
+    """With the namespace, but without the table."""
+    open_catalog(catalog).create_namespace(namespace)
+
+
+def open_catalog(path):
+    from pyiceberg.catalog.sql import SqlCatalog
+
+    return SqlCatalog("k2", uri=f"sqlite:///{path}")
+
+
+def load(catalog, namespace, table):
+    return open_catalog(catalog).load_table((*namespace.split("."), table))
+
+
+def local_path(location):
+    return location.removeprefix("file://") if location.startswith("file://") else location
+
+
+COMMANDS = [
+    compare, count, count_duckdb, count_where, plan_files, data_files, snapshots, properties, schema, metadata_location,
+    append, delete, drop, rollback, expire, set_properties, create_other_table, create_catalog,
+]
+
+if __name__ == "__main__":
+    function = {command.__name__: command for command in COMMANDS}[sys.argv[1]]
+    print(json.dumps(function(**json.loads(sys.argv[2]))))

@@ -1,0 +1,53 @@
+//! Source tables: K2's bronze trades, the same on every machine.
+
+use super::Case;
+
+/// The ten columns of the bronze tables.
+pub const BRONZE: &str = "exchange_timestamp DateTime64(3), sequence_number UInt64, symbol String, price Decimal(18,8), \
+     quantity Decimal(18,8), quote_volume Decimal(18,8), event_time DateTime64(3), kafka_offset UInt64, kafka_partition UInt16, \
+     ingestion_timestamp DateTime";
+
+/// Count and a hash of the rows as a multiset, the same for source and target although their types differ.
+pub const HASH_OF_BRONZE: &str = "SELECT count(), sum(cityHash64(toUnixTimestamp64Micro(toDateTime64(exchange_timestamp, 6, 'UTC')), \
+     toString(sequence_number), symbol, toString(price), toString(quantity), toString(quote_volume), \
+     toUnixTimestamp64Micro(toDateTime64(event_time, 6, 'UTC')), toString(kafka_offset), toString(kafka_partition), \
+     toUnixTimestamp64Micro(toDateTime64(ingestion_timestamp, 6, 'UTC')))) FROM ";
+
+/// Milliseconds between two bursts of trades: 2000 trades last 1000 seconds.
+const STEP_MILLIS: u64 = 5_000;
+const TRADES_PER_STEP: u64 = 10;
+
+impl Case {
+    /// Creates a bronze table.
+    pub fn bronze(&self, table: &str) {
+        self.sql(&format!(
+            "CREATE TABLE `{table}` ({BRONZE}) ENGINE = MergeTree ORDER BY (exchange_timestamp, sequence_number)"
+        ));
+    }
+
+    /// Inserts `rows` trades from `start` on: in each step a burst of ten, four of them in one millisecond and two of these
+    /// equal in every column, of three symbols.
+    pub fn trades(&self, table: &str, start: &str, rows: u64) {
+        let step = format!("intDiv(number, {TRADES_PER_STEP}) * {STEP_MILLIS}");
+        self.trades_at(table, start, rows, &step);
+    }
+
+    /// Inserts `rows` trades spread evenly over `days` days.
+    pub fn trades_over_days(&self, table: &str, start: &str, rows: u64, days: u64) {
+        self.trades_at(table, start, rows, &format!("intDiv(number * {days} * 86400000, {rows})"));
+    }
+
+    fn trades_at(&self, table: &str, start: &str, rows: u64, millis: &str) {
+        self.sql(&format!(
+            "INSERT INTO `{table}` (exchange_timestamp, sequence_number, symbol, price, quantity, quote_volume, event_time, \
+             kafka_offset, kafka_partition, ingestion_timestamp) SELECT ts, cityHash64(n) % 1000, ['BTC-USD', 'ETH-USD', 'SOL-USD'][n % 3 + 1], \
+             CAST(cityHash64(n, 'price') % 100000000, 'Decimal(18, 8)') / 1000, \
+             CAST(cityHash64(n, 'quantity') % 1000000, 'Decimal(18, 8)') / 10000, \
+             -CAST(cityHash64(n, 'volume') % 1000000000, 'Decimal(18, 8)') / 7, \
+             ts + toIntervalMillisecond(n % 50), n % 2, n % 16, toDateTime(ts, 'UTC') + 1 \
+             FROM (SELECT number - if(number % 10 = 3, 1, 0) AS n, \
+             toDateTime64('{start}', 3, 'UTC') + toIntervalMillisecond({millis} + if(number % 10 < 4, 0, number % 10)) AS ts \
+             FROM numbers({rows}))"
+        ));
+    }
+}

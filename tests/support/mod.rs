@@ -1,0 +1,363 @@
+//! What the integration tests share: a [`Case`] is one test's own database, folder and configuration.
+//!
+//! Tests drive the built binary against a real ClickHouse ([`server`]), on rows that are the same on every machine ([`data`]), and look
+//! at the result with readers that are not ours ([`readers`]). Each test binary uses its part of all this.
+#![allow(dead_code, unused_imports)]
+
+pub mod data;
+pub mod proxy;
+pub mod readers;
+pub mod server;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+pub use data::{BRONZE, HASH_OF_BRONZE};
+pub use readers::Target;
+pub use server::Server;
+
+/// Longest wait for a condition; nothing that is waited for should take a tenth of it.
+const PATIENCE: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(5);
+
+/// The only table of most tests.
+pub const TRADES: &str = "[[table]]\nsource = 'trades'\ntarget = 'cold.trades'\ncursor = 'exchange_timestamp'\npartition_by = ['day(exchange_timestamp)']\n";
+
+/// A database and a folder with configuration, catalog, state and warehouse, all of one test.
+pub struct Case {
+    pub database: String,
+    pub url: String,
+    folder: TempDir,
+}
+
+impl Case {
+    /// A case on the server of scripts/test.
+    pub fn new(name: &str) -> Self {
+        Self::on(&server::shared_url(), name)
+    }
+
+    /// A case on another server.
+    pub fn on(url: &str, name: &str) -> Self {
+        let database = format!("{name}_{}", uuid::Uuid::new_v4().simple());
+        server::post(url, "default", &format!("CREATE DATABASE {database}")).unwrap();
+        Self { database, url: url.to_owned(), folder: tempfile::tempdir().unwrap() }
+    }
+
+    /// A case with an empty bronze table `trades`, its configuration, and its target.
+    pub fn with_trades(name: &str) -> Self {
+        let case = Self::new(name);
+        case.bronze("trades");
+        case.config(TRADES);
+        case.init_tables();
+        case
+    }
+
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Runs a query in the database of this case; its answer without the last line break.
+    pub fn sql(&self, query: &str) -> String {
+        server::post(&self.url, &self.database, query).unwrap_or_else(|e| panic!("{e}\nquery: {query}"))
+    }
+
+    /// Writes offload.toml: server and database of this case, no settle delay, then `tables`.
+    pub fn config(&self, tables: &str) {
+        self.config_file("offload.toml", "", "", tables);
+    }
+
+    /// Writes a configuration with further keys of `[clickhouse]` and, as `rest`, further sections.
+    pub fn config_file(&self, file: &str, clickhouse: &str, rest: &str, tables: &str) {
+        let (url, database) = (&self.url, &self.database);
+        let delay = if tables.contains("settle_delay") { "" } else { "[defaults]\nsettle_delay = '0s'\n" };
+        let text =
+            format!("[clickhouse]\nurl = '{url}'\ndatabase = '{database}'\n{clickhouse}\n{delay}{rest}\n{tables}");
+        fs::write(self.path(file), text).unwrap();
+    }
+
+    /// `k2-offload -c offload.toml` of this case, in an environment without our variables.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        self.command_with("offload.toml", arguments)
+    }
+
+    pub fn command_with(&self, config: &str, arguments: &[&str]) -> Command {
+        let mut command = bare_command();
+        command.current_dir(self.folder()).arg("-c").arg(self.path(config)).args(arguments);
+        command
+    }
+
+    /// Runs to the end, whatever that is.
+    pub fn run(&self, arguments: &[&str]) -> Output {
+        finish(&mut self.command(arguments))
+    }
+
+    pub fn run_with(&self, config: &str, arguments: &[&str]) -> Output {
+        finish(&mut self.command_with(config, arguments))
+    }
+
+    /// Runs with failpoints.
+    pub fn run_failing(&self, failpoints: &str, arguments: &[&str]) -> Output {
+        finish(self.command(arguments).env("K2_OFFLOAD_FAILPOINTS", failpoints))
+    }
+
+    /// Starts in the background.
+    pub fn spawn(&self, config: &str, failpoints: &str, arguments: &[&str]) -> Running {
+        Running::start(self.command_with(config, arguments).env("K2_OFFLOAD_FAILPOINTS", failpoints))
+    }
+
+    /// Creates the targets; all must succeed.
+    pub fn init_tables(&self) -> Value {
+        self.run(&["--format", "json", "init-tables"]).expect(0).json()
+    }
+
+    /// One pass that must succeed without a warning; its document.
+    pub fn pass(&self) -> Value {
+        self.run(&["--format", "json", "run"]).expect(0).json()
+    }
+
+    /// One pass over the only table, as its entry of the document.
+    pub fn pass_one(&self) -> Value {
+        only_table(&self.pass())
+    }
+
+    /// The Iceberg table `cold.NAME`.
+    pub fn target(&self, name: &str) -> Target<'_> {
+        Target { case: self, namespace: "cold".to_owned(), table: name.to_owned() }
+    }
+
+    /// A folder where paused passes say that they have arrived.
+    pub fn gate(&self, name: &str) -> Gate {
+        let folder = self.path(name);
+        fs::create_dir(&folder).unwrap();
+        Gate { folder }
+    }
+
+    /// Ends the case although its server is gone.
+    pub fn abandon(mut self) {
+        self.database.clear();
+    }
+
+    /// Every file below the folder of this case with its content, for before and after.
+    pub fn contents(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        files_below(self.folder()).into_iter().map(|path| (path.clone(), fs::read(path).unwrap())).collect()
+    }
+}
+
+impl Drop for Case {
+    fn drop(&mut self) {
+        if self.database.is_empty() {
+            return;
+        }
+        let dropped = server::post(&self.url, "default", &format!("DROP DATABASE IF EXISTS {}", self.database));
+        if !std::thread::panicking() {
+            dropped.unwrap();
+        }
+    }
+}
+
+/// The binary under test, in an environment without our variables.
+pub fn bare_command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_k2-offload"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("K2_") {
+            command.env_remove(name);
+        }
+    }
+    command.stdin(Stdio::null());
+    command
+}
+
+pub fn finish(command: &mut Command) -> Output {
+    Running::start(command).wait()
+}
+
+/// A process that is killed when the test fails.
+pub struct Running {
+    child: Option<Child>,
+}
+
+impl Running {
+    pub fn start(command: &mut Command) -> Self {
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        Self { child: Some(child.unwrap_or_else(|e| panic!("cannot start {command:?}: {e}"))) }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
+    pub fn is_over(&mut self) -> bool {
+        self.child.as_mut().unwrap().try_wait().unwrap().is_some()
+    }
+
+    /// Sends a signal such as TERM; a process that is over gets none.
+    pub fn signal(&self, name: &str) {
+        let kill = format!("kill -{name} {} 2>&1", self.pid());
+        Command::new("sh").args(["-c", &kill]).output().unwrap();
+    }
+
+    pub fn wait(mut self) -> Output {
+        let output = self.child.take().unwrap().wait_with_output().unwrap();
+        Output {
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// What a process said; `code` is `None` where a signal ended it.
+#[derive(Debug, Clone)]
+pub struct Output {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Output {
+    /// The exit code must be this one. Only a process that failed may have warned.
+    pub fn expect(self, code: i32) -> Self {
+        assert_eq!(self.code, Some(code), "exit code\n{}", self.all());
+        let quiet = !matches!(code, 1..=3);
+        let warned = self.stderr.lines().any(|line| line.contains(" WARN ") || line.contains(" ERROR "));
+        assert!(!(quiet && warned), "unexpected warning\n{}", self.all());
+        self
+    }
+
+    /// The exit code must be 0 although there is a warning, which must hold `text`.
+    pub fn expect_warning(self, text: &str) -> Self {
+        assert_eq!(self.code, Some(0), "exit code\n{}", self.all());
+        assert!(
+            self.stderr.lines().any(|line| line.contains(" WARN ") && line.contains(text)),
+            "no warning\n{}",
+            self.all()
+        );
+        self
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("stdout is no JSON: {e}\n{}", self.all()))
+    }
+
+    /// Everything that it printed must hold each of `texts`.
+    pub fn says(self, texts: &[&str]) -> Self {
+        let all = self.all();
+        for text in texts {
+            assert!(all.contains(text), "nothing says `{text}`\n{all}");
+        }
+        self
+    }
+
+    /// Nothing that it printed may hold one of `texts`.
+    pub fn keeps_back(self, texts: &[&str]) -> Self {
+        let all = self.all();
+        for text in texts {
+            assert!(!all.contains(text), "something says `{text}`\n{all}");
+        }
+        self
+    }
+
+    pub fn all(&self) -> String {
+        format!("--- stdout\n{}\n--- stderr\n{}", self.stdout, self.stderr)
+    }
+}
+
+/// Where passes wait at a failpoint `pause:DIR`.
+pub struct Gate {
+    folder: PathBuf,
+}
+
+impl Gate {
+    /// The failpoint action.
+    pub fn pause(&self) -> String {
+        format!("pause:{}", self.folder.display())
+    }
+
+    /// Waits until this pass has arrived; fails when it ends before.
+    pub fn wait_for(&self, pass: &mut Running) {
+        let arrived = self.folder.join(format!("{}.arrived", pass.pid()));
+        let mut over = false;
+        wait_until("a pass arrives at its failpoint", || {
+            over = pass.is_over();
+            over || arrived.exists()
+        });
+        if over && !arrived.exists() {
+            let pass = std::mem::replace(pass, Running { child: None });
+            panic!("a pass ended before its failpoint\n{}", pass.wait().all());
+        }
+    }
+
+    /// Lets all of them go on.
+    pub fn open(&self) {
+        fs::write(self.folder.join("go"), "").unwrap();
+    }
+}
+
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited {PATIENCE:?} in vain until {what}");
+        std::thread::sleep(POLL);
+    }
+}
+
+/// The only entry of `tables`.
+pub fn only_table(document: &Value) -> Value {
+    let tables = document["tables"].as_array().unwrap();
+    assert_eq!(tables.len(), 1, "{document:#}");
+    tables[0].clone()
+}
+
+/// The entry of a target.
+pub fn table_of<'a>(document: &'a Value, target: &str) -> &'a Value {
+    let tables = document["tables"].as_array().unwrap();
+    tables.iter().find(|t| t["target"] == target).unwrap_or_else(|| panic!("no `{target}` in {document:#}"))
+}
+
+/// All files below a folder, sorted; none where it does not exist.
+pub fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { folders.push(path) } else { files.push(path) }
+        }
+    }
+    files.sort();
+    files
+}
+
+/// The seed of K2_TEST_SEED, else one from the clock; print it, so that a failure can be repeated.
+pub fn seed() -> u64 {
+    let given = std::env::var("K2_TEST_SEED").ok().map(|text| text.parse().expect("K2_TEST_SEED is no number"));
+    given.unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0)
+}
+
+/// The next number of a sequence that a seed decides (SplitMix64).
+pub fn random(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let mut mixed = *state;
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    mixed ^ (mixed >> 31)
+}

@@ -1,0 +1,114 @@
+//! A TCP proxy before the server that cuts the answers to our SELECTs short.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+/// The last, empty chunk of a chunked answer.
+const END: &[u8] = b"0\r\n\r\n";
+/// Limit that stands for an answer without [`END`].
+const ALL_BUT_END: usize = usize::MAX - 1;
+
+/// A running proxy; its threads end with the test.
+pub struct Proxy {
+    pub url: String,
+    state: Arc<State>,
+}
+
+struct State {
+    server: String,
+    /// Bytes of an answer that may pass.
+    limit: AtomicUsize,
+    /// Length of the longest answer so far.
+    longest: AtomicUsize,
+}
+
+impl Proxy {
+    pub fn start(server_url: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let server = server_url.strip_prefix("http://").unwrap().to_owned();
+        let state = Arc::new(State { server, limit: AtomicUsize::new(usize::MAX), longest: AtomicUsize::new(0) });
+        let shared = Arc::clone(&state);
+        thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let state = Arc::clone(&shared);
+                thread::spawn(move || state.serve(client));
+            }
+        });
+        Self { url, state }
+    }
+
+    /// From now on, all but the last bytes of an answer in Parquet pass: the empty chunk by which HTTP says that it is whole.
+    pub fn cut_before_end(&self) {
+        self.cut_after(ALL_BUT_END);
+    }
+
+    /// From now on, at most `limit` bytes of an answer in Parquet pass.
+    pub fn cut_after(&self, limit: usize) {
+        self.state.limit.store(limit, Ordering::SeqCst);
+    }
+
+    /// Bytes of the longest answer in Parquet, with its HTTP frame.
+    pub fn longest(&self) -> usize {
+        self.state.longest.load(Ordering::SeqCst)
+    }
+}
+
+impl State {
+    fn serve(&self, client: TcpStream) {
+        let Ok(server) = TcpStream::connect(&self.server) else { return };
+        let passed = Mutex::new(None);
+        thread::scope(|scope| {
+            scope.spawn(|| self.requests(&client, &server, &passed));
+            self.answers(&server, &client, &passed);
+        });
+    }
+
+    /// Passes requests on; one that asks for Parquet sets the count of its answer's bytes to zero, any other clears it.
+    fn requests(&self, mut client: &TcpStream, mut server: &TcpStream, passed: &Mutex<Option<usize>>) {
+        let mut buffer = [0; 65_536];
+        let mut request = Vec::new();
+        while let Ok(length @ 1..) = client.read(&mut buffer) {
+            if buffer.starts_with(b"POST /") {
+                request.clear();
+                *passed.lock().unwrap() = None;
+            }
+            request.extend_from_slice(&buffer[..length]);
+            if contains(&request, b"FORMAT Parquet") || contains(&request, b"=Parquet") {
+                *passed.lock().unwrap() = Some(0);
+            }
+            if server.write_all(&buffer[..length]).is_err() {
+                break;
+            }
+        }
+        let _ = server.shutdown(Shutdown::Both);
+    }
+
+    fn answers(&self, mut server: &TcpStream, mut client: &TcpStream, passed: &Mutex<Option<usize>>) {
+        let mut buffer = [0; 65_536];
+        while let Ok(length @ 1..) = server.read(&mut buffer) {
+            let mut pass = length;
+            if let Some(passed) = passed.lock().unwrap().as_mut() {
+                let limit = self.limit.load(Ordering::SeqCst);
+                pass = length.min(limit.saturating_sub(*passed));
+                if limit == ALL_BUT_END && buffer[..length].ends_with(END) {
+                    pass = length - END.len();
+                }
+                *passed += pass;
+                self.longest.fetch_max(*passed, Ordering::SeqCst);
+            }
+            if client.write_all(&buffer[..pass]).is_err() || pass < length {
+                break;
+            }
+        }
+        let _ = client.shutdown(Shutdown::Both);
+        let _ = server.shutdown(Shutdown::Both);
+    }
+}
+
+fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
+}

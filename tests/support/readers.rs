@@ -1,0 +1,125 @@
+//! An Iceberg table as others see it: PyIceberg, DuckDB and ClickHouse, and its files on disk.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use super::server::{readers_python, repository};
+use super::{Case, files_below};
+
+/// An Iceberg table of a case.
+pub struct Target<'a> {
+    pub case: &'a Case,
+    pub namespace: String,
+    pub table: String,
+}
+
+impl Target<'_> {
+    /// Runs a command of tests/readers/iceberg.py on this table.
+    pub fn ask(&self, command: &str, arguments: Value) -> Value {
+        let mut all =
+            json!({"catalog": self.case.path("catalog.db"), "namespace": self.namespace, "table": self.table});
+        for (name, value) in arguments.as_object().unwrap() {
+            all[name] = value.clone();
+        }
+        let script = repository().join("tests/readers/iceberg.py");
+        let output = Command::new(readers_python()).arg(script).arg(command).arg(all.to_string()).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{command} {all} failed\n{stderr}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// The target must hold the rows of `source`, each as often as there, in the eyes of all three readers.
+    pub fn holds_for_all_readers(&self, source: &str) {
+        self.holds(&["pyiceberg", "duckdb", "clickhouse"], source, "1");
+    }
+
+    /// The target must hold the rows of `source`, in the eyes of PyIceberg.
+    pub fn holds_all(&self, source: &str) {
+        self.holds(&["pyiceberg"], source, "1");
+    }
+
+    /// The target must hold the rows of `source` for which `filter` is true, and no others.
+    pub fn holds(&self, readers: &[&str], source: &str, filter: &str) {
+        for result in self.compare(readers, source, filter) {
+            assert_eq!(result["equal"], true, "{}: {result:#}", self.table);
+        }
+    }
+
+    /// The target must hold the rows of `source` and `foreign` more.
+    pub fn holds_with_foreign_rows(&self, source: &str, foreign: u64) {
+        for result in self.compare(&["pyiceberg"], source, "1") {
+            assert_eq!((&result["missing_rows"], &result["extra_rows"]), (&json!(0), &json!(foreign)), "{result:#}");
+        }
+    }
+
+    fn compare(&self, readers: &[&str], source: &str, filter: &str) -> Vec<Value> {
+        let source = json!({"url": self.case.url, "database": self.case.database, "table": source});
+        let results = self.ask("compare", json!({"source": source, "readers": readers, "where": filter}));
+        assert_eq!(results.as_array().unwrap().len(), readers.len());
+        results.as_array().unwrap().clone()
+    }
+
+    /// Rows in the eyes of PyIceberg.
+    pub fn count(&self) -> u64 {
+        self.ask("count", json!({})).as_u64().unwrap()
+    }
+
+    /// Snapshots, oldest first.
+    pub fn snapshots(&self) -> Vec<Value> {
+        self.ask("snapshots", json!({})).as_array().unwrap().clone()
+    }
+
+    /// Answer of ClickHouse to a query that ends with FROM, read from the metadata that the catalog names.
+    pub fn icebergs(&self, query: &str) -> String {
+        let (folder, metadata) = (self.folder(), self.metadata_file());
+        let settings =
+            format!("SETTINGS iceberg_metadata_file_path = '{}'", metadata.strip_prefix(&folder).unwrap().display());
+        self.case.sql(&format!("{query} icebergLocal('{}', {settings})", folder.display()))
+    }
+
+    /// The folder of the table.
+    pub fn folder(&self) -> PathBuf {
+        let namespace: PathBuf = self.namespace.split('.').collect();
+        self.case.path("warehouse").join(namespace).join(&self.table)
+    }
+
+    /// Paths below data/ on disk, whether a snapshot refers to them or not.
+    pub fn files_on_disk(&self) -> Vec<PathBuf> {
+        files_below(&self.folder().join("data"))
+    }
+
+    /// Every data file on disk must be one that PyIceberg reads, and the other way round.
+    pub fn has_no_other_files(&self) {
+        let known = self.ask("data_files", json!({}));
+        let known: Vec<PathBuf> =
+            known.as_array().unwrap().iter().map(|f| f["path"].as_str().unwrap().into()).collect();
+        assert_eq!(self.files_on_disk(), known, "files on disk, files of the table");
+    }
+
+    /// The metadata file that the catalog names.
+    pub fn metadata_file(&self) -> PathBuf {
+        let location: String = self
+            .catalog()
+            .query_row(
+                "SELECT metadata_location FROM iceberg_tables WHERE table_namespace = ?1 AND table_name = ?2",
+                [&self.namespace, &self.table],
+                |row| row.get(0),
+            )
+            .unwrap();
+        PathBuf::from(location.strip_prefix("file://").unwrap())
+    }
+
+    /// The marker in the table properties, from the metadata file itself.
+    pub fn marker(&self) -> Value {
+        let metadata: Value = serde_json::from_slice(&fs::read(self.metadata_file()).unwrap()).unwrap();
+        let text = metadata["properties"]["k2-offload.marker"].as_str();
+        text.map_or(Value::Null, |text| serde_json::from_str(text).unwrap())
+    }
+
+    pub fn catalog(&self) -> rusqlite::Connection {
+        rusqlite::Connection::open(self.case.path("catalog.db")).unwrap()
+    }
+}

@@ -1,0 +1,82 @@
+//! The ClickHouse of the tests: the shared one of scripts/test, or one of a test's own with users of its own.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+
+const MISSING: &str = "no ClickHouse for the tests: run scripts/test";
+
+/// URL of the server that scripts/test started.
+pub fn shared_url() -> String {
+    std::env::var("K2_TEST_CLICKHOUSE").expect(MISSING)
+}
+
+/// Python with the foreign readers.
+pub fn readers_python() -> String {
+    std::env::var("K2_TEST_PYTHON").expect(MISSING)
+}
+
+/// Runs a query; HTTP/1.0, so that the answer ends with the connection and comes in one piece.
+pub fn post(url: &str, database: &str, query: &str) -> Result<String, String> {
+    let host = url.strip_prefix("http://").unwrap();
+    let mut stream = TcpStream::connect(host).map_err(|e| format!("connect to {url}: {e}"))?;
+    // Without wait_end_of_query a query that fails midway has already been answered with 200.
+    let head = format!(
+        "POST /?wait_end_of_query=1&database={database} HTTP/1.0\r\nHost: {host}\r\nContent-Length: {}\r\n\r\n",
+        query.len()
+    );
+    let mut answer = Vec::new();
+    let exchanged = stream
+        .write_all(head.as_bytes())
+        .and_then(|()| stream.write_all(query.as_bytes()))
+        .and_then(|()| stream.read_to_end(&mut answer));
+    exchanged.map_err(|e| format!("ask {url}: {e}"))?;
+    let answer = String::from_utf8_lossy(&answer);
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(|| format!("no HTTP answer: {answer}"))?;
+    let ok = head.lines().next().is_some_and(|status| status.contains(" 200 "));
+    if ok { Ok(body.trim_end_matches('\n').to_owned()) } else { Err(body.to_owned()) }
+}
+
+/// A server of one test's own, stopped when the test ends.
+pub struct Server {
+    pub url: String,
+    folder: TempDir,
+}
+
+impl Server {
+    /// Starts one with the users of tests/server/users.xml in the time zone `zone`.
+    pub fn start(zone: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let config = repository().join("tests/server/config.xml");
+        let mut start = script(folder.path(), "start");
+        let output = start.arg("--config").arg(config).env("TZ", zone).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let stdout = String::from_utf8(output.stdout).unwrap();
+        let facts: BTreeMap<&str, &str> = stdout.lines().filter_map(|line| line.split_once('=')).collect();
+        Self { url: facts["url"].to_owned(), folder }
+    }
+
+    pub fn stop(&self) {
+        script(self.folder.path(), "stop").output().unwrap();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn script(folder: &Path, command: &str) -> Command {
+    let mut script = Command::new(repository().join("scripts/clickhouse"));
+    script.arg(command).arg("--dir").arg(folder);
+    script
+}
+
+pub fn repository() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}

@@ -1,0 +1,261 @@
+//! Every type of the type table, odd names, and the bounds by which readers leave files out.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+
+use serde_json::json;
+use support::Case;
+
+/// Type, and values that reach its ends, as SQL.
+const KINDS: [(&str, &[&str]); 34] = [
+    ("Bool", &["true", "false"]),
+    ("Int8", &["-128", "127"]),
+    ("Int16", &["-32768", "32767"]),
+    ("Int32", &["-2147483648", "2147483647"]),
+    ("Int64", &["-9223372036854775808", "9223372036854775807"]),
+    ("UInt8", &["0", "255"]),
+    ("UInt16", &["0", "65535"]),
+    ("UInt32", &["0", "4294967295"]),
+    ("UInt64", &["0", "9223372036854775807"]),
+    ("Float32", &["nan", "inf", "-inf", "-0.0", "1.17549435e-38", "0.1"]),
+    ("Float64", &["nan", "inf", "-inf", "-0.0", "2.2250738585072014e-308", "0.1"]),
+    ("Date", &["'1970-01-01'", "'2149-06-06'"]),
+    ("Date32", &["'1900-01-01'", "'1969-12-31'", "'2299-12-31'"]),
+    ("DateTime", &["toDateTime(0, 'UTC')", "toDateTime(4294967295, 'UTC')"]),
+    ("DateTime('America/New_York')", &["toDateTime(1710053999, 'UTC')", "toDateTime(1710054000, 'UTC')"]),
+    (
+        "DateTime64(0)",
+        &["toDateTime64('1900-01-01 00:00:00', 0, 'UTC')", "toDateTime64('2299-12-31 23:59:59', 0, 'UTC')"],
+    ),
+    ("DateTime64(1, 'Asia/Tokyo')", &["toDateTime64('1969-12-31 23:59:59.9', 1, 'UTC')"]),
+    ("DateTime64(2, 'America/New_York')", &["toDateTime64('2024-11-03 05:59:59.99', 2, 'UTC')"]),
+    ("DateTime64(3)", &["toDateTime64('1900-01-01 00:00:00.001', 3, 'UTC')"]),
+    ("DateTime64(4, 'UTC')", &["toDateTime64('2024-02-29 12:00:00.0001', 4, 'UTC')"]),
+    ("DateTime64(5, 'Asia/Tokyo')", &["toDateTime64('2024-02-29 12:00:00.00001', 5, 'UTC')"]),
+    (
+        "DateTime64(6, 'America/New_York')",
+        &[
+            "toDateTime64('1969-12-31 23:59:59.999999', 6, 'UTC')",
+            "toDateTime64('2299-12-31 23:59:59.999999', 6, 'UTC')",
+        ],
+    ),
+    ("Decimal(1, 0)", &["-9", "9"]),
+    ("Decimal(9, 2)", &["'-9999999.99'", "'9999999.99'", "'0.01'"]),
+    ("Decimal(18, 8)", &["'-9999999999.99999999'", "'9999999999.99999999'", "'0.00000001'"]),
+    ("Decimal(19, 0)", &["'-9999999999999999999'", "'256'"]),
+    (
+        "Decimal(38, 8)",
+        &["'-999999999999999999999999999999.99999999'", "'999999999999999999999999999999.99999999'", "'-0.00000001'"],
+    ),
+    ("String", &["''", "'ünï 🦀 \\t\\n\\0'", "repeat('long ', 1000)"]),
+    ("LowCardinality(String)", &["'BTC'", "''", "'ETH'"]),
+    ("Enum8('it\\'s' = -1, 'b, c' = 2)", &["'it\\'s'", "'b, c'"]),
+    ("Enum16('low' = -30000, 'ü' = 30000)", &["'low'", "'ü'"]),
+    (
+        "UUID",
+        &[
+            "'00000000-0000-0000-0000-000000000000'",
+            "'0188aaaa-bbbb-7ccc-8ddd-eeeeffff0001'",
+            "'ffffffff-ffff-ffff-ffff-ffffffffffff'",
+        ],
+    ),
+    ("FLOAT", &["1.5"]),
+    ("DECIMAL(10, 3)", &["'-1.005'"]),
+];
+const ROWS: usize = 6;
+
+fn nullable(kind: &str) -> String {
+    match kind.strip_prefix("LowCardinality(").and_then(|rest| rest.strip_suffix(')')) {
+        Some(inner) => format!("LowCardinality(Nullable({inner}))"),
+        None => format!("Nullable({kind})"),
+    }
+}
+
+#[test]
+fn every_type_arrives_bit_for_bit_with_and_without_nulls() {
+    let case = Case::new("types");
+    let mut columns = vec!["ts DateTime64(3, 'UTC')".to_owned()];
+    let mut rows: Vec<Vec<String>> = (0..ROWS).map(|i| vec![format!("'2024-03-10 00:00:00.00{i}'")]).collect();
+    for (number, (kind, values)) in KINDS.iter().enumerate() {
+        let maybe = nullable(kind);
+        columns.push(format!("some_{number} {kind}, maybe_{number} {maybe}, never_{number} {maybe}"));
+        for (i, row) in rows.iter_mut().enumerate() {
+            let value = values[i % values.len()];
+            let maybe = if i % 2 == 0 { "NULL" } else { value };
+            row.push(format!("{value}, {maybe}, NULL"));
+        }
+    }
+    case.sql(&format!("CREATE TABLE kinds ({}) ENGINE = MergeTree ORDER BY ts", columns.join(", ")));
+    let rows: Vec<String> = rows.iter().map(|row| format!("({})", row.join(", "))).collect();
+    case.sql(&format!("INSERT INTO kinds VALUES {}", rows.join(", ")));
+    case.config("[[table]]\nsource = 'kinds'\ntarget = 'cold.kinds'\ncursor = 'ts'\n");
+    case.init_tables();
+    assert_eq!(case.pass_one()["rows_written"], ROWS);
+    case.target("kinds").holds_for_all_readers("kinds");
+    case.sql("INSERT INTO kinds (* EXCEPT ts, ts) SELECT * EXCEPT ts, ts + 60 FROM kinds");
+    assert_eq!(case.pass_one()["rows_written"], ROWS);
+    case.target("kinds").holds_for_all_readers("kinds");
+}
+
+#[test]
+fn targets_have_the_types_that_the_contract_names() {
+    let case = Case::with_trades("contract");
+    let fields = case.target("trades").ask("schema", json!({}));
+    let kinds: Vec<_> = fields.as_array().unwrap().iter().map(|f| f["type"].as_str().unwrap()).collect();
+    let time = "timestamptz";
+    let decimal = "decimal(18, 8)";
+    assert_eq!(kinds, [time, "long", "string", decimal, decimal, decimal, time, "long", "int", time]);
+    assert!(fields.as_array().unwrap().iter().all(|f| f["required"] == false), "{fields:#}");
+}
+
+#[test]
+fn filters_outside_the_bounds_plan_no_file() {
+    let case = Case::new("bounds");
+    case.sql(
+        "CREATE TABLE bounded (ts DateTime64(3), seconds DateTime, n UInt64, i Int16, small Decimal(9, 2), price Decimal(18, 8), \
+         wide Decimal(38, 8), name String, side Enum8('BUY' = 1, 'SELL' = 2), day Date, ratio Float64, never Nullable(Int32)) \
+         ENGINE = MergeTree ORDER BY ts",
+    );
+    case.sql(
+        "INSERT INTO bounded SELECT toDateTime64('2024-03-10', 3, 'UTC') + number, toDateTime('2024-03-10', 'UTC') + number, \
+         1000 + number, -toInt16(number), -number, -1000 - number, number - 1000, concat('name ', leftPad(toString(number), 4, '0')), \
+         if(number % 2, 'BUY', 'SELL'), toDate('2024-03-10') + number % 2, number / 1000, NULL FROM numbers(1000)",
+    );
+    case.config("[[table]]\nsource = 'bounded'\ntarget = 'cold.bounded'\ncursor = 'ts'\n");
+    case.init_tables();
+    case.pass();
+    let inside = [
+        "ts >= '2024-03-10T00:16:39+00:00'",
+        "seconds <= '2024-03-10T00:00:00+00:00'",
+        "n >= 1999",
+        "n <= 1000",
+        "i <= -999",
+        "small <= -999",
+        "price <= -1999",
+        "price >= -1000",
+        "wide >= -1",
+        "wide <= -1000",
+        "name >= 'name 0999'",
+        "name <= 'name 0000'",
+        "side = 'BUY'",
+        "day >= '2024-03-11'",
+        "ratio >= 0.999",
+        "never is null",
+    ];
+    let outside = [
+        "ts >= '2024-03-10T00:16:39.001+00:00'",
+        "seconds < '2024-03-10T00:00:00+00:00'",
+        "n > 1999",
+        "n < 1000",
+        "i < -999",
+        "small < -999",
+        "price < -1999",
+        "price > -1000",
+        "wide > -1",
+        "wide < -1000",
+        "name > 'name 0999'",
+        "name < 'name 0000'",
+        "side = 'AAA'",
+        "day > '2024-03-11'",
+        "ratio > 0.999",
+        "never is not null",
+    ];
+    let target = case.target("bounded");
+    let planned = |filters: &[&str]| {
+        let counts = target.ask("plan_files", json!({"filters": filters}));
+        let counts = counts.as_array().unwrap().clone();
+        filters.iter().zip(counts).map(|(filter, count)| format!("{filter}: {count}")).collect::<Vec<_>>()
+    };
+    assert_eq!(planned(&inside), inside.map(|filter| format!("{filter}: 1")));
+    assert_eq!(planned(&outside), outside.map(|filter| format!("{filter}: 0")));
+    target.holds_for_all_readers("bounded");
+}
+
+#[test]
+fn bounds_of_long_texts_and_of_nan_never_hide_a_row() {
+    let case = Case::new("long_texts");
+    case.sql("CREATE TABLE texts (ts DateTime64(3), text String, ratio Float64) ENGINE = MergeTree ORDER BY ts");
+    case.sql(
+        "INSERT INTO texts VALUES ('2024-03-10 00:00:00', repeat('ü', 3000), nan), ('2024-03-10 00:00:01', repeat('\\u{10FFFF}', 20), 5), \
+         ('2024-03-10 00:00:02', 'abcdefghijklmnopqrstuvwxyz', -1)"
+            .replace("\\u{10FFFF}", "\u{10FFFF}")
+            .as_str(),
+    );
+    case.config("[[table]]\nsource = 'texts'\ntarget = 'cold.texts'\ncursor = 'ts'\n");
+    case.init_tables();
+    case.pass();
+    let target = case.target("texts");
+    target.holds_for_all_readers("texts");
+    for (filter, rows) in [
+        ("text = 'abcdefghijklmnopqrstuvwxyz'", 1),
+        ("text > 'abcdefghijklmnop'", 3),
+        ("text >= '\u{10FFFF}'", 1),
+        ("ratio = 5.0", 1),
+        ("ratio is nan", 1),
+    ] {
+        assert_eq!(target.ask("count_where", json!({"filter": filter})), rows, "{filter}");
+    }
+}
+
+#[test]
+fn odd_names_of_tables_and_columns_arrive_as_they_are() {
+    let case = Case::new("names");
+    let source = "tra`des 'of' \"K2\".v1?;\\ %20 ü🦀";
+    let cursor = "at `the` time? 'ü'";
+    let columns = [
+        format!("{} DateTime64(3)", quoted(cursor)),
+        format!("{} Decimal(18, 8)", quoted("pr.ice")),
+        format!("{} String", quoted("say \"what\"; -- \\ {x:y} ?")),
+        format!("{} UInt64", quoted("🦀 SELECT")),
+        format!("{} LowCardinality(String)", quoted("tab\there")),
+    ];
+    case.sql(&format!("CREATE TABLE {} ({}) ENGINE = MergeTree ORDER BY tuple()", quoted(source), columns.join(", ")));
+    case.sql(&format!(
+        "INSERT INTO {} SELECT toDateTime64('2024-03-09 23:59:58', 3, 'UTC') + intDiv(number, 2), number, toString(number), number, 'x' FROM numbers(10)",
+        quoted(source)
+    ));
+    let text = |text: &str| serde_json::to_string(text).unwrap();
+    case.config(&format!(
+        "[[table]]\nsource = {}\ntarget = 'cold.odd'\ncursor = {}\npartition_by = [{}]\n",
+        text(source),
+        text(cursor),
+        text(&format!("day({cursor})"))
+    ));
+    case.init_tables();
+    let table = case.pass_one();
+    assert_eq!((&table["rows_written"], &table["files"], &table["source"]), (&json!(10), &json!(2), &json!(source)));
+    case.target("odd").holds_for_all_readers(source);
+    assert_eq!(case.pass_one()["status"], "nothing");
+    let chosen = case.run(&["--format", "json", "run", "--table", source]).expect(0).json();
+    assert_eq!(chosen["tables"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn a_column_that_is_named_like_the_partition_is_no_obstacle() {
+    let case = Case::new("clash");
+    case.sql("CREATE TABLE trades (ts DateTime64(3), ts_day Date) ENGINE = MergeTree ORDER BY ts");
+    case.sql("INSERT INTO trades VALUES ('2024-03-10 00:00:00', '2024-03-11')");
+    case.config("[[table]]\nsource = 'trades'\ntarget = 'cold.trades'\ncursor = 'ts'\npartition_by = ['day(ts)']\n");
+    case.init_tables();
+    assert_eq!(case.pass_one()["rows_written"], 1);
+    case.target("trades").holds_for_all_readers("trades");
+}
+
+#[test]
+fn odd_names_of_targets_lead_to_readable_tables() {
+    let case = Case::new("targets");
+    case.bronze("trades");
+    case.trades("trades", "2024-03-10 00:00:00", 20);
+    case.config(
+        "[[table]]\nsource = 'trades'\ntarget = \"cold.hot.tra des 'ü' 100%\"\ncursor = 'exchange_timestamp'\n",
+    );
+    case.init_tables();
+    case.pass();
+    let mut target = case.target("tra des 'ü' 100%");
+    target.namespace = "cold.hot".to_owned();
+    target.holds_for_all_readers("trades");
+}
+
+fn quoted(name: &str) -> String {
+    format!("`{}`", name.replace('\\', "\\\\").replace('`', "\\`"))
+}
