@@ -7,6 +7,7 @@ use uuid::Uuid;
 use crate::config::Table;
 use crate::cursor::Cursor;
 use crate::error::{Error, Kind, Result};
+use crate::histogram::{Cut, Histogram};
 use crate::plan::{MAX_PARTITIONS_PER_CHUNK, Partition, Window, cut_at_days};
 use crate::schema::drift;
 use crate::source::{DayColumn, Server, Source};
@@ -27,6 +28,13 @@ pub struct Route<'a> {
     pub identity: SourceIdentity,
     /// The source's column whose days partition the target.
     day: Option<DayColumn>,
+}
+
+/// A window on its way to be cut.
+#[derive(Debug)]
+pub struct Chunks {
+    rest: Window,
+    histogram: Histogram,
 }
 
 /// Rows that will be one commit.
@@ -130,8 +138,39 @@ impl<'a> Route<'a> {
             .hint("`k2-offload init-tables` prints the differences; this version does not change a target's schema"))
     }
 
+    /// Begins to cut a window into chunks.
+    pub async fn chunks(&self, window: Window) -> Result<Chunks> {
+        let cursor = self.cursor();
+        let days = self.source.histogram(cursor, window, cursor.kind.ticks_per_day()).await?;
+        Ok(Chunks { rest: window, histogram: Histogram::new(cursor.kind, days) })
+    }
+
+    /// The next chunk, counted; `None` when the window is done.
+    pub async fn next_chunk(&self, chunks: &mut Chunks) -> Result<Option<Chunk>> {
+        while !chunks.histogram.is_empty() {
+            let high = match chunks.histogram.cut(self.table.chunk_rows) {
+                Cut::Refine { bucket, width } => {
+                    let within = chunks.rest.intersect(bucket.low, bucket.high());
+                    let finer = self.source.histogram(self.cursor(), within, width).await?;
+                    chunks.histogram.refine(bucket, finer);
+                    continue;
+                }
+                Cut::At(high) => high,
+                Cut::Rest => chunks.rest.high,
+            };
+            let chunk = self.count(Window { high, ..chunks.rest }).await?;
+            let high = chunk.as_ref().map_or(high, |chunk| chunk.window.high);
+            chunks.histogram.forget_below(high);
+            chunks.rest.low = Some(high);
+            if chunk.is_some() {
+                return Ok(chunk);
+            }
+        }
+        Ok(None)
+    }
+
     /// Counts a window before any row is read, and cuts it where it has too many days; `None` where it is empty.
-    pub async fn count(&self, window: Window) -> Result<Option<Chunk>> {
+    async fn count(&self, window: Window) -> Result<Option<Chunk>> {
         let cursor = self.cursor();
         let limit = MAX_PARTITIONS_PER_CHUNK + 1;
         let partitions = self.source.count(cursor, window, self.day.as_ref(), limit).await?;

@@ -25,6 +25,8 @@ pub enum Kind {
     Refused,
     /// Another pass works on this table.
     Locked,
+    /// The time of this pass is over.
+    Deadline,
     /// SIGTERM or SIGINT asked us to stop.
     Stopped,
     /// A bug, or a state that was thought impossible; a person is needed.
@@ -51,6 +53,7 @@ impl Kind {
             Kind::Conflict => (1, true, "another writer committed first; the next pass plans anew"),
             Kind::Refused => (3, false, "nothing was changed; a person has to decide"),
             Kind::Locked => (4, false, "another pass is at work on this table; the next one takes over"),
+            Kind::Deadline => (1, false, "what was committed stays; the next pass goes on where this one ended"),
             Kind::Stopped => (143, false, "stopped by a signal; the next pass goes on where this one ended"),
             Kind::Internal => (3, false, "this is a bug or a damaged file; nothing more was changed"),
         };

@@ -9,7 +9,8 @@
 //! | [`cli`], [`config`], [`error`], [`telemetry`], [`report`], [`stop`] | the edges: what comes in, what goes out |
 //! | [`pass`] | the order of the steps and the points where a pass can die |
 //! | [`chunk`] | one chunk on its way: counted, streamed into files, checked |
-//! | [`plan`], [`watermark`], [`cursor`], [`schema`] | values and decisions: pure, synchronous, property-tested |
+//! | [`progress`] | what a pass has done so far, and its report |
+//! | [`plan`], [`histogram`], [`watermark`], [`cursor`], [`schema`] | values and decisions: pure, synchronous, property-tested |
 //! | [`source`] | the only user of ClickHouse |
 //! | [`write`] | Parquet streams -> data files: bytes pass through, the footer gets field ids |
 //! | [`target`] | catalog and read side of the Iceberg table |
@@ -30,8 +31,10 @@ pub mod cursor;
 pub mod error;
 pub mod failpoint;
 pub mod guard;
+pub mod histogram;
 pub mod pass;
 pub mod plan;
+pub mod progress;
 pub mod report;
 pub mod schema;
 pub mod source;

@@ -10,7 +10,7 @@
 use std::time::{Duration, Instant};
 
 use chrono::{SecondsFormat, Utc};
-use futures::FutureExt;
+use futures::{FutureExt, StreamExt, stream};
 use iceberg::io::FileIO;
 use tracing::Instrument;
 use uuid::Uuid;
@@ -18,12 +18,13 @@ use uuid::Uuid;
 use crate::chunk::{Chunk, Files, Route};
 use crate::commit::{self, Commit, Failure};
 use crate::config::{Config, Table};
-use crate::cursor::{Cursor, Tick, micros_of};
+use crate::cursor::micros_of;
 use crate::error::{Error, Kind, Result, worst_exit};
 use crate::failpoint::{self, Action, Failpoint};
 use crate::guard::Guard;
-use crate::plan::{Situation, Window};
-use crate::report::{ErrorReport, RunReport, RunStatus, RunTable};
+use crate::plan::Situation;
+use crate::progress::Progress;
+use crate::report::{RunReport, RunTable};
 use crate::source::Server;
 use crate::state::State;
 use crate::stop::Stop;
@@ -56,27 +57,28 @@ pub async fn run(
     stop: &Stop,
     telemetry: &Telemetry,
 ) -> RunReport {
-    let started = Instant::now();
     let started_at = now();
     let pass = Pass {
         config,
         options,
+        started: Instant::now(),
         run_id: Uuid::now_v7().simple().to_string(),
         file_io: local_file_io(),
         state: State::open(&config.state),
         stop,
         telemetry,
     };
-    let tables = pass.tables(tables, started).instrument(tracing::info_span!("pass", run_id = pass.run_id)).await;
+    let tables = pass.layers(tables).instrument(tracing::info_span!("pass", run_id = pass.run_id)).await;
     let exit = worst_exit(tables.iter().map(RunTable::exit_code));
     let exit = if exit == Kind::Stopped.policy().exit { stop.exit_code().unwrap_or(exit) } else { exit };
-    RunReport { run_id: pass.run_id, started_at, duration_ms: millis(started), exit, tables }
+    RunReport { duration_ms: millis(pass.started), run_id: pass.run_id, started_at, exit, tables }
 }
 
 /// A pass under way.
 struct Pass<'a> {
     config: &'a Config,
     options: Options,
+    started: Instant,
     run_id: String,
     file_io: FileIO,
     state: State,
@@ -84,28 +86,19 @@ struct Pass<'a> {
     telemetry: &'a Telemetry,
 }
 
-/// What became of a table.
-struct Outcome {
-    status: RunStatus,
-    cursor: Cursor,
-    window: Option<Window>,
-    marker: Option<Marker>,
-    checked_to: Option<Tick>,
-    rows_future: u64,
-    rows_read: u64,
-    rows_written: u64,
-    bytes_written: u64,
-    files: u64,
-    snapshot_id: Option<i64>,
-}
-
 impl Pass<'_> {
-    async fn tables(&self, tables: &[&Table], started: Instant) -> Vec<RunTable> {
+    /// Layer by layer, the tables of a layer side by side. Layers order work, they are no dependency: a failed one does not hold the next back.
+    async fn layers(&self, tables: &[&Table]) -> Vec<RunTable> {
         let server = self.retry(async || Server::connect(&self.config.clickhouse, &self.run_id).await).await;
         let mut reports = Vec::with_capacity(tables.len());
-        for table in tables {
-            let span = tracing::info_span!("table", target = %table.target);
-            reports.push(self.table(table, &server, started).instrument(span).await);
+        for layer in tables.chunk_by(|a, b| a.layer == b.layer) {
+            let tables = layer.iter().map(|table| {
+                self.table(table, &server).instrument(tracing::info_span!("table", target = %table.target))
+            });
+            let mut side_by_side = stream::iter(tables).buffered(self.config.parallel_tables);
+            while let Some(report) = side_by_side.next().await {
+                reports.push(report);
+            }
         }
         reports
     }
@@ -127,34 +120,36 @@ impl Pass<'_> {
     }
 
     /// One table, from the guard to the state cache.
-    async fn table(&self, table: &Table, server: &Result<Server>, pass_started: Instant) -> RunTable {
+    async fn table(&self, table: &Table, server: &Result<Server>) -> RunTable {
         let started = Instant::now();
-        let key = table.target.to_string();
+        let mut progress = Progress::default();
         if !self.options.dry_run {
-            self.state.begin(&key);
+            self.state.begin(&table.target.to_string());
         }
-        let result = if pass_started.elapsed() > self.config.pass_deadline {
-            Err(Error::new(Kind::Unavailable, "not begun: pass_deadline is over").hint("the next pass begins with it"))
-        } else {
-            match server {
-                Ok(server) => self.guarded(table, server).await,
-                Err(error) => Err(error.repeat()),
-            }
+        let result = match server {
+            Ok(server) => self.guarded(table, server, &mut progress).await,
+            Err(error) => Err(error.repeat()),
         };
-        let duration_ms = millis(started);
-        self.remember(&key, &result, duration_ms);
-        report(table, &result, duration_ms)
+        let report = progress.report(table, result.as_ref().err(), millis(started));
+        self.remember(&report, &progress, result);
+        report
     }
 
-    async fn guarded(&self, table: &Table, server: &Server) -> Result<Outcome> {
+    async fn guarded(&self, table: &Table, server: &Server, progress: &mut Progress) -> Result<()> {
         let mut catalog = Catalog::open(&self.config.catalog)?;
         let free = failpoint::hit(Failpoint::Guard)? == Action::Skip || self.options.dry_run;
         let _guard = if free { None } else { Some(Guard::acquire(&self.config.catalog, &table.target, &self.run_id)?) };
-        self.retry(async || self.offload(table, server, &mut catalog).await).await
+        self.retry(async || self.offload(table, server, &mut catalog, progress).await).await
     }
 
-    /// One try of a table.
-    async fn offload(&self, table: &Table, server: &Server, catalog: &mut Catalog) -> Result<Outcome> {
+    /// One try of a table: plans its window and moves it chunk by chunk.
+    async fn offload(
+        &self,
+        table: &Table,
+        server: &Server,
+        catalog: &mut Catalog,
+        progress: &mut Progress,
+    ) -> Result<()> {
         failpoint::hit(Failpoint::Target)?;
         let target = Target::load_existing(catalog, &self.file_io, &table.target).await?;
         let marker = target.marker(&self.file_io, &table.target).await?;
@@ -177,35 +172,48 @@ impl Pass<'_> {
         situation.source_clock_micros = facts.clock_micros;
         situation.newest = facts.newest;
         let plan = situation.plan();
+        progress.seen(cursor.kind, marker, &facts);
 
-        let mut outcome = Outcome::nothing(cursor.clone(), marker, plan.checked_to, facts.future);
-        let Some(window) = plan.window else { return Ok(outcome) };
-        let Some(chunk) = self.stop.or(route.count(window)).await? else { return Ok(outcome) };
-        if chunk.window != window {
-            outcome.checked_to = Some(chunk.window.high);
+        if let Some(window) = plan.window {
+            let mut chunks = self.stop.or(route.chunks(window)).await?;
+            while let Some(chunk) = self.stop.or(route.next_chunk(&mut chunks)).await? {
+                if self.options.dry_run {
+                    progress.planned(chunk);
+                    continue;
+                }
+                if self.started.elapsed() > self.config.pass_deadline {
+                    return Err(deadline_is_over());
+                }
+                self.chunk(catalog, &route, &chunk, progress).await?;
+            }
         }
-        outcome.window = Some(chunk.window);
-        if self.options.dry_run {
-            outcome.status = RunStatus::Planned;
-            outcome.files = chunk.partitions.len() as u64;
-            outcome.rows_read = chunk.source_rows();
-            return Ok(outcome);
+        if !self.options.dry_run {
+            progress.checked(plan.checked_to);
         }
+        Ok(())
+    }
+
+    /// Reads, writes and commits one chunk, or leaves nothing of it.
+    async fn chunk(
+        &self,
+        catalog: &mut Catalog,
+        route: &Route<'_>,
+        chunk: &Chunk,
+        progress: &mut Progress,
+    ) -> Result<()> {
         failpoint::hit(Failpoint::Counted)?;
-
         let mut files = Files::default();
-        let bar = self.telemetry.bar(&table.target.to_string());
-        let written = self.stop.or(route.write(&chunk, &mut files, &bar)).await;
+        let bar = self.telemetry.bar(&route.table.target.to_string());
+        let written = self.stop.or(route.write(chunk, &mut files, &bar)).await;
         bar.finish_and_clear();
         let committed = match written {
-            Ok(()) => self.commit(catalog, &route, outcome.marker.as_ref(), &chunk, &files).await,
+            Ok(()) => self.commit(catalog, route, progress.marker(), chunk, &files).await,
             Err(error) => Err(Failure::Rejected(error)),
         };
         match committed {
             Ok((snapshot_id, marker)) => {
-                failpoint::hit(Failpoint::Committed)?;
-                outcome.finish(&files, snapshot_id, marker);
-                Ok(outcome)
+                progress.committed(chunk, &files, snapshot_id, marker);
+                failpoint::hit(Failpoint::Committed).map(|_| ())
             }
             Err(Failure::Rejected(error)) => {
                 files.discard();
@@ -241,92 +249,33 @@ impl Pass<'_> {
     }
 
     /// Tells the log and the state cache.
-    fn remember(&self, key: &str, result: &Result<Outcome>, duration_ms: u64) {
-        let cached_ms = i64::try_from(duration_ms).unwrap_or(i64::MAX);
+    fn remember(&self, report: &RunTable, progress: &Progress, result: Result<()>) {
+        let duration_ms = i64::try_from(report.duration_ms).unwrap_or(i64::MAX);
         match result {
-            Ok(outcome) => {
-                tracing::info!(status = ?outcome.status, rows = outcome.rows_written, duration_ms, "done");
+            Ok(()) => {
+                tracing::info!(status = ?report.status, rows = report.rows_written, duration_ms, "done");
                 if !self.options.dry_run {
-                    self.state.succeed(key, outcome.checked_to, &now(), cached_ms);
+                    self.state.succeed(&report.target, progress.checked_to(), &now(), duration_ms);
                 }
             }
             Err(error) => {
                 match error.kind() {
                     Kind::Locked | Kind::Stopped => tracing::info!(%error, "not done"),
-                    Kind::Unavailable | Kind::Conflict => tracing::warn!(%error, "failed, the next pass tries again"),
-                    Kind::Refused | Kind::Internal | Kind::Config => {
-                        tracing::error!(%error, "failed");
+                    Kind::Unavailable | Kind::Conflict | Kind::Deadline => {
+                        tracing::warn!(%error, "failed, the next pass tries again")
                     }
+                    Kind::Refused | Kind::Internal | Kind::Config => tracing::error!(%error, "failed"),
                 }
                 if !self.options.dry_run && error.kind() != Kind::Locked {
-                    self.state.fail(key, &error.to_string(), cached_ms);
+                    self.state.fail(&report.target, &error.to_string(), duration_ms);
                 }
             }
         }
     }
 }
 
-impl Outcome {
-    fn nothing(cursor: Cursor, marker: Option<Marker>, checked_to: Option<Tick>, rows_future: u64) -> Self {
-        Self {
-            status: RunStatus::Nothing,
-            cursor,
-            window: None,
-            marker,
-            checked_to,
-            rows_future,
-            rows_read: 0,
-            rows_written: 0,
-            bytes_written: 0,
-            files: 0,
-            snapshot_id: None,
-        }
-    }
-
-    fn finish(&mut self, files: &Files, snapshot_id: i64, marker: Marker) {
-        self.status = RunStatus::Offloaded;
-        self.rows_read = files.rows();
-        self.rows_written = files.rows();
-        self.bytes_written = files.bytes();
-        self.files = files.finished.len() as u64;
-        self.snapshot_id = Some(snapshot_id);
-        self.marker = Some(marker);
-    }
-}
-
-fn report(table: &Table, result: &Result<Outcome>, duration_ms: u64) -> RunTable {
-    let outcome = result.as_ref().ok();
-    let error = result.as_ref().err();
-    let time = |tick: fn(&Outcome) -> Option<Tick>| outcome.and_then(|o| Some(o.cursor.kind.format(tick(o)?)));
-    let number = |of: fn(&Outcome) -> u64| outcome.map_or(0, of);
-    RunTable {
-        source: table.source.clone(),
-        target: table.target.to_string(),
-        layer: table.layer.clone(),
-        status: match error {
-            None => outcome.map_or(RunStatus::Nothing, |outcome| outcome.status),
-            Some(error) if error.kind() == Kind::Locked => RunStatus::Skipped,
-            Some(_) => RunStatus::Failed,
-        },
-        low: time(|o| o.window?.low),
-        high: time(|o| Some(o.window?.high)),
-        watermark: time(|o| Some(o.marker.as_ref()?.watermark)),
-        offloaded_to: time(|o| Some(o.marker.as_ref()?.offloaded_to)),
-        checked_to: time(|o| o.checked_to),
-        rows_read: number(|o| o.rows_read),
-        rows_written: number(|o| o.rows_written),
-        rows_duplicate: 0,
-        rows_rejected: 0,
-        rows_late: None,
-        rows_changed: None,
-        rows_future: outcome.map(|o| o.rows_future),
-        bytes_written: number(|o| o.bytes_written),
-        files: number(|o| o.files),
-        chunks: u64::from(outcome.is_some_and(|o| o.status == RunStatus::Offloaded)),
-        snapshot_id: outcome.and_then(|o| o.snapshot_id),
-        duration_ms,
-        error: error.map(ErrorReport::from),
-    }
+fn deadline_is_over() -> Error {
+    Error::new(Kind::Deadline, "pass_deadline is over")
 }
 
 fn warn_of_clock_skew(source_micros: i64) {

@@ -37,6 +37,13 @@ pub struct Window {
     pub high: Tick,
 }
 
+impl Window {
+    /// What lies in both this window and `[low, high)`.
+    pub fn intersect(self, low: Tick, high: Tick) -> Self {
+        Self { low: Some(self.low.map_or(low, |own| own.max(low))), high: self.high.min(high) }
+    }
+}
+
 /// What a pass does about a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Plan {

@@ -86,8 +86,24 @@ pub struct RunTable {
     pub snapshot_id: Option<i64>,
     /// Duration of the table.
     pub duration_ms: u64,
+    /// `--dry-run`: the chunks that would be committed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub planned: Vec<PlannedChunk>,
     /// Why it failed.
     pub error: Option<ErrorReport>,
+}
+
+/// A chunk of `run --dry-run`.
+#[derive(Debug, Clone, Serialize)]
+pub struct PlannedChunk {
+    /// Inclusive lower bound; null where it has none.
+    pub low: Option<String>,
+    /// Exclusive upper bound.
+    pub high: Option<String>,
+    /// Raw rows in the source.
+    pub rows: u64,
+    /// Data files that are expected.
+    pub files: u64,
 }
 
 /// The document of `run`.
@@ -216,7 +232,7 @@ fn or_dash(text: &Option<String>) -> &str {
 
 impl Report for RunReport {
     fn lines(&self) -> Vec<String> {
-        self.tables.iter().map(RunTable::line).collect()
+        self.tables.iter().flat_map(RunTable::lines).collect()
     }
 
     fn errors(&self) -> Vec<(&str, &ErrorReport)> {
@@ -230,7 +246,7 @@ impl RunTable {
         self.error.as_ref().map_or(0, |error| error.kind.policy().exit)
     }
 
-    fn line(&self) -> String {
+    fn lines(&self) -> Vec<String> {
         let seconds = self.duration_ms as f64 / 1000.0;
         let what = match self.status {
             RunStatus::Offloaded => format!(
@@ -244,18 +260,21 @@ impl RunTable {
             RunStatus::Skipped => "skipped".to_owned(),
             RunStatus::Failed => "failed".to_owned(),
             RunStatus::Planned => format!(
-                "would offload {} rows in {} file(s) of [{}, {})",
-                HumanCount(self.rows_read),
-                self.files,
-                self.low.as_deref().unwrap_or("beginning"),
-                or_dash(&self.high)
+                "would offload {} rows in {} commit(s)",
+                HumanCount(self.planned.iter().map(|chunk| chunk.rows).sum()),
+                self.planned.len()
             ),
         };
         let future = match self.rows_future {
             Some(rows @ 1..) => format!(", {} rows from the future wait", HumanCount(rows)),
             _ => String::new(),
         };
-        format!("{} -> {}: {what}{future}", self.source, self.target)
+        let mut lines = vec![format!("{} -> {}: {what}{future}", self.source, self.target)];
+        lines.extend(self.planned.iter().map(|chunk| {
+            let (low, high) = (chunk.low.as_deref().unwrap_or("beginning"), or_dash(&chunk.high));
+            format!("  [{low}, {high}): {} rows, {} file(s)", HumanCount(chunk.rows), chunk.files)
+        }));
+        lines
     }
 }
 

@@ -29,7 +29,9 @@ pub struct Config {
     pub catalog: Catalog,
     /// SQLite file of the state cache.
     pub state: PathBuf,
-    /// No table is started later than this after the start of a pass.
+    /// Tables of a layer that are offloaded side by side.
+    pub parallel_tables: usize,
+    /// No chunk is started later than this after the start of a pass.
     pub pass_deadline: Duration,
     /// Lag above which `watermark show` exits with 3.
     pub max_lag: Option<Duration>,
@@ -86,6 +88,8 @@ pub struct Table {
     pub start_at: Option<DateTime<Utc>>,
     /// How far behind the source's clock a window ends.
     pub settle_delay: Duration,
+    /// About how many rows one commit takes at most.
+    pub chunk_rows: u64,
     /// Column whose UTC day partitions a new target.
     pub partition_by_day: Option<String>,
     /// Parquet compression.
@@ -189,6 +193,10 @@ mod tests {
         assert_eq!((all.state, all.pass_deadline), (default.state, default.pass_deadline));
         assert_eq!(all.tables[0].settle_delay, default.tables[0].settle_delay);
         assert_eq!(all.tables[0].compression, default.tables[0].compression);
+        assert_eq!(
+            (all.tables[0].chunk_rows, all.parallel_tables),
+            (default.tables[0].chunk_rows, default.parallel_tables)
+        );
     }
 
     #[test]
@@ -205,7 +213,8 @@ mod tests {
     #[test]
     fn unknown_keys_and_twin_targets_are_refused() {
         assert!(parse(&format!("[clickhouse]\nurll = 'x'\n{MINIMAL}")).unwrap_err().to_string().contains("urll"));
-        assert!(parse(&format!("{MINIMAL}chunk_rows = 5\n")).unwrap_err().to_string().contains("chunk_rows"));
+        assert!(parse(&format!("{MINIMAL}chunkrows = 5\n")).unwrap_err().to_string().contains("chunkrows"));
+        assert!(parse(&format!("{MINIMAL}chunk_rows = 0\n")).unwrap_err().to_string().contains("chunk_rows"));
         assert!(parse(&format!("{MINIMAL}{MINIMAL}")).unwrap_err().to_string().contains("already the target"));
         assert!(parse("").unwrap_err().to_string().contains("[[table]]"));
     }

@@ -87,14 +87,23 @@ impl Default for RawState {
 #[serde(deny_unknown_fields, default)]
 pub struct RawDefaults {
     pub settle_delay: String,
+    pub chunk_rows: u64,
     pub compression: String,
+    pub parallel_tables: usize,
     pub pass_deadline: String,
     pub max_lag: Option<String>,
 }
 
 impl Default for RawDefaults {
     fn default() -> Self {
-        Self { settle_delay: "5m".into(), compression: "zstd(3)".into(), pass_deadline: "14m".into(), max_lag: None }
+        Self {
+            settle_delay: "5m".into(),
+            chunk_rows: 5_000_000,
+            parallel_tables: 2,
+            compression: "zstd(3)".into(),
+            pass_deadline: "14m".into(),
+            max_lag: None,
+        }
     }
 }
 
@@ -109,5 +118,6 @@ pub struct RawTable {
     pub start_at: Option<String>,
     pub partition_by: Option<Vec<String>>,
     pub settle_delay: Option<String>,
+    pub chunk_rows: Option<u64>,
     pub compression: Option<String>,
 }

@@ -17,6 +17,13 @@ impl Problems {
         self.0.push(format!("{key}: {reason}"));
     }
 
+    fn at_least_one<N: PartialOrd + From<u8>>(&mut self, key: &str, number: N) -> N {
+        if number < N::from(1) {
+            self.add(key, "must be 1 or more");
+        }
+        number
+    }
+
     fn duration(&mut self, key: &str, text: &str) -> Duration {
         humantime::parse_duration(text).unwrap_or_else(|e| {
             self.add(key, format_args!("`{text}` is no duration such as 90s, 5m or 24h ({e})"));
@@ -56,6 +63,7 @@ pub fn validate(
         clickhouse,
         catalog,
         state,
+        parallel_tables: problems.at_least_one("defaults.parallel_tables", raw.defaults.parallel_tables),
         pass_deadline: problems.duration("defaults.pass_deadline", &raw.defaults.pass_deadline),
         max_lag: raw.defaults.max_lag.map(|text| problems.duration("defaults.max_lag", &text)),
         tables: by_layer(tables),
@@ -204,6 +212,7 @@ fn validate_table(
         start_at,
         settle_delay: problems
             .duration(&key("settle_delay"), raw.settle_delay.as_deref().unwrap_or(&defaults.settle_delay)),
+        chunk_rows: problems.at_least_one(&key("chunk_rows"), raw.chunk_rows.unwrap_or(defaults.chunk_rows)),
         partition_by_day,
         compression: parse_compression(compression).unwrap_or_else(|reason| {
             problems.add(&key("compression"), reason);

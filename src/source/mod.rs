@@ -24,6 +24,7 @@ pub use self::sql::DayColumn;
 use crate::config::{ClickHouse, Compression};
 use crate::cursor::{Cursor, CursorType, Tick};
 use crate::error::{Classify, Error, Kind, Result};
+use crate::histogram::Bucket;
 use crate::plan::{Partition, Window};
 use crate::schema::Column;
 
@@ -107,6 +108,12 @@ struct FactsRow {
     newest: Option<i64>,
     future: u64,
     nulls: u64,
+}
+
+#[derive(Row, Deserialize)]
+struct BucketRow {
+    low: i64,
+    rows: u64,
 }
 
 #[derive(Row, Deserialize)]
@@ -306,6 +313,13 @@ impl Source<'_> {
                 .hint("no window ever holds them; choose a cursor without nulls, or delete or fill these rows"));
         }
         Ok(Facts { clock_micros: row.clock_micros, newest: row.newest, future: row.future })
+    }
+
+    /// Counts the rows of a window in buckets of `width` ticks.
+    pub async fn histogram(&self, cursor: &Cursor, window: Window, width: Tick) -> Result<Vec<Bucket>> {
+        let query = self.relation.histogram(cursor, window, width);
+        let rows: Vec<BucketRow> = self.server.fetch(&query, &self.what("histogram")).await?;
+        Ok(rows.into_iter().map(|row| Bucket { low: row.low, width, rows: row.rows }).collect())
     }
 
     /// Counts the raw rows of a window before any is read (P7), per day where the target is partitioned; at most `limit` days.

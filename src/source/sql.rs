@@ -76,6 +76,15 @@ impl Relation {
         )
     }
 
+    /// Raw rows of a window for each bucket of `width` ticks that holds any; ascending.
+    pub fn histogram(&self, cursor: &Cursor, window: Window, width: Tick) -> String {
+        let tick = ticks("k2_cursor", cursor.kind);
+        format!(
+            "SELECT {tick} - positiveModulo({tick}, {width}) AS low, count() AS rows FROM ({}) GROUP BY low ORDER BY low",
+            self.rows(&format!("{} AS k2_cursor", identifier(&cursor.name)), &within(cursor, window))
+        )
+    }
+
     /// Raw rows of a window for each UTC day of the partition column, or of the whole window; ascending, null first.
     pub fn count(&self, cursor: &Cursor, window: Window, by_day: Option<&DayColumn>, limit: usize) -> String {
         let filter = within(cursor, window);
@@ -253,12 +262,13 @@ mod tests {
     /// P2: every query filters on the raw column, whatever it is called.
     #[test]
     fn a_cursor_may_bear_the_name_of_an_alias() {
-        for name in ["day", "rows", "newest", "future", "nulls", "clock_micros"] {
+        for name in ["day", "rows", "newest", "future", "nulls", "clock_micros", "low"] {
             let cursor = Cursor { name: name.into(), kind: CursorType::Date };
             let day = DayColumn { column: cursor.clone(), nullable: false };
             let window = Window { low: None, high: 7 };
             let filter = format!("FROM `d`.`t` WHERE (`{name}` < toDate(toUInt16(7)))");
             for sql in [
+                relation().histogram(&cursor, window, 5),
                 relation().count(&cursor, window, None, 9),
                 relation().count(&cursor, window, Some(&day), 9),
                 relation().complement(&cursor, window, &day, &[]),

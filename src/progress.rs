@@ -1,0 +1,121 @@
+//! What a pass has done about a table so far, and its report. It outlives failed tries: what was committed stays committed.
+
+use crate::chunk::{Chunk, Files};
+use crate::config::Table;
+use crate::cursor::{CursorType, Tick};
+use crate::error::{Error, Kind};
+use crate::plan::Window;
+use crate::report::{ErrorReport, PlannedChunk, RunStatus, RunTable};
+use crate::source::Facts;
+use crate::watermark::Marker;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Progress {
+    cursor: Option<CursorType>,
+    window: Option<Window>,
+    marker: Option<Marker>,
+    checked_to: Option<Tick>,
+    rows_future: Option<u64>,
+    rows: u64,
+    bytes: u64,
+    files: u64,
+    chunks: u64,
+    snapshot_id: Option<i64>,
+    planned: Vec<Chunk>,
+}
+
+impl Progress {
+    /// Source and target were looked at.
+    pub fn seen(&mut self, cursor: CursorType, marker: Option<Marker>, facts: &Facts) {
+        self.cursor = Some(cursor);
+        self.checked_to = marker.as_ref().map(|marker| marker.watermark);
+        self.marker = marker;
+        self.rows_future = Some(facts.future);
+        self.planned.clear();
+    }
+
+    /// Everything below this bound was looked at and, where there were rows, committed.
+    pub fn checked(&mut self, to: Option<Tick>) {
+        self.checked_to = to;
+    }
+
+    /// A chunk would be committed (`--dry-run`).
+    pub fn planned(&mut self, chunk: Chunk) {
+        self.extend(chunk.window);
+        self.planned.push(chunk);
+    }
+
+    /// A chunk was committed.
+    pub fn committed(&mut self, chunk: &Chunk, files: &Files, snapshot_id: i64, marker: Marker) {
+        self.extend(chunk.window);
+        self.checked_to = Some(marker.watermark);
+        self.marker = Some(marker);
+        self.rows += files.rows();
+        self.bytes += files.bytes();
+        self.files += files.finished.len() as u64;
+        self.chunks += 1;
+        self.snapshot_id = Some(snapshot_id);
+    }
+
+    fn extend(&mut self, chunk: Window) {
+        let low = self.window.map_or(chunk.low, |window| window.low);
+        self.window = Some(Window { low, high: chunk.high });
+    }
+
+    /// The last marker, on which the next chunk is planned.
+    pub fn marker(&self) -> Option<&Marker> {
+        self.marker.as_ref()
+    }
+
+    /// For the state cache.
+    pub fn checked_to(&self) -> Option<Tick> {
+        self.checked_to
+    }
+
+    fn status(&self, error: Option<&Error>) -> RunStatus {
+        match error {
+            Some(error) if error.kind() == Kind::Locked => RunStatus::Skipped,
+            Some(_) => RunStatus::Failed,
+            None if self.chunks > 0 => RunStatus::Offloaded,
+            None if !self.planned.is_empty() => RunStatus::Planned,
+            None => RunStatus::Nothing,
+        }
+    }
+
+    /// The table's entry in the report.
+    pub fn report(&self, table: &Table, error: Option<&Error>, duration_ms: u64) -> RunTable {
+        let time = |tick: Option<Tick>| Some(self.cursor?.format(tick?));
+        let planned = self.planned.iter().map(|chunk| PlannedChunk {
+            low: time(chunk.window.low),
+            high: time(Some(chunk.window.high)),
+            rows: chunk.source_rows(),
+            files: chunk.partitions.len() as u64,
+        });
+        RunTable {
+            source: table.source.clone(),
+            target: table.target.to_string(),
+            layer: table.layer.clone(),
+            status: self.status(error),
+            low: time(self.window.and_then(|window| window.low)),
+            high: time(self.window.map(|window| window.high)),
+            watermark: time(self.marker.as_ref().map(|marker| marker.watermark)),
+            offloaded_to: time(self.marker.as_ref().map(|marker| marker.offloaded_to)),
+            checked_to: time(self.checked_to),
+            rows_read: self.rows,
+            rows_written: self.rows,
+            rows_duplicate: 0,
+            rows_rejected: 0,
+            rows_late: None,
+            rows_changed: None,
+            rows_future: self.rows_future,
+            bytes_written: self.bytes,
+            files: self.files,
+            chunks: self.chunks,
+            snapshot_id: self.snapshot_id,
+            duration_ms,
+            planned: planned.collect(),
+            error: error.map(ErrorReport::from),
+        }
+    }
+}
