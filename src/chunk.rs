@@ -5,16 +5,24 @@ use indicatif::ProgressBar;
 use uuid::Uuid;
 
 use crate::config::Table;
-use crate::cursor::Cursor;
+use crate::cursor::{Cursor, Tick};
 use crate::error::{Error, Kind, Result};
 use crate::histogram::{Cut, Histogram};
-use crate::plan::{MAX_PARTITIONS_PER_CHUNK, Partition, Window, cut_at_days};
+use crate::partition::{Grain, PartitionField, Value};
+use crate::plan::{Partition, Window};
 use crate::schema::drift;
-use crate::source::{DayColumn, Server, Source};
+use crate::source::{Server, Source, partition_values};
 use crate::storage::delete_own_file;
 use crate::target::Target;
 use crate::watermark::{Marker, Mode, SourceIdentity, VERSION};
 use crate::write::{HOLD_BACK, Passthrough, Placement, Written};
+
+/// Days, or hours, of a target's partitions in one commit (protocol.md P6).
+const MAX_UNITS_PER_CHUNK: usize = 64;
+/// Partitions, and so files, in one commit.
+const MAX_FILES_PER_CHUNK: usize = 1024;
+/// Longest name of a partition's folder, in bytes.
+const MAX_FOLDER_LENGTH: usize = 200;
 
 /// How rows go from a source to its target.
 pub struct Route<'a> {
@@ -26,8 +34,8 @@ pub struct Route<'a> {
     pub target: Target,
     /// What the marker will say of the source.
     pub identity: SourceIdentity,
-    /// The source's column whose days partition the target.
-    day: Option<DayColumn>,
+    /// The fields of the target's partitions.
+    fields: Vec<PartitionField>,
 }
 
 /// A window on its way to be cut.
@@ -35,6 +43,9 @@ pub struct Route<'a> {
 pub struct Chunks {
     rest: Window,
     histogram: Histogram,
+    /// Ticks of a partition, where the cursor makes it; a chunk holds at most `max_units` of them.
+    unit: Tick,
+    max_units: usize,
 }
 
 /// Rows that will be one commit.
@@ -109,8 +120,8 @@ impl<'a> Route<'a> {
         let source = server.open(database, &table.source).await?;
         let cursor = source.cursor(&table.cursor)?;
         let identity = SourceIdentity { id: table.source_id.clone(), uuid: source.uuid, cursor };
-        let day = target.day_column()?.map(|column| source.day_column(column)).transpose()?;
-        Ok(Self { table, source, target, identity, day })
+        let fields = target.partition_by()?.into_iter().map(|by| source.partition_field(by)).collect::<Result<_>>()?;
+        Ok(Self { table, source, target, identity, fields })
     }
 
     /// The column that orders the source.
@@ -141,14 +152,23 @@ impl<'a> Route<'a> {
     /// Begins to cut a window into chunks.
     pub async fn chunks(&self, window: Window) -> Result<Chunks> {
         let cursor = self.cursor();
-        let days = self.source.histogram(cursor, window, cursor.kind.ticks_per_day()).await?;
-        Ok(Chunks { rest: window, histogram: Histogram::new(cursor.kind, days) })
+        // Days, or what the target is partitioned by where that is finer: a chunk holds a bounded number of them.
+        let unit =
+            self.fields.iter().filter(|field| field.by.column == cursor.name).find_map(|field| match field.by.grain {
+                Grain::Day => Some(cursor.kind.ticks_per_day()),
+                Grain::Hour => Some(cursor.kind.ticks_per_day() / 24),
+                Grain::Year | Grain::Month | Grain::Identity => None,
+            });
+        let width = unit.unwrap_or(cursor.kind.ticks_per_day());
+        let buckets = self.source.histogram(cursor, window, width).await?;
+        let max_units = if unit.is_some() { MAX_UNITS_PER_CHUNK } else { usize::MAX };
+        Ok(Chunks { rest: window, histogram: Histogram::new(cursor.kind, buckets), unit: width, max_units })
     }
 
     /// The next chunk, counted; `None` when the window is done.
     pub async fn next_chunk(&self, chunks: &mut Chunks) -> Result<Option<Chunk>> {
         while !chunks.histogram.is_empty() {
-            let high = match chunks.histogram.cut(self.table.chunk_rows) {
+            let high = match chunks.histogram.cut(self.table.chunk_rows, chunks.unit, chunks.max_units) {
                 Cut::Refine { bucket, width } => {
                     let within = chunks.rest.intersect(bucket.low, bucket.high());
                     let finer = self.source.histogram(self.cursor(), within, width).await?;
@@ -158,10 +178,10 @@ impl<'a> Route<'a> {
                 Cut::At(high) => high,
                 Cut::Rest => chunks.rest.high,
             };
-            let chunk = self.count(Window { high, ..chunks.rest }).await?;
-            let high = chunk.as_ref().map_or(high, |chunk| chunk.window.high);
+            let window = Window { high, ..chunks.rest };
             chunks.histogram.forget_below(high);
             chunks.rest.low = Some(high);
+            let chunk = self.count(window).await?;
             if chunk.is_some() {
                 return Ok(chunk);
             }
@@ -169,18 +189,15 @@ impl<'a> Route<'a> {
         Ok(None)
     }
 
-    /// Counts a window before any row is read, and cuts it where it has too many days; `None` where it is empty.
+    /// Counts a window before any row is read; `None` where it is empty.
     async fn count(&self, window: Window) -> Result<Option<Chunk>> {
-        let cursor = self.cursor();
-        let limit = MAX_PARTITIONS_PER_CHUNK + 1;
-        let partitions = self.source.count(cursor, window, self.day.as_ref(), limit).await?;
-        let by_cursor = self.day.as_ref().is_some_and(|day| day.column == *cursor);
-        if partitions.len() > MAX_PARTITIONS_PER_CHUNK && !by_cursor {
-            let message = format!("the window holds more than {MAX_PARTITIONS_PER_CHUNK} days of the partition column");
-            return Err(Error::refused(message)
-                .hint("offload shorter windows with --until, or partition the target by the day of the cursor"));
+        let partitions = self.source.count(self.cursor(), window, &self.fields, MAX_FILES_PER_CHUNK + 1).await?;
+        if partitions.len() > MAX_FILES_PER_CHUNK {
+            let message = format!("a chunk holds more than {MAX_FILES_PER_CHUNK} partitions");
+            return Err(
+                Error::refused(message).hint("each one is a file: choose coarser partitions, or a smaller chunk_rows")
+            );
         }
-        let (window, partitions) = cut_at_days(cursor.kind, window, partitions);
         Ok((!partitions.is_empty()).then(|| Chunk { commit_id: Uuid::now_v7(), window, partitions }))
     }
 
@@ -188,18 +205,19 @@ impl<'a> Route<'a> {
     pub async fn write(&self, chunk: &Chunk, files: &mut Files, bar: &ProgressBar) -> Result<()> {
         for (number, partition) in chunk.partitions.iter().enumerate() {
             let name = format!("k2-offload-{}-{number}.parquet", chunk.commit_id);
-            self.write_file(chunk.window, partition.day, &name, files, bar).await?;
+            self.write_file(chunk.window, partition, &name, files, bar).await?;
         }
-        let unlisted = match &self.day {
-            Some(day) => self.source.count_unlisted(self.cursor(), chunk.window, day, &chunk.partitions).await?,
-            None => 0,
+        let unlisted = if self.fields.is_empty() {
+            0
+        } else {
+            self.source.count_unlisted(self.cursor(), chunk.window, &self.fields, &chunk.partitions).await?
         };
         let (counted, read) = (chunk.source_rows(), files.rows());
         if unlisted == 0 && read >= counted {
             return Ok(());
         }
         let message = format!(
-            "the source changed while it was read: {counted} rows counted, {read} read, {unlisted} on new days"
+            "the source changed while it was read: {counted} rows counted, {read} read, {unlisted} in new partitions"
         );
         Err(Error::new(Kind::Conflict, message).hint("nothing was committed; the chunk is planned again"))
     }
@@ -207,17 +225,18 @@ impl<'a> Route<'a> {
     async fn write_file(
         &self,
         window: Window,
-        day: Option<i32>,
+        partition: &Partition,
         name: &str,
         files: &mut Files,
         bar: &ProgressBar,
     ) -> Result<()> {
-        let placement = self.placement(day, name);
+        let values = partition_values(&self.fields, &partition.key)?;
+        let placement = self.placement(&values, name)?;
         files.begun.push(placement.location.clone());
-        let part = self.day.as_ref().map(|column| (column, day));
         let mut hold_back = HOLD_BACK;
         loop {
-            let mut stream = self.source.parquet(self.cursor(), window, part, &self.table.compression)?;
+            let mut stream =
+                self.source.parquet(self.cursor(), window, &self.fields, &values, &self.table.compression)?;
             let mut file = Passthrough::create(&placement.location, hold_back)?;
             while let Some(bytes) = stream.next().await? {
                 bar.inc(bytes.len() as u64);
@@ -237,24 +256,32 @@ impl<'a> Route<'a> {
         }
     }
 
-    /// Below the table's `data` folder, in a folder for the partition as other writers name it.
-    fn placement(&self, day: Option<i32>, name: &str) -> Placement<'_> {
+    /// Below the table's `data` folder, in folders for the partition as other writers name them.
+    fn placement(&self, values: &[Option<Value>], name: &str) -> Result<Placement<'_>> {
         let metadata = &self.target.metadata;
-        let mut folder = format!("{}/data", metadata.location());
-        let mut partition = Vec::new();
-        if self.day.is_some() {
-            partition.push(day);
-            let value: Struct = [day.map(Literal::int)].into_iter().collect();
-            let path = metadata.default_partition_spec().partition_to_path(&value, metadata.current_schema().clone());
-            let (field, day) = path.rsplit_once('=').unwrap_or((&path, ""));
-            let field: String = url::form_urlencoded::byte_serialize(field.as_bytes()).collect();
-            folder = format!("{folder}/{field}={day}");
+        let literals = self
+            .fields
+            .iter()
+            .zip(values)
+            .map(|(field, value)| value.as_ref().map(|value| field.literal(value)).transpose());
+        let partition: Struct = literals.collect::<Result<Vec<Option<Literal>>>>()?.into_iter().collect();
+        let mut location = format!("{}/data", metadata.location());
+        for (field, value) in metadata.default_partition_spec().fields().iter().zip(partition.iter()) {
+            let kind = metadata.current_schema().field_by_id(field.source_id).map(|field| field.field_type.clone());
+            let Some(kind) = kind else { continue };
+            let folder = url::form_urlencoded::Serializer::new(String::new())
+                .append_pair(&field.name, &field.transform.to_human_string(&kind, value))
+                .finish();
+            // A file system's limit; readers go by the manifest, not by folders.
+            if folder.len() <= MAX_FOLDER_LENGTH {
+                location = format!("{location}/{folder}");
+            }
         }
-        Placement {
-            location: format!("{folder}/{name}"),
+        Ok(Placement {
+            location: format!("{location}/{name}"),
             schema: metadata.current_schema(),
             partition_spec_id: metadata.default_partition_spec_id(),
             partition,
-        }
+        })
     }
 }

@@ -52,11 +52,21 @@ impl Histogram {
         Self { cursor, buckets }
     }
 
-    /// Where a chunk of at most `limit` rows ends that begins with the first bucket. A chunk is larger only where a single tick is, and
+    /// Where a chunk of at most `limit` rows, in at most `max_units` ranges of `unit` ticks, ends that begins with the first bucket. A chunk is larger only where a single tick is, and
     /// smaller than half only where it is the last or a tick does not fit behind it.
-    pub fn cut(&self, limit: u64) -> Cut {
+    pub fn cut(&self, limit: u64, unit: Tick, max_units: usize) -> Cut {
         let mut rows: u64 = 0;
+        let mut units = 0;
+        let mut last_unit = None;
         for bucket in &self.buckets {
+            let bucket_unit = bucket.low.div_euclid(unit);
+            if last_unit != Some(bucket_unit) {
+                last_unit = Some(bucket_unit);
+                units += 1;
+            }
+            if units > max_units {
+                return Cut::At(bucket.low);
+            }
             if rows.saturating_add(bucket.rows) > limit {
                 let enough = rows > limit / 2;
                 return match finer(self.cursor, bucket.width) {
@@ -115,7 +125,12 @@ mod tests {
     }
 
     /// Cuts everything; returns the chunks' rows with the number of their ticks, and how many buckets were asked for.
-    fn chunks(cursor: CursorType, rows: &BTreeMap<Tick, u64>, limit: u64) -> (Vec<(u64, usize)>, usize) {
+    fn chunks(
+        cursor: CursorType,
+        rows: &BTreeMap<Tick, u64>,
+        limit: u64,
+        max_days: usize,
+    ) -> (Vec<(u64, usize)>, usize) {
         let day = cursor.ticks_per_day();
         let first = count(rows, Tick::MIN / 2, Tick::MAX / 2, day);
         let mut asked = first.len();
@@ -123,7 +138,7 @@ mod tests {
         let mut low = Tick::MIN / 2;
         let mut chunks = Vec::new();
         while !histogram.is_empty() {
-            let high = match histogram.cut(limit) {
+            let high = match histogram.cut(limit, day, max_days) {
                 Cut::Refine { bucket, width } => {
                     let finer = count(rows, bucket.low.max(low), bucket.high(), width);
                     assert!(width < bucket.width && bucket.width % width == 0);
@@ -161,8 +176,15 @@ mod tests {
     fn an_outlier_of_1970_costs_one_bucket() {
         let millis = CursorType::DateTime64 { scale: 3 };
         let rows = BTreeMap::from([(0, 1), (1_763_632_800_000, 100), (1_763_632_800_001, 100)]);
-        let (chunks, asked) = chunks(millis, &rows, 1000);
+        let (chunks, asked) = chunks(millis, &rows, 1000, 64);
         assert_eq!((chunks, asked), (vec![(201, 3)], 2));
+    }
+
+    #[test]
+    fn a_chunk_holds_a_bounded_number_of_days() {
+        let rows: BTreeMap<Tick, u64> = (0..150).map(|day| (CursorType::DateTime.day_start(day * 3), 1)).collect();
+        let (chunks, _) = chunks(CursorType::DateTime, &rows, 1000, 64);
+        assert_eq!(chunks, [(64, 64), (64, 64), (22, 22)]);
     }
 
     proptest! {
@@ -173,7 +195,7 @@ mod tests {
             limit in 1_u64..500,
         ) {
             for cursor in [CursorType::DateTime64 { scale }, CursorType::DateTime, CursorType::Date] {
-                let (chunks, _) = chunks(cursor, &ticks, limit);
+                let (chunks, _) = chunks(cursor, &ticks, limit, usize::MAX);
                 prop_assert_eq!(chunks.iter().map(|(rows, _)| rows).sum::<u64>(), ticks.values().sum::<u64>());
                 prop_assert!(chunks.iter().all(|(rows, ticks)| *rows <= limit || *ticks == 1), "{:?}", chunks);
                 // Two neighbours would not fit into one chunk, so that there are not many more than needed.

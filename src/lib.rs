@@ -10,7 +10,7 @@
 //! | [`pass`] | the order of the steps and the points where a pass can die |
 //! | [`chunk`] | one chunk on its way: counted, streamed into files, checked |
 //! | [`progress`] | what a pass has done so far, and its report |
-//! | [`plan`], [`histogram`], [`watermark`], [`cursor`], [`schema`] | values and decisions: pure, synchronous, property-tested |
+//! | [`plan`], [`histogram`], [`watermark`], [`cursor`], [`partition`], [`schema`] | values and decisions: pure, synchronous, property-tested |
 //! | [`source`] | the only user of ClickHouse |
 //! | [`write`] | Parquet streams -> data files: bytes pass through, the footer gets field ids |
 //! | [`target`] | catalog and read side of the Iceberg table |
@@ -32,6 +32,7 @@ pub mod error;
 pub mod failpoint;
 pub mod guard;
 pub mod histogram;
+pub mod partition;
 pub mod pass;
 pub mod plan;
 pub mod progress;

@@ -6,9 +6,6 @@ use std::time::Duration;
 
 use crate::cursor::{CursorType, Tick, micros_of};
 
-/// More partition values than this in one chunk make too many small files (protocol.md P6).
-pub const MAX_PARTITIONS_PER_CHUNK: usize = 64;
-
 /// What a window is planned from.
 #[derive(Debug, Clone, Copy)]
 pub struct Situation {
@@ -76,21 +73,13 @@ impl Situation {
     }
 }
 
-/// Rows of a window that share a value of the partition column.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Rows of a window that share their partition values.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Partition {
-    /// Day since 1970-01-01, `None` for null.
-    pub day: Option<i32>,
+    /// The values, as the source listed them.
+    pub key: Vec<String>,
     /// Raw rows, counted before any is read.
     pub rows: u64,
-}
-
-/// Cuts a window before the first day that is too many, where the partition column is the cursor itself. `partitions` are the days
-/// of the window in ascending order; what is cut off is left to the next pass.
-pub fn cut_at_days(cursor: CursorType, window: Window, mut partitions: Vec<Partition>) -> (Window, Vec<Partition>) {
-    let Some(day) = partitions.get(MAX_PARTITIONS_PER_CHUNK).and_then(|p| p.day) else { return (window, partitions) };
-    partitions.truncate(MAX_PARTITIONS_PER_CHUNK);
-    (Window { high: cursor.day_start(day), ..window }, partitions)
 }
 
 #[cfg(test)]
@@ -158,15 +147,6 @@ mod tests {
         assert_eq!(plan.window.map(|w| w.high), Some(NOW - 800_000));
         let below = Situation { until: Some(NOW - 1_000_000), ..situation() }.plan();
         assert_eq!(below, Plan { window: None, checked_to: Some(NOW - 900_000) });
-    }
-
-    #[test]
-    fn a_window_of_many_days_is_cut_on_a_day() {
-        let days: Vec<_> = (0..65).map(|day| Partition { day: Some(day * 2), rows: 1 }).collect();
-        let (window, kept) = cut_at_days(MILLIS, Window { low: None, high: NOW }, days.clone());
-        assert_eq!((window.high, kept.len()), (MILLIS.day_start(128), 64));
-        let (window, kept) = cut_at_days(MILLIS, Window { low: None, high: NOW }, days[..64].to_vec());
-        assert_eq!((window.high, kept.len()), (NOW, 64));
     }
 
     proptest! {

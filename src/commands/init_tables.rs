@@ -7,6 +7,7 @@ use super::select;
 use crate::cli::{Format, InitTables};
 use crate::config::{Config, Table};
 use crate::error::{Error, Result, worst_exit};
+use crate::partition::PartitionBy;
 use crate::report::{self, ErrorReport, InitReport, InitStatus, InitTable};
 use crate::schema::drift;
 use crate::source::{Server, Source};
@@ -41,7 +42,9 @@ async fn init(
 ) -> Result<InitTable> {
     let source = server.open(&config.clickhouse.database, &table.source).await?;
     source.cursor(&table.cursor)?;
-    table.partition_by_day.as_ref().map(|column| source.day_column(column)).transpose()?;
+    for by in &table.partition_by {
+        source.partition_field(by.clone())?;
+    }
     let new = NewTable::build(table, &source.columns, &config.catalog.warehouse)?;
     let existing = match &catalog {
         Some(catalog) => Target::load(catalog, file_io, &table.target).await?,
@@ -71,13 +74,16 @@ async fn init(
 /// Drift of the schema, and a partition that is another one than configured.
 fn differences(table: &Table, source: &Source<'_>, target: &Target) -> Vec<String> {
     let mut all = drift(&source.columns, target.metadata.current_schema());
-    let name = |day: Option<&str>| day.map_or("nothing".to_owned(), |column| format!("day({column})"));
-    match target.day_column() {
-        Ok(day) if day == table.partition_by_day.as_deref() => {}
-        Ok(day) => all.push(format!(
+    let name = |fields: &[PartitionBy]| {
+        let fields: Vec<String> = fields.iter().map(PartitionBy::to_string).collect();
+        if fields.is_empty() { "nothing".to_owned() } else { fields.join(", ") }
+    };
+    match target.partition_by() {
+        Ok(fields) if fields == table.partition_by => {}
+        Ok(fields) => all.push(format!(
             "the target is partitioned by {}, the configuration says {}; the target's partitions are followed",
-            name(day),
-            name(table.partition_by_day.as_deref())
+            name(&fields),
+            name(&table.partition_by)
         )),
         Err(error) => all.push(error.to_string()),
     }

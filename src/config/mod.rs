@@ -16,6 +16,7 @@ use chrono::{DateTime, Utc};
 use self::raw::RawFile;
 use self::validate::{Problems, validate};
 use crate::error::{Classify, Error, Kind, Result};
+use crate::partition::PartitionBy;
 
 /// Looked for in this order where neither `-c` nor the environment names a file.
 pub const DEFAULT_FILES: [&str; 2] = ["offload.toml", "/etc/k2-offload/offload.toml"];
@@ -90,8 +91,8 @@ pub struct Table {
     pub settle_delay: Duration,
     /// About how many rows one commit takes at most.
     pub chunk_rows: u64,
-    /// Column whose UTC day partitions a new target.
-    pub partition_by_day: Option<String>,
+    /// Partition fields of a new target.
+    pub partition_by: Vec<PartitionBy>,
     /// Parquet compression.
     pub compression: Compression,
 }

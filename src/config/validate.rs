@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::raw::{RawCatalog, RawClickHouse, RawDefaults, RawFile, RawTable};
 use super::{Catalog, ClickHouse, Compression, Config, Secret, Table, TableName};
 use crate::cursor::parse_instant;
+use crate::partition::PartitionBy;
 
 /// Collects problems, so that a user sees all of them at once.
 #[derive(Default)]
@@ -188,17 +189,21 @@ fn validate_table(
         problems.add(&key("target"), format_args!("`{}` is not namespace.table", raw.target));
         ("", "")
     });
-    let partition_by_day = match raw.partition_by.as_deref() {
-        None | Some([]) => None,
-        Some([transform]) => parse_day(transform).map(str::to_owned).or_else(|| {
-            problems.add(&key("partition_by"), format_args!("`{transform}`: this version knows day(COLUMN) only"));
-            None
-        }),
-        Some(_) => {
-            problems.add(&key("partition_by"), "this version knows one transform, day(COLUMN)");
-            None
+    let mut partition_by: Vec<PartitionBy> = Vec::new();
+    for text in raw.partition_by.iter().flatten() {
+        match PartitionBy::parse(text) {
+            None => problems.add(
+                &key("partition_by"),
+                format_args!(
+                    "`{text}` is none of year(C), month(C), day(C), hour(C) and C, the transforms of this version"
+                ),
+            ),
+            Some(by) if partition_by.contains(&by) => {
+                problems.add(&key("partition_by"), format_args!("`{by}` stands twice"))
+            }
+            Some(by) => partition_by.push(by),
         }
-    };
+    }
     let start_at = raw
         .start_at
         .as_deref()
@@ -213,19 +218,13 @@ fn validate_table(
         settle_delay: problems
             .duration(&key("settle_delay"), raw.settle_delay.as_deref().unwrap_or(&defaults.settle_delay)),
         chunk_rows: problems.at_least_one(&key("chunk_rows"), raw.chunk_rows.unwrap_or(defaults.chunk_rows)),
-        partition_by_day,
+        partition_by,
         compression: parse_compression(compression).unwrap_or_else(|reason| {
             problems.add(&key("compression"), reason);
             Compression { codec: "zstd".into(), level: None }
         }),
         source: raw.source,
     }
-}
-
-/// The column of `day(column)` or `days(column)`.
-fn parse_day(transform: &str) -> Option<&str> {
-    let inner = transform.strip_prefix("days(").or_else(|| transform.strip_prefix("day("))?;
-    inner.strip_suffix(')').map(str::trim).filter(|column| !column.is_empty())
 }
 
 fn parse_compression(text: &str) -> Result<Compression, String> {

@@ -20,11 +20,11 @@ use uuid::Uuid;
 
 use self::settings::ServerSetting;
 pub use self::settings::reserved_setting;
-pub use self::sql::DayColumn;
 use crate::config::{ClickHouse, Compression};
 use crate::cursor::{Cursor, CursorType, Tick};
 use crate::error::{Classify, Error, Kind, Result};
 use crate::histogram::Bucket;
+use crate::partition::{PartitionBy, PartitionField, Value};
 use crate::plan::{Partition, Window};
 use crate::schema::Column;
 
@@ -118,7 +118,7 @@ struct BucketRow {
 
 #[derive(Row, Deserialize)]
 struct PartitionRow {
-    day: Option<i32>,
+    key: Vec<String>,
     rows: u64,
 }
 
@@ -278,26 +278,25 @@ fn refuse_names_that_differ_by_case(columns: &[Column]) -> Result<()> {
 impl Source<'_> {
     /// The cursor column of that name, checked to be time.
     pub fn cursor(&self, name: &str) -> Result<Cursor> {
-        Ok(self.time_column(name, "cursor")?.column)
-    }
-
-    /// A column whose days partition the target.
-    pub fn day_column(&self, name: &str) -> Result<DayColumn> {
-        self.time_column(name, "partition column")
-    }
-
-    fn time_column(&self, name: &str, role: &str) -> Result<DayColumn> {
-        let column = self.columns.iter().find(|column| column.name == name).ok_or_else(|| {
-            Error::new(Kind::Config, format!("{role} `{name}` is no column of source {}", self.relation.table))
-                .hint(format!("correct the {role} in the configuration; DESCRIBE TABLE lists the columns"))
-        })?;
-        let node = clickhouse_types::DataTypeNode::new(&column.source_type)
-            .or_error(Kind::Internal, format!("parse type {}", column.source_type))?;
-        let kind = CursorType::of(&node).ok_or_else(|| {
-            Error::new(Kind::Config, format!("{role} `{name}` has type {}, which is not time", column.source_type))
+        let column = self.column(name, "cursor")?;
+        let kind = time_type(column)?.ok_or_else(|| {
+            Error::new(Kind::Config, format!("cursor `{name}` has type {}, which is not time", column.source_type))
                 .hint("it must be Date, DateTime or DateTime64(0..6)")
         })?;
-        Ok(DayColumn { column: Cursor { name: name.to_owned(), kind }, nullable: column.nullable })
+        Ok(Cursor { name: name.to_owned(), kind })
+    }
+
+    /// A field of the target's partitions over a column of this source.
+    pub fn partition_field(&self, by: PartitionBy) -> Result<PartitionField> {
+        let column = self.column(&by.column, "partition column")?;
+        PartitionField::new(by, column, time_type(column)?)
+    }
+
+    fn column(&self, name: &str, role: &str) -> Result<&Column> {
+        self.columns.iter().find(|column| column.name == name).ok_or_else(|| {
+            Error::new(Kind::Config, format!("{role} `{name}` is no column of source {}", self.relation.table))
+                .hint(format!("correct the {role} in the configuration; DESCRIBE TABLE lists the columns"))
+        })
     }
 
     fn is_nullable(&self, cursor: &Cursor) -> bool {
@@ -322,42 +321,48 @@ impl Source<'_> {
         Ok(rows.into_iter().map(|row| Bucket { low: row.low, width, rows: row.rows }).collect())
     }
 
-    /// Counts the raw rows of a window before any is read (P7), per day where the target is partitioned; at most `limit` days.
+    /// Counts the raw rows of a window before any is read (P7), for each partition; at most `limit` partitions.
     pub async fn count(
         &self,
         cursor: &Cursor,
         window: Window,
-        by_day: Option<&DayColumn>,
+        fields: &[PartitionField],
         limit: usize,
     ) -> Result<Vec<Partition>> {
-        let query = self.relation.count(cursor, window, by_day, limit);
+        let query = self.relation.count(cursor, window, fields, limit);
         let rows: Vec<PartitionRow> = self.server.fetch(&query, &self.what("count")).await?;
-        let partitions = rows.into_iter().map(|row| Partition { day: row.day, rows: row.rows });
+        let partitions = rows.into_iter().map(|row| Partition { key: row.key, rows: row.rows });
         Ok(partitions.filter(|partition| partition.rows > 0).collect())
     }
 
-    /// Counts the rows of a window on days that are not `listed` (P6).
+    /// Counts the rows of a window in partitions that are not `listed` (P6).
     pub async fn count_unlisted(
         &self,
         cursor: &Cursor,
         window: Window,
-        day: &DayColumn,
+        fields: &[PartitionField],
         listed: &[Partition],
     ) -> Result<u64> {
-        let query = self.relation.complement(cursor, window, day, listed);
+        let query = self.relation.complement(cursor, window, fields, listed);
         let row: RowsRow = self.server.fetch_one(&query, &self.what("complement")).await?;
         Ok(row.rows)
     }
 
-    /// Starts the SELECT of a window, or of one day of it.
+    /// Starts the SELECT of a window, or of the rows of it with these partition values.
     pub fn parquet(
         &self,
         cursor: &Cursor,
         window: Window,
-        part: Option<(&DayColumn, Option<i32>)>,
+        fields: &[PartitionField],
+        values: &[Option<Value>],
         compression: &Compression,
     ) -> Result<ParquetStream> {
-        let query = self.relation.select(&self.columns, cursor, window, part);
+        let predicates = fields
+            .iter()
+            .zip(values)
+            .map(|(field, value)| Ok((field.by.column.as_str(), field.predicate(value.as_ref())?)));
+        let predicates = predicates.collect::<Result<Vec<_>>>()?;
+        let query = self.relation.select(&self.columns, cursor, window, &predicates);
         let id = self.server.query_id(&self.what("select"));
         tracing::debug!(query_id = id, query, "query");
         let mut request = self.server.client.query_raw(&query).with_setting("query_id", id);
@@ -375,6 +380,22 @@ impl Source<'_> {
     fn what(&self, step: &str) -> String {
         format!("{}/{step}", self.name)
     }
+}
+
+/// The partition values that [`Source::count`] listed.
+pub fn partition_values(fields: &[PartitionField], key: &[String]) -> Result<Vec<Option<Value>>> {
+    let values = fields.iter().zip(key).map(|(field, text)| match text.strip_prefix(sql::VALUE_KEY) {
+        Some(value) => field.value(value).map(Some),
+        None => Ok(None),
+    });
+    values.collect()
+}
+
+/// The cursor type of a column, `None` where it is not time.
+fn time_type(column: &Column) -> Result<Option<CursorType>> {
+    let node = clickhouse_types::DataTypeNode::new(&column.source_type)
+        .or_error(Kind::Internal, format!("parse type {}", column.source_type))?;
+    Ok(CursorType::of(&node))
 }
 
 impl ParquetStream {

@@ -4,7 +4,10 @@
 //! inner query, casts outside, because ClickHouse resolves a name in WHERE to an alias of the SELECT (P2); each cast
 //! refers to its own column only, for the same reason; queries with aliases of their own rename the column first.
 
+use iceberg::spec::PrimitiveType;
+
 use crate::cursor::{Cursor, CursorType, Tick};
+use crate::partition::{Grain, PartitionField, Predicate, Value};
 use crate::plan::{Partition, Window};
 use crate::schema::{Column, Projection};
 
@@ -13,6 +16,12 @@ pub const REFUSED_VALUE: &str = "k2-offload-refused-column-";
 
 /// Text of our own in the error of a SELECT that reached another server than the pass began on (P4).
 pub const OTHER_SERVER: &str = "k2-offload-other-server";
+
+/// How a null partition value is listed.
+pub const NULL_KEY: &str = "!";
+
+/// What a partition value that is not null is listed behind.
+pub const VALUE_KEY: &str = "=";
 
 /// The server's clock, microseconds since 1970.
 pub const CLOCK_MICROS: &str = "toInt64(toUnixTimestamp64Micro(now64(6, 'UTC')))";
@@ -30,15 +39,6 @@ pub fn string(text: &str) -> String {
 /// A source table, quoted, with its database.
 pub fn table(database: &str, table: &str) -> String {
     format!("{}.{}", identifier(database), identifier(table))
-}
-
-/// The column that a day partitions, as the queries need it.
-#[derive(Debug, Clone)]
-pub struct DayColumn {
-    /// The column and its type.
-    pub column: Cursor,
-    /// Whether it can hold null.
-    pub nullable: bool,
 }
 
 /// A source as the queries name it.
@@ -85,45 +85,61 @@ impl Relation {
         )
     }
 
-    /// Raw rows of a window for each UTC day of the partition column, or of the whole window; ascending, null first.
-    pub fn count(&self, cursor: &Cursor, window: Window, by_day: Option<&DayColumn>, limit: usize) -> String {
-        let filter = within(cursor, window);
-        let Some(day) = by_day else {
-            let rows = self.rows(&identifier(&cursor.name), &filter);
-            return format!("SELECT CAST(NULL, 'Nullable(Int32)') AS day, count() AS rows FROM ({rows})");
-        };
+    /// Raw rows of a window for each partition: its values as text (see [`key`]), then the number; ascending.
+    pub fn count(&self, cursor: &Cursor, window: Window, fields: &[PartitionField], limit: usize) -> String {
         format!(
-            "SELECT {} AS day, count() AS rows FROM ({}) GROUP BY day ORDER BY day ASC NULLS FIRST LIMIT {limit}",
-            day_of("k2_day", day.column.kind),
-            self.rows(&format!("{} AS k2_day", identifier(&day.column.name)), &filter)
+            "SELECT {} AS key, count() AS rows FROM ({}) GROUP BY key ORDER BY key LIMIT {limit}",
+            keys(fields),
+            self.keyed_rows(cursor, window, fields)
         )
     }
 
-    /// Rows of a window outside of `listed`: there must be none when its last SELECT has ended (P6).
-    pub fn complement(&self, cursor: &Cursor, window: Window, day: &DayColumn, listed: &[Partition]) -> String {
-        let days: Vec<String> = listed.iter().filter_map(|p| p.day).map(|day| day.to_string()).collect();
-        let others = if days.is_empty() { "1".to_owned() } else { format!("day NOT IN ({})", days.join(", ")) };
-        let null = u8::from(!listed.iter().any(|p| p.day.is_none()));
+    /// Rows of a window outside of the `listed` partitions: there must be none when its last SELECT has ended (P6).
+    pub fn complement(
+        &self,
+        cursor: &Cursor,
+        window: Window,
+        fields: &[PartitionField],
+        listed: &[Partition],
+    ) -> String {
+        let listed = listed.iter().map(|partition| {
+            let texts = partition.key.iter().map(|text| string(text));
+            format!("[{}]", texts.collect::<Vec<_>>().join(", "))
+        });
         format!(
-            "SELECT count() AS rows FROM (SELECT {} AS day FROM ({})) WHERE if(isNull(day), {null}, ifNull({others}, 0))",
-            day_of("k2_day", day.column.kind),
-            self.rows(&format!("{} AS k2_day", identifier(&day.column.name)), &within(cursor, window))
+            "SELECT count() AS rows FROM (SELECT {} AS key FROM ({})) WHERE NOT has([{}], key)",
+            keys(fields),
+            self.keyed_rows(cursor, window, fields),
+            listed.collect::<Vec<_>>().join(", ")
         )
     }
 
-    /// The SELECT whose Parquet becomes a data file: one window, or one day of it.
+    /// The partition columns of a window, renamed; the cursor where there are none.
+    fn keyed_rows(&self, cursor: &Cursor, window: Window, fields: &[PartitionField]) -> String {
+        let mut columns: Vec<String> = fields
+            .iter()
+            .enumerate()
+            .map(|(number, field)| format!("{} AS k2_key{number}", identifier(&field.by.column)))
+            .collect();
+        if columns.is_empty() {
+            columns.push(identifier(&cursor.name));
+        }
+        self.rows(&columns.join(", "), &within(cursor, window))
+    }
+
+    /// The SELECT whose Parquet becomes a data file: one window, or one partition of it.
     pub fn select(
         &self,
         columns: &[Column],
         cursor: &Cursor,
         window: Window,
-        part: Option<(&DayColumn, Option<i32>)>,
+        partition: &[(&str, Predicate<'_>)],
     ) -> String {
         let names: Vec<String> = columns.iter().map(|column| identifier(&column.name)).collect();
         let casts: Vec<String> = columns.iter().enumerate().map(|(number, column)| project(column, number)).collect();
         let mut filter = within(cursor, window);
-        if let Some((day, value)) = part {
-            filter = format!("{filter} AND {}", on_day(&day.column, value));
+        for (column, predicate) in partition {
+            filter = format!("{filter} AND {}", matches(column, predicate));
         }
         format!("SELECT {} FROM ({})", casts.join(", "), self.rows(&names.join(", "), &filter))
     }
@@ -164,18 +180,48 @@ fn within(cursor: &Cursor, window: Window) -> String {
     }
 }
 
-/// Rows whose partition column lies on a UTC day, as a range of ticks, or is null.
-fn on_day(column: &Cursor, day: Option<i32>) -> String {
-    let Some(day) = day else { return format!("isNull({})", identifier(&column.name)) };
-    let low = column.kind.day_start(day);
-    within(column, Window { low: Some(low), high: low.saturating_add(column.kind.ticks_per_day()) })
+/// Rows whose partition column has a value.
+fn matches(column: &str, predicate: &Predicate<'_>) -> String {
+    let quoted = identifier(column);
+    match predicate {
+        Predicate::Null => format!("isNull({quoted})"),
+        Predicate::Ticks(cursor, low, high) => within(cursor, Window { low: Some(*low), high: *high }),
+        Predicate::Equals(Value::Number(number)) => format!("{quoted} = {number}"),
+        Predicate::Equals(Value::Text(text)) => format!("{quoted} = {}", string(text)),
+        Predicate::Equals(Value::Uuid(uuid)) => format!("{quoted} = toUUID('{uuid}')"),
+    }
 }
 
-/// Days since 1970-01-01 UTC of a time column, rounded down also before 1970.
-fn day_of(column: &str, kind: CursorType) -> String {
+/// The values of all fields as an array of text, never null: [`NULL_KEY`], or [`VALUE_KEY`] and the value.
+fn keys(fields: &[PartitionField]) -> String {
+    let keys: Vec<String> = fields
+        .iter()
+        .enumerate()
+        .map(|(number, field)| {
+            let value = key(&format!("k2_key{number}"), field);
+            format!("ifNull(concat('{VALUE_KEY}', toString({value})), '{NULL_KEY}')")
+        })
+        .collect();
+    format!("CAST([{}], 'Array(String)')", keys.join(", "))
+}
+
+/// The value of a field: for calendar transforms Iceberg's ordinal since 1970 in UTC, rounded down also before; else ticks, or the value.
+fn key(column: &str, field: &PartitionField) -> String {
+    let Some(kind) = field.time else {
+        let boolean = field.iceberg == PrimitiveType::Boolean;
+        return if boolean { format!("toUInt8({column})") } else { column.to_owned() };
+    };
     let ticks = ticks(column, kind);
-    let per_day = kind.ticks_per_day();
-    format!("CAST(intDiv({ticks} - positiveModulo({ticks}, {per_day}), {per_day}), 'Nullable(Int32)')")
+    let every = |width: Tick| format!("intDiv({ticks} - positiveModulo({ticks}, {width}), {width})");
+    let zone = if kind == CursorType::Date { "" } else { ", 'UTC'" };
+    let year = format!("(toInt32(toYear({column}{zone})) - 1970)");
+    match field.by.grain {
+        Grain::Identity => ticks,
+        Grain::Hour => every(kind.ticks_per_day() / 24),
+        Grain::Day => every(kind.ticks_per_day()),
+        Grain::Month => format!("({year} * 12 + toMonth({column}{zone}) - 1)"),
+        Grain::Year => year,
+    }
 }
 
 /// A quoted time column as ticks.
@@ -207,6 +253,7 @@ fn literal(tick: Tick, kind: CursorType) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::partition::PartitionBy;
 
     const MILLIS: CursorType = CursorType::DateTime64 { scale: 3 };
 
@@ -247,7 +294,7 @@ mod tests {
             Column::map("p", "Decimal(18, 8)").unwrap(),
         ];
         let ts = Cursor { name: "ts".into(), kind: MILLIS };
-        let sql = relation().select(&columns, &ts, Window { low: None, high: 7 }, None);
+        let sql = relation().select(&columns, &ts, Window { low: None, high: 7 }, &[]);
         assert_eq!(
             sql,
             "SELECT CAST(`ts`, 'DateTime64(6, \\'UTC\\')') AS `ts`, \
@@ -262,16 +309,19 @@ mod tests {
     /// P2: every query filters on the raw column, whatever it is called.
     #[test]
     fn a_cursor_may_bear_the_name_of_an_alias() {
-        for name in ["day", "rows", "newest", "future", "nulls", "clock_micros", "low"] {
+        for name in ["day", "rows", "newest", "future", "nulls", "clock_micros", "low", "key"] {
             let cursor = Cursor { name: name.into(), kind: CursorType::Date };
-            let day = DayColumn { column: cursor.clone(), nullable: false };
+            let column = Column::map(name, "Date").unwrap();
+            let by = PartitionBy { grain: Grain::Day, column: name.into() };
+            let day = PartitionField::new(by, &column, Some(CursorType::Date)).unwrap();
+            let day = std::slice::from_ref(&day);
             let window = Window { low: None, high: 7 };
             let filter = format!("FROM `d`.`t` WHERE (`{name}` < toDate(toUInt16(7)))");
             for sql in [
                 relation().histogram(&cursor, window, 5),
-                relation().count(&cursor, window, None, 9),
-                relation().count(&cursor, window, Some(&day), 9),
-                relation().complement(&cursor, window, &day, &[]),
+                relation().count(&cursor, window, &[], 9),
+                relation().count(&cursor, window, day, 9),
+                relation().complement(&cursor, window, day, &[]),
             ] {
                 assert!(sql.contains(&filter), "{sql}");
                 assert!(!sql.split_once(&filter).unwrap().0.split("FROM").last().unwrap().contains("count"), "{sql}");
@@ -283,17 +333,23 @@ mod tests {
     }
 
     #[test]
-    fn a_day_is_a_range_of_ticks_and_null_is_named() {
-        let day = DayColumn { column: Cursor { name: "d".into(), kind: CursorType::DateTime }, nullable: true };
+    fn a_partition_is_a_range_of_ticks_an_equality_or_null() {
+        let ticks = Predicate::Ticks(Cursor { name: "d".into(), kind: CursorType::DateTime }, 86_400, 172_800);
         assert_eq!(
-            on_day(&day.column, Some(1)),
+            matches("d", &ticks),
             "`d` >= toDateTime(toUInt32(86400), 'UTC') AND `d` < toDateTime(toUInt32(172800), 'UTC')"
         );
-        assert_eq!(on_day(&day.column, None), "isNull(`d`)");
-        let listed = [Partition { day: None, rows: 1 }, Partition { day: Some(3), rows: 1 }];
-        let sql = relation().complement(&day.column, Window { low: None, high: 7 }, &day, &listed);
-        assert!(sql.ends_with("WHERE if(isNull(day), 0, ifNull(day NOT IN (3), 0))"), "{sql}");
-        let sql = relation().complement(&day.column, Window { low: None, high: 7 }, &day, &[]);
-        assert!(sql.ends_with("WHERE if(isNull(day), 1, ifNull(1, 0))"), "{sql}");
+        assert_eq!(matches("d", &Predicate::Null), "isNull(`d`)");
+        assert_eq!(matches("e`", &Predicate::Equals(&Value::Text("it's".into()))), r"`e\`` = 'it\'s'");
+        assert_eq!(matches("e", &Predicate::Equals(&Value::Number(-5))), "`e` = -5");
+    }
+
+    #[test]
+    fn listed_values_stay_inside_their_quotes() {
+        let column = Column::map("e", "String").unwrap();
+        let field = PartitionField::new(PartitionBy::parse("e").unwrap(), &column, None).unwrap();
+        let listed = [Partition { key: vec!["!".into()], rows: 1 }, Partition { key: vec!["='), ('".into()], rows: 1 }];
+        let sql = relation().complement(&cursor(MILLIS), Window { low: None, high: 7 }, &[field], &listed);
+        assert!(sql.ends_with(r"WHERE NOT has([['!'], ['=\'), (\'']], key)"), "{sql}");
     }
 }

@@ -9,8 +9,7 @@ use futures::TryStreamExt;
 use iceberg::expr::Reference;
 use iceberg::io::FileIO;
 use iceberg::spec::{
-    Datum, FormatVersion, Schema, TableMetadata, TableMetadataBuilder, Transform, Type, UnboundPartitionField,
-    UnboundPartitionSpec,
+    Datum, FormatVersion, Schema, TableMetadata, TableMetadataBuilder, UnboundPartitionField, UnboundPartitionSpec,
 };
 use iceberg::table::Table;
 use iceberg::{ErrorKind, MetadataLocation, NamespaceIdent, Runtime, TableCreation, TableIdent};
@@ -20,6 +19,7 @@ pub use self::history::{Fate, fate};
 use crate::config::{Table as TableConfig, TableName};
 use crate::cursor::CursorType;
 use crate::error::{Error, Kind, Result};
+use crate::partition::{Grain, PartitionBy};
 use crate::schema::{Column, iceberg_schema};
 use crate::storage::delete_own_file;
 use crate::watermark::Marker;
@@ -86,20 +86,20 @@ impl Target {
         batches.map_err(failed).try_fold(0, |rows, batch| async move { Ok(rows + batch.num_rows() as u64) }).await
     }
 
-    /// The column of the table's `day(..)` partition, `None` for an unpartitioned table; refuses other specs.
-    pub fn day_column(&self) -> Result<Option<&str>> {
-        match self.metadata.default_partition_spec().fields() {
-            [] => Ok(None),
-            [field] if field.transform == Transform::Day => {
-                let schema = self.metadata.current_schema();
-                Ok(schema.name_by_field_id(field.source_id))
-            }
-            fields => {
-                let spec: Vec<String> = fields.iter().map(|f| format!("{}({})", f.transform, f.name)).collect();
-                Err(Error::refused(format!("the target is partitioned by {}", spec.join(", ")))
-                    .hint("this version writes unpartitioned tables and tables partitioned by one day(..)"))
-            }
-        }
+    /// The fields of the table's partition spec; refuses transforms that this version does not write.
+    pub fn partition_by(&self) -> Result<Vec<PartitionBy>> {
+        let schema = self.metadata.current_schema();
+        let fields = self.metadata.default_partition_spec().fields().iter().map(|field| {
+            let column = schema.name_by_field_id(field.source_id);
+            let by = Grain::of(field.transform)
+                .zip(column)
+                .map(|(grain, column)| PartitionBy { grain, column: column.to_owned() });
+            by.ok_or_else(|| {
+                Error::refused(format!("the target is partitioned by {} (`{}`)", field.transform, field.name))
+                    .hint("this version writes year, month, day, hour and identity")
+            })
+        });
+        fields.collect()
     }
 
     /// Refuses table formats that this version does not write.
@@ -130,7 +130,7 @@ impl NewTable {
     /// Builds the metadata of a table for these source columns.
     pub fn build(config: &TableConfig, columns: &[Column], warehouse: &str) -> Result<Self> {
         let schema = iceberg_schema(columns)?;
-        let spec = partition_spec(config.partition_by_day.as_deref(), &schema)?;
+        let spec = partition_spec(&config.partition_by, &schema)?;
         let mut properties = HashMap::from([
             ("write.format.default".to_owned(), "parquet".to_owned()),
             ("write.parquet.compression-codec".to_owned(), iceberg_codec(&config.compression.codec).to_owned()),
@@ -172,24 +172,16 @@ impl NewTable {
     }
 }
 
-fn partition_spec(day: Option<&str>, schema: &Schema) -> Result<UnboundPartitionSpec> {
-    let Some(column) = day else { return Ok(UnboundPartitionSpec::default()) };
-    let field = schema.field_by_name(column).ok_or_else(|| {
-        Error::new(Kind::Config, format!("partition column `{column}` is no column of the source"))
-            .hint("correct partition_by; DESCRIBE TABLE lists the columns")
-    })?;
-    let time = matches!(&*field.field_type, Type::Primitive(p) if Transform::Day.result_type(&Type::Primitive(p.clone())).is_ok());
-    if !time {
-        let message = format!("partition column `{column}` is {}, which has no day", field.field_type);
-        return Err(Error::new(Kind::Config, message).hint("partition by a Date, DateTime or DateTime64 column"));
-    }
-    let field = UnboundPartitionField::builder()
-        .source_id(field.id)
-        .name(partition_name(&format!("{column}_day"), schema))
-        .transform(Transform::Day)
-        .build();
+fn partition_spec(partition_by: &[PartitionBy], schema: &Schema) -> Result<UnboundPartitionSpec> {
+    let fields = partition_by.iter().map(|by| {
+        let field = schema.field_by_name(&by.column).ok_or_else(|| {
+            Error::new(Kind::Config, format!("partition column `{}` is no column of the source", by.column))
+        })?;
+        let field = UnboundPartitionField::builder().source_id(field.id).name(partition_name(&by.field_name(), schema));
+        Ok(field.transform(by.grain.transform()).build())
+    });
     UnboundPartitionSpec::builder()
-        .add_partition_fields([field])
+        .add_partition_fields(fields.collect::<Result<Vec<_>>>()?)
         .map(|builder| builder.build())
         .map_err(|e| classify(e, "plan the partitions".to_owned()))
 }

@@ -22,7 +22,7 @@ pub fn data_file(metadata: &ParquetMetaData, placement: &Placement<'_>, size: u6
         .content(DataContentType::Data)
         .file_path(placement.location.clone())
         .file_format(DataFileFormat::Parquet)
-        .partition(placement.partition())
+        .partition(placement.partition.clone())
         .partition_spec_id(placement.partition_spec_id)
         .record_count(u64::try_from(metadata.file_metadata().num_rows()).or_error(Kind::Internal, "count rows")?)
         .file_size_in_bytes(size)

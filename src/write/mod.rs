@@ -6,7 +6,7 @@ mod footer;
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use iceberg::spec::{DataFile, Literal, Schema, Struct};
+use iceberg::spec::{DataFile, Schema, Struct};
 
 use crate::error::{Classify, Error, Kind, Result};
 use crate::storage::{DurableFile, local_path};
@@ -30,14 +30,8 @@ pub struct Placement<'a> {
     pub schema: &'a Schema,
     /// Partition spec that the file is written with.
     pub partition_spec_id: i32,
-    /// Partition value: no field, or one day.
-    pub partition: Vec<Option<i32>>,
-}
-
-impl Placement<'_> {
-    fn partition(&self) -> Struct {
-        self.partition.iter().map(|day| day.map(Literal::int)).collect()
-    }
+    /// Partition values in the order of the spec.
+    pub partition: Struct,
 }
 
 /// What became of a stream.
@@ -163,8 +157,12 @@ mod tests {
 
     fn pass_through(bytes: &[u8], piece: usize, hold_back: usize, location: &str) -> Written {
         let schema = schema();
-        let placement =
-            Placement { location: location.to_owned(), schema: &schema, partition_spec_id: 0, partition: Vec::new() };
+        let placement = Placement {
+            location: location.to_owned(),
+            schema: &schema,
+            partition_spec_id: 0,
+            partition: Struct::empty(),
+        };
         let mut file = Passthrough::create(location, hold_back).unwrap();
         for piece in bytes.chunks(piece) {
             file.write(Bytes::copy_from_slice(piece)).unwrap();
@@ -227,8 +225,12 @@ mod tests {
         for (number, bytes) in [&b""[..], b"PAR1", &CLICKHOUSE[..CLICKHOUSE.len() - 3]].into_iter().enumerate() {
             let location = folder.path().join(number.to_string()).to_str().unwrap().to_owned();
             let schema = schema();
-            let placement =
-                Placement { location: location.clone(), schema: &schema, partition_spec_id: 0, partition: Vec::new() };
+            let placement = Placement {
+                location: location.clone(),
+                schema: &schema,
+                partition_spec_id: 0,
+                partition: Struct::empty(),
+            };
             let mut file = Passthrough::create(&location, HOLD_BACK).unwrap();
             file.write(Bytes::copy_from_slice(bytes)).unwrap();
             assert_eq!(file.finish(&placement).unwrap_err().kind(), Kind::Unavailable);
