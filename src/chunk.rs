@@ -266,11 +266,9 @@ impl<'a> Route<'a> {
             .map(|(field, value)| value.as_ref().map(|value| field.literal(value)).transpose());
         let partition: Struct = literals.collect::<Result<Vec<Option<Literal>>>>()?.into_iter().collect();
         let mut location = format!("{}/data", metadata.location());
-        for (field, value) in metadata.default_partition_spec().fields().iter().zip(partition.iter()) {
-            let kind = metadata.current_schema().field_by_id(field.source_id).map(|field| field.field_type.clone());
-            let Some(kind) = kind else { continue };
+        for (field, value) in self.fields.iter().zip(values) {
             let folder = url::form_urlencoded::Serializer::new(String::new())
-                .append_pair(&field.name, &field.transform.to_human_string(&kind, value))
+                .append_pair(&field.by.field_name(), &field.folder(value.as_ref()))
                 .finish();
             // A file system's limit; readers go by the manifest, not by folders.
             if folder.len() <= MAX_FOLDER_LENGTH {

@@ -5,9 +5,8 @@
 
 use std::fmt;
 
-use chrono::NaiveDate;
+use chrono::{NaiveDate, TimeDelta};
 use iceberg::spec::{Literal, PrimitiveType, Transform};
-use uuid::Uuid;
 
 use crate::cursor::{Cursor, CursorType, Tick};
 use crate::error::{Error, Kind, Result};
@@ -112,8 +111,6 @@ pub enum Value {
     Number(i64),
     /// A string.
     Text(String),
-    /// A UUID.
-    Uuid(Uuid),
 }
 
 /// How a value is looked for in the source.
@@ -123,7 +120,7 @@ pub enum Predicate<'a> {
     Null,
     /// The column, a time, lies in `[low, high)`.
     Ticks(Cursor, Tick, Tick),
-    /// The column equals a number, string or UUID.
+    /// The column equals a number or string.
     Equals(&'a Value),
 }
 
@@ -132,18 +129,15 @@ impl PartitionField {
     pub fn new(by: PartitionBy, column: &Column, time: Option<CursorType>) -> Result<Self> {
         use PrimitiveType as I;
         let fits = match by.grain {
-            Grain::Identity => {
-                time.is_some() || matches!(column.iceberg, I::Int | I::Long | I::String | I::Boolean | I::Uuid)
-            }
+            Grain::Identity => time.is_some() || matches!(column.iceberg, I::Int | I::Long | I::String | I::Boolean),
             Grain::Hour => time.is_some_and(|time| time != CursorType::Date),
             Grain::Year | Grain::Month | Grain::Day => time.is_some(),
         };
         if fits {
             return Ok(Self { by, time, iceberg: column.iceberg.clone() });
         }
-        Err(Error::new(Kind::Config, format!("`{by}` cannot partition a column of type {}", column.source_type)).hint(
-            "calendar transforms need a time column; a column as it is can be time, text, integer, boolean or UUID",
-        ))
+        Err(Error::new(Kind::Config, format!("`{by}` cannot partition a column of type {}", column.source_type))
+            .hint("calendar transforms need a time column; a column as it is can be time, text, integer or boolean"))
     }
 
     /// Reads what the source printed.
@@ -151,7 +145,6 @@ impl PartitionField {
         let bad = || Error::new(Kind::Internal, format!("the source printed an unexpected value of `{}`", self.by));
         match (&self.iceberg, self.time) {
             (PrimitiveType::String, _) => Ok(Value::Text(text.to_owned())),
-            (PrimitiveType::Uuid, _) => text.parse().map(Value::Uuid).map_err(|_| bad()),
             _ => text.parse().map(Value::Number).map_err(|_| bad()),
         }
     }
@@ -169,12 +162,29 @@ impl PartitionField {
         }
     }
 
+    /// The value as other writers name folders after it. (iceberg 0.10's `to_human_string` panics on years, months and hours.)
+    pub fn folder(&self, value: Option<&Value>) -> String {
+        let Some(value) = value else { return "null".to_owned() };
+        let number = match value {
+            Value::Text(text) => return text.clone(),
+            Value::Number(number) => *number,
+        };
+        let date = |days: Option<i64>| NaiveDate::default().checked_add_signed(TimeDelta::try_days(days?)?);
+        let named = match self.by.grain {
+            Grain::Year => Some((number + 1970).to_string()),
+            Grain::Month => date(first_of_month(number)).map(|first| first.format("%Y-%m").to_string()),
+            Grain::Day => date(Some(number)).map(|day| day.to_string()),
+            Grain::Hour => date(Some(number.div_euclid(24))).map(|day| format!("{day}-{:02}", number.rem_euclid(24))),
+            Grain::Identity => self.time.map(|kind| kind.format(number)),
+        };
+        named.unwrap_or_else(|| number.to_string())
+    }
+
     /// The value as the manifest holds it.
     pub fn literal(&self, value: &Value) -> Result<Literal> {
         let beyond = || Error::new(Kind::Internal, format!("a value of `{}` does not fit the target", self.by));
         Ok(match (value, &self.iceberg, self.by.grain, self.time) {
             (Value::Text(text), ..) => Literal::string(text),
-            (Value::Uuid(uuid), ..) => Literal::uuid(*uuid),
             (Value::Number(number), PrimitiveType::Boolean, ..) => Literal::bool(*number != 0),
             (Value::Number(number), PrimitiveType::Long, ..) => Literal::long(*number),
             (Value::Number(tick), PrimitiveType::Timestamptz, Grain::Identity, Some(kind)) => {
@@ -248,6 +258,23 @@ mod tests {
         {
             assert!(field(by, kind).is_ok(), "{by} {kind}");
         }
+    }
+
+    #[test]
+    fn folders_are_named_as_by_other_writers() {
+        let folder = |by: &str, kind: &str, number: i64| {
+            let column = Column::map("c", kind).unwrap();
+            let time = CursorType::of(&clickhouse_types::DataTypeNode::new(kind).unwrap());
+            let field = PartitionField::new(PartitionBy::parse(by).unwrap(), &column, time).unwrap();
+            field.folder(Some(&Value::Number(number)))
+        };
+        assert_eq!(folder("year(c)", "DateTime", 56), "2026");
+        assert_eq!(folder("month(c)", "DateTime", 671), "2025-12");
+        assert_eq!(folder("month(c)", "Date", -1), "1969-12");
+        assert_eq!(folder("day(c)", "DateTime64(3)", -1), "1969-12-31");
+        assert_eq!(folder("hour(c)", "DateTime", -1), "1969-12-31-23");
+        assert_eq!(folder("c", "Int32", -7), "-7");
+        assert_eq!(folder("year(c)", "DateTime", i64::MAX - 1970), i64::MAX.to_string());
     }
 
     proptest! {

@@ -188,7 +188,6 @@ fn matches(column: &str, predicate: &Predicate<'_>) -> String {
         Predicate::Ticks(cursor, low, high) => within(cursor, Window { low: Some(*low), high: *high }),
         Predicate::Equals(Value::Number(number)) => format!("{quoted} = {number}"),
         Predicate::Equals(Value::Text(text)) => format!("{quoted} = {}", string(text)),
-        Predicate::Equals(Value::Uuid(uuid)) => format!("{quoted} = toUUID('{uuid}')"),
     }
 }
 
