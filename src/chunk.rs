@@ -201,8 +201,9 @@ impl<'a> Route<'a> {
         Ok((!partitions.is_empty()).then(|| Chunk { commit_id: Uuid::now_v7(), window, partitions }))
     }
 
-    /// Streams one SELECT per partition into one file each, then checks that nothing was missed (protocol.md P6, P7).
+    /// Streams one SELECT per partition into one file each, then checks that nothing was missed or moved (protocol.md P6 to P8).
     pub async fn write(&self, chunk: &Chunk, files: &mut Files, bar: &ProgressBar) -> Result<()> {
+        let mutations = self.source.mutations().await?;
         for (number, partition) in chunk.partitions.iter().enumerate() {
             let name = format!("k2-offload-{}-{number}.parquet", chunk.commit_id);
             self.write_file(chunk.window, partition, &name, files, bar).await?;
@@ -213,13 +214,19 @@ impl<'a> Route<'a> {
             self.source.count_unlisted(self.cursor(), chunk.window, &self.fields, &chunk.partitions).await?
         };
         let (counted, read) = (chunk.source_rows(), files.rows());
+        let changed = |message: String| {
+            Err(Error::new(Kind::Conflict, message).hint("nothing was committed; the chunk is planned again"))
+        };
+        let now = self.source.mutations().await?;
+        if now != mutations || now.unfinished > 0 {
+            return changed(format!("the source is being altered: {} mutations are not finished", now.unfinished));
+        }
         if unlisted == 0 && read >= counted {
             return Ok(());
         }
-        let message = format!(
+        changed(format!(
             "the source changed while it was read: {counted} rows counted, {read} read, {unlisted} in new partitions"
-        );
-        Err(Error::new(Kind::Conflict, message).hint("nothing was committed; the chunk is planned again"))
+        ))
     }
 
     async fn write_file(
@@ -242,7 +249,7 @@ impl<'a> Route<'a> {
                 bar.inc(bytes.len() as u64);
                 file.write(bytes)?;
             }
-            match file.finish(&placement)? {
+            match file.finish(&placement).await? {
                 Written::File(file) => {
                     files.finished.push(*file);
                     return Ok(());

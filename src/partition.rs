@@ -175,7 +175,11 @@ impl PartitionField {
             Grain::Month => date(first_of_month(number)).map(|first| first.format("%Y-%m").to_string()),
             Grain::Day => date(Some(number)).map(|day| day.to_string()),
             Grain::Hour => date(Some(number.div_euclid(24))).map(|day| format!("{day}-{:02}", number.rem_euclid(24))),
-            Grain::Identity => self.time.map(|kind| kind.format(number)),
+            Grain::Identity if self.iceberg == PrimitiveType::Boolean => Some((number != 0).to_string()),
+            Grain::Identity => self.time.and_then(|kind| match kind {
+                CursorType::Date => date(Some(number)).map(|day| day.to_string()),
+                kind => Some(kind.format(number)),
+            }),
         };
         named.unwrap_or_else(|| number.to_string())
     }
@@ -274,6 +278,8 @@ mod tests {
         assert_eq!(folder("day(c)", "DateTime64(3)", -1), "1969-12-31");
         assert_eq!(folder("hour(c)", "DateTime", -1), "1969-12-31-23");
         assert_eq!(folder("c", "Int32", -7), "-7");
+        assert_eq!(folder("c", "Bool", 1), "true");
+        assert_eq!(folder("c", "Date", 0), "1970-01-01");
         assert_eq!(folder("year(c)", "DateTime", i64::MAX - 1970), i64::MAX.to_string());
     }
 

@@ -110,6 +110,15 @@ struct FactsRow {
     nulls: u64,
 }
 
+/// The state of a table's mutations.
+#[derive(Debug, Clone, PartialEq, Eq, Row, Deserialize)]
+pub struct Mutations {
+    /// Those that still change parts.
+    pub unfinished: u64,
+    /// Changes with every new one.
+    fingerprint: u64,
+}
+
 #[derive(Row, Deserialize)]
 struct BucketRow {
     low: i64,
@@ -245,14 +254,15 @@ impl Server {
         let stored = rows.into_iter().filter(|row| !matches!(row.default_type.as_str(), "ALIAS" | "EPHEMERAL"));
         let columns: Vec<Column> = stored.map(|row| Column::map(&row.name, &row.r#type)).collect::<Result<_>>()?;
         refuse_names_that_differ_by_case(&columns)?;
-        let query = format!(
-            "SELECT toString(uuid) AS uuid FROM system.tables WHERE database = {} AND name = {}",
-            sql::string(database),
-            sql::string(table)
-        );
+        let query = sql::uuid(database, table);
         let uuid: Vec<UuidRow> = self.fetch(&query, "uuid").await?;
         let uuid = uuid.first().and_then(|row| Uuid::parse_str(&row.uuid).ok()).unwrap_or_default();
-        let relation = sql::Relation { table: quoted.to_owned(), host: self.host.clone() };
+        let relation = sql::Relation {
+            database: database.to_owned(),
+            name: table.to_owned(),
+            table: quoted.to_owned(),
+            host: self.host.clone(),
+        };
         Ok(Source { server: self, relation, name: table.to_owned(), columns, uuid })
     }
 }
@@ -312,6 +322,11 @@ impl Source<'_> {
                 .hint("no window ever holds them; choose a cursor without nulls, or delete or fill these rows"));
         }
         Ok(Facts { clock_micros: row.clock_micros, newest: row.newest, future: row.future })
+    }
+
+    /// The mutations of the table: an ALTER that moves a row between two SELECTs would lose or double it (P8).
+    pub async fn mutations(&self) -> Result<Mutations> {
+        self.server.fetch_one(&self.relation.mutations(), &self.what("mutations")).await
     }
 
     /// Counts the rows of a window in buckets of `width` ticks.

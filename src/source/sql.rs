@@ -41,10 +41,20 @@ pub fn table(database: &str, table: &str) -> String {
     format!("{}.{}", identifier(database), identifier(table))
 }
 
+/// The UUID of a table.
+pub fn uuid(database: &str, table: &str) -> String {
+    let (database, table) = (string(database), string(table));
+    format!("SELECT toString(uuid) AS uuid FROM system.tables WHERE database = {database} AND name = {table}")
+}
+
 /// A source as the queries name it.
 #[derive(Debug, Clone)]
 pub struct Relation {
-    /// The table, quoted, with its database.
+    /// Its database.
+    pub database: String,
+    /// Its name.
+    pub name: String,
+    /// Both, quoted.
     pub table: String,
     /// `hostName()` of the server that the pass began on.
     pub host: String,
@@ -55,6 +65,16 @@ impl Relation {
     fn rows(&self, columns: &str, filter: &str) -> String {
         let here = format!("(SELECT throwIf(hostName() != {}, '{OTHER_SERVER}')) = 0", string(&self.host));
         format!("SELECT {columns} FROM {} WHERE ({filter}) AND {here}", self.table)
+    }
+
+    /// Unfinished mutations, and a number that changes with every new one.
+    pub fn mutations(&self) -> String {
+        format!(
+            "SELECT toUInt64(countIf(NOT is_done)) AS unfinished, groupBitXor(cityHash64(mutation_id)) AS fingerprint \
+             FROM system.mutations WHERE database = {} AND table = {}",
+            string(&self.database),
+            string(&self.name)
+        )
     }
 
     /// Clock, newest row, rows from the future and null cursors, in ticks; one row.
@@ -257,7 +277,7 @@ mod tests {
     const MILLIS: CursorType = CursorType::DateTime64 { scale: 3 };
 
     fn relation() -> Relation {
-        Relation { table: table("d", "t"), host: "h".into() }
+        Relation { database: "d".into(), name: "t".into(), table: table("d", "t"), host: "h".into() }
     }
 
     fn cursor(kind: CursorType) -> Cursor {

@@ -86,7 +86,7 @@ impl Passthrough {
     }
 
     /// Rewrites the footer at the end of a complete stream and makes the file durable.
-    pub fn finish(mut self, placement: &Placement<'_>) -> Result<Written> {
+    pub async fn finish(mut self, placement: &Placement<'_>) -> Result<Written> {
         let mut tail = Vec::with_capacity(self.tail_length);
         self.tail.drain(..).for_each(|bytes| tail.extend_from_slice(&bytes));
         let footer = footer_length(&tail)?;
@@ -103,7 +103,10 @@ impl Passthrough {
         let data_file = bounds::data_file(&rewritten.metadata, placement, size)?;
         self.file.write(pages).or_error(Kind::Unavailable, "write a data file")?;
         self.file.write(&rewritten.bytes).or_error(Kind::Unavailable, "write a data file")?;
-        self.file.finish().or_error(Kind::Unavailable, format!("sync {}", placement.location))?;
+        // On a thread of its own: a disk takes its time, and another table may stream meanwhile.
+        let synced = tokio::task::spawn_blocking(move || self.file.finish()).await;
+        let synced = synced.or_error(Kind::Internal, "wait for a sync")?;
+        synced.or_error(Kind::Unavailable, format!("sync {}", placement.location))?;
         Ok(Written::File(Box::new(data_file)))
     }
 
@@ -155,6 +158,10 @@ mod tests {
         iceberg_schema(&columns.map(|(name, kind)| Column::map(name, kind).unwrap())).unwrap()
     }
 
+    fn finish(file: Passthrough, placement: &Placement<'_>) -> Result<Written> {
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(file.finish(placement))
+    }
+
     fn pass_through(bytes: &[u8], piece: usize, hold_back: usize, location: &str) -> Written {
         let schema = schema();
         let placement = Placement {
@@ -167,7 +174,7 @@ mod tests {
         for piece in bytes.chunks(piece) {
             file.write(Bytes::copy_from_slice(piece)).unwrap();
         }
-        file.finish(&placement).unwrap()
+        finish(file, &placement).unwrap()
     }
 
     #[test]
@@ -233,7 +240,7 @@ mod tests {
             };
             let mut file = Passthrough::create(&location, HOLD_BACK).unwrap();
             file.write(Bytes::copy_from_slice(bytes)).unwrap();
-            assert_eq!(file.finish(&placement).unwrap_err().kind(), Kind::Unavailable);
+            assert_eq!(finish(file, &placement).unwrap_err().kind(), Kind::Unavailable);
         }
     }
 }
