@@ -29,6 +29,9 @@ use crate::storage::delete_own_file;
 use crate::target::{Catalog, Fate, Swap, SwapError, Target, classify, fate};
 use crate::watermark::{KEY, Marker};
 
+/// Iceberg's property that lets old metadata files be deleted.
+const DELETE_AFTER_COMMIT: &str = "write.metadata.delete-after-commit.enabled";
+
 /// Foreign commits that may come between before a chunk gives up.
 const MAX_ATTEMPTS: u32 = 8;
 /// Repetitions of one attempt whose outcome stays unknown.
@@ -65,6 +68,8 @@ struct Staged {
     metadata_location: String,
     /// Files of this attempt, for deletion.
     files: Vec<String>,
+    /// Metadata files that the table's properties let go once this attempt has landed.
+    obsolete: Vec<String>,
 }
 
 /// What a swap came to in the end.
@@ -79,13 +84,17 @@ enum Swapped {
 pub async fn commit(catalog: &mut Catalog, file_io: &FileIO, commit: &Commit<'_>) -> Result<i64, Failure> {
     for attempt in 0..MAX_ATTEMPTS {
         let base = compare(catalog, file_io, commit).await.map_err(Failure::Rejected)?;
-        let mut staged = Staged { base, snapshot_id: 0, metadata_location: String::new(), files: Vec::new() };
+        let mut staged =
+            Staged { base, snapshot_id: 0, metadata_location: String::new(), files: Vec::new(), obsolete: Vec::new() };
         if let Err(error) = stage(&mut staged, file_io, commit, attempt).await {
             discard(&staged.files);
             return Err(Failure::Rejected(error));
         }
         match swap(catalog, file_io, commit, &staged).await {
-            Swapped::Landed => return Ok(staged.snapshot_id),
+            Swapped::Landed => {
+                discard(&staged.obsolete);
+                return Ok(staged.snapshot_id);
+            }
             Swapped::Stale => discard(&staged.files),
             Swapped::NotDone(error) => {
                 discard(&staged.files);
@@ -166,9 +175,21 @@ async fn stage(staged: &mut Staged, file_io: &FileIO, commit: &Commit<'_>, attem
         .with_new_metadata(&new);
     files.push(location.to_string());
     new.write_to(file_io, &location).await.map_err(failed)?;
+    staged.obsolete = obsolete(metadata, &new);
     staged.snapshot_id = snapshot_id;
     staged.metadata_location = location.to_string();
     Ok(())
+}
+
+/// Metadata files that fell out of the log, where `write.metadata.delete-after-commit.enabled` is set; how long the log is,
+/// `write.metadata.previous-versions-max` says.
+fn obsolete(old: &TableMetadata, new: &TableMetadata) -> Vec<String> {
+    if new.properties().get(DELETE_AFTER_COMMIT).map(String::as_str) != Some("true") {
+        return Vec::new();
+    }
+    let kept: HashSet<&str> = new.metadata_log().iter().map(|entry| entry.metadata_file.as_str()).collect();
+    let logged = old.metadata_log().iter().map(|entry| &entry.metadata_file);
+    logged.filter(|file| !kept.contains(file.as_str())).cloned().collect()
 }
 
 /// The manifests of the current snapshot; an append keeps them all.
@@ -269,11 +290,12 @@ async fn ask(catalog: &Catalog, file_io: &FileIO, commit: &Commit<'_>, staged: &
         .context_with(|| format!("ask `{}` about a commit", commit.name))
 }
 
-/// Deletes the files of an attempt that is known to be rejected: readers that trust the directory must not find its metadata.
+/// Deletes files of ours that nothing refers to: of an attempt that is known to be rejected (readers that trust the directory must not find its
+/// metadata), or metadata that the table has let go.
 fn discard(files: &[String]) {
     for file in files {
         if let Err(error) = delete_own_file(file) {
-            tracing::warn!(file, %error, "a file of a rejected commit was left behind");
+            tracing::warn!(file, %error, "a file that is not needed was left behind");
         }
     }
 }

@@ -133,6 +133,9 @@ impl NewTable {
         let spec = partition_spec(&config.partition_by, &schema)?;
         let mut properties = HashMap::from([
             ("write.format.default".to_owned(), "parquet".to_owned()),
+            // 96 passes a day would leave as many metadata files, each as large as the last.
+            ("write.metadata.delete-after-commit.enabled".to_owned(), "true".to_owned()),
+            ("write.metadata.previous-versions-max".to_owned(), "100".to_owned()),
             ("write.parquet.compression-codec".to_owned(), iceberg_codec(&config.compression.codec).to_owned()),
         ]);
         if let Some(level) = config.compression.level {
