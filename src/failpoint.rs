@@ -66,10 +66,19 @@ pub fn hit(point: Failpoint) -> Result<Action> {
         ("kill", _) => kill_9(),
         ("pause", dir) => pause(std::path::Path::new(dir)),
         ("skip", _) => Ok(Action::Skip),
-        ("request-lost", _) => Ok(Action::RequestLost),
+        ("request-lost", _) if once() => Ok(Action::RequestLost),
+        ("request-lost", _) => Ok(Action::None),
+        ("request-lost-always", _) => Ok(Action::RequestLost),
         ("reply-lost", _) => Ok(Action::ReplyLost),
         _ => Err(Error::new(Kind::Config, format!("unknown action of failpoint {name}: {action}"))),
     }
+}
+
+/// Whether this is the first call in the process.
+#[cfg(debug_assertions)]
+fn once() -> bool {
+    static CALLED: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+    !CALLED.swap(true, std::sync::atomic::Ordering::Relaxed)
 }
 
 #[cfg(debug_assertions)]

@@ -186,15 +186,14 @@ fn bounds_of_long_texts_and_of_nan_never_hide_a_row() {
     case.pass();
     let target = case.target("texts");
     target.holds_for_all_readers("texts");
-    for (filter, rows) in [
-        ("text = 'abcdefghijklmnopqrstuvwxyz'", 1),
-        ("text > 'abcdefghijklmnop'", 3),
-        ("text >= '\u{10FFFF}'", 1),
-        ("ratio = 5.0", 1),
-        ("ratio is nan", 1),
-    ] {
-        assert_eq!(target.ask("count_where", json!({"filter": filter})), rows, "{filter}");
-    }
+    let filters = [
+        "text = 'abcdefghijklmnopqrstuvwxyz'",
+        "text > 'abcdefghijklmnop'",
+        "text >= '\u{10FFFF}'",
+        "ratio = 5.0",
+        "ratio is nan",
+    ];
+    assert_eq!(target.count_where(&filters), [1, 3, 1, 1, 1]);
 }
 
 #[test]

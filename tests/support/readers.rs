@@ -67,6 +67,11 @@ impl Target<'_> {
         self.ask("count", json!({})).as_u64().unwrap()
     }
 
+    /// Rows that PyIceberg finds with each filter, having pruned what bounds and partitions let it.
+    pub fn count_where(&self, filters: &[&str]) -> Vec<u64> {
+        serde_json::from_value(self.ask("count_where", json!({"filters": filters}))).unwrap()
+    }
+
     /// Snapshots, oldest first.
     pub fn snapshots(&self) -> Vec<Value> {
         self.ask("snapshots", json!({})).as_array().unwrap().clone()
@@ -94,8 +99,9 @@ impl Target<'_> {
     /// Every data file on disk must be one that PyIceberg reads, and the other way round.
     pub fn has_no_other_files(&self) {
         let known = self.ask("data_files", json!({}));
-        let known: Vec<PathBuf> =
+        let mut known: Vec<PathBuf> =
             known.as_array().unwrap().iter().map(|f| f["path"].as_str().unwrap().into()).collect();
+        known.sort();
         assert_eq!(self.files_on_disk(), known, "files on disk, files of the table");
     }
 
