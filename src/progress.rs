@@ -102,7 +102,7 @@ impl Progress {
             watermark: time(self.marker.as_ref().map(|marker| marker.watermark)),
             offloaded_to: time(self.marker.as_ref().map(|marker| marker.offloaded_to)),
             checked_to: time(self.checked_to),
-            rows_read: self.rows,
+            rows_read: self.rows + self.planned.iter().map(Chunk::source_rows).sum::<u64>(),
             rows_written: self.rows,
             rows_duplicate: 0,
             rows_rejected: 0,

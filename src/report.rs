@@ -62,7 +62,7 @@ pub struct RunTable {
     pub offloaded_to: Option<String>,
     /// How far the source was looked at.
     pub checked_to: Option<String>,
-    /// Rows that came from the source.
+    /// Rows that came from the source; with `--dry-run`, that would.
     pub rows_read: u64,
     /// Rows that were committed.
     pub rows_written: u64,

@@ -98,7 +98,7 @@ impl Relation {
 
     /// Raw rows of a window for each bucket of `width` ticks that holds any; ascending.
     pub fn histogram(&self, cursor: &Cursor, window: Window, width: Tick) -> String {
-        let tick = ticks("k2_cursor", cursor.kind);
+        let tick = format!("assumeNotNull({})", ticks("k2_cursor", cursor.kind));
         format!(
             "SELECT {tick} - positiveModulo({tick}, {width}) AS low, count() AS rows FROM ({}) GROUP BY low ORDER BY low",
             self.rows(&format!("{} AS k2_cursor", identifier(&cursor.name)), &within(cursor, window))
