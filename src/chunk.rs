@@ -9,7 +9,7 @@ use crate::cursor::{Cursor, Tick};
 use crate::error::{Error, Kind, Result};
 use crate::histogram::{Cut, Histogram};
 use crate::partition::{Grain, PartitionField, Value};
-use crate::plan::{Partition, Window};
+use crate::plan::{Partition, Piece, Window, rows_per_file};
 use crate::schema::drift;
 use crate::source::{Server, Source, partition_values};
 use crate::storage::delete_own_file;
@@ -46,6 +46,8 @@ pub struct Chunks {
     /// Ticks of a partition, where the cursor makes it; a chunk holds at most `max_units` of them.
     unit: Tick,
     max_units: usize,
+    /// Rows of a file of `target_file_size`, where that can be told.
+    rows_per_file: Option<u64>,
 }
 
 /// Rows that will be one commit.
@@ -57,6 +59,8 @@ pub struct Chunk {
     pub window: Window,
     /// How many there are of each partition, counted before any is read (protocol.md P7).
     pub partitions: Vec<Partition>,
+    /// The SELECTs that read them, each into one file.
+    pub pieces: Vec<Piece>,
 }
 
 impl Chunk {
@@ -160,28 +164,29 @@ impl<'a> Route<'a> {
                 Grain::Year | Grain::Month | Grain::Identity => None,
             });
         let width = unit.unwrap_or(cursor.kind.ticks_per_day());
-        let buckets = self.source.histogram(cursor, window, width).await?;
+        let buckets = self.source.histogram(cursor, window, &[], &[], width).await?;
         let max_units = if unit.is_some() { MAX_UNITS_PER_CHUNK } else { usize::MAX };
-        Ok(Chunks { rest: window, histogram: Histogram::new(cursor.kind, buckets), unit: width, max_units })
+        let rows_per_file = rows_per_file(self.table.target_file_size, self.measured_size().await?);
+        let histogram = Histogram::new(cursor.kind, buckets);
+        Ok(Chunks { rest: window, histogram, unit: width, max_units, rows_per_file })
+    }
+
+    /// Bytes and rows to judge sizes by: of the target's files, or while it has none, of the source's parts.
+    async fn measured_size(&self) -> Result<(u64, u64)> {
+        match self.target.files_size() {
+            Some(size) => Ok(size),
+            None => self.source.size().await,
+        }
     }
 
     /// The next chunk, counted; `None` when the window is done.
     pub async fn next_chunk(&self, chunks: &mut Chunks) -> Result<Option<Chunk>> {
         while !chunks.histogram.is_empty() {
-            let high = match chunks.histogram.cut(self.table.chunk_rows, chunks.unit, chunks.max_units) {
-                Cut::Refine { bucket, width } => {
-                    let within = chunks.rest.intersect(bucket.low, bucket.high());
-                    let finer = self.source.histogram(self.cursor(), within, width).await?;
-                    chunks.histogram.refine(bucket, finer);
-                    continue;
-                }
-                Cut::At(high) => high,
-                Cut::Rest => chunks.rest.high,
-            };
-            let window = Window { high, ..chunks.rest };
-            chunks.histogram.forget_below(high);
-            chunks.rest.low = Some(high);
-            let chunk = self.count(window).await?;
+            let rest = chunks.rest;
+            let (limit, unit, max_units) = (self.table.chunk_rows, chunks.unit, chunks.max_units);
+            let window = self.cut(&mut chunks.histogram, rest, &[], (limit, unit, max_units)).await?;
+            chunks.rest.low = Some(window.high);
+            let chunk = self.count(window, chunks.rows_per_file).await?;
             if chunk.is_some() {
                 return Ok(chunk);
             }
@@ -189,8 +194,33 @@ impl<'a> Route<'a> {
         Ok(None)
     }
 
+    /// Cuts the next window off `rest`, refining the histogram of a partition's rows, or of all, where that takes finer buckets.
+    async fn cut(
+        &self,
+        histogram: &mut Histogram,
+        rest: Window,
+        values: &[Option<Value>],
+        (limit, unit, max_units): (u64, Tick, usize),
+    ) -> Result<Window> {
+        let fields = self.fields.get(..values.len()).unwrap_or_default();
+        loop {
+            let high = match histogram.cut(limit, unit, max_units) {
+                Cut::Refine { bucket, width } => {
+                    let within = rest.intersect(bucket.low, bucket.high());
+                    let finer = self.source.histogram(self.cursor(), within, fields, values, width).await?;
+                    histogram.refine(bucket, finer);
+                    continue;
+                }
+                Cut::At(high) => high,
+                Cut::Rest => rest.high,
+            };
+            histogram.forget_below(high);
+            return Ok(Window { high, ..rest });
+        }
+    }
+
     /// Counts a window before any row is read; `None` where it is empty.
-    async fn count(&self, window: Window) -> Result<Option<Chunk>> {
+    async fn count(&self, window: Window, rows_per_file: Option<u64>) -> Result<Option<Chunk>> {
         let partitions = self.source.count(self.cursor(), window, &self.fields, MAX_FILES_PER_CHUNK + 1).await?;
         if partitions.len() > MAX_FILES_PER_CHUNK {
             let message = format!("a chunk holds more than {MAX_FILES_PER_CHUNK} partitions");
@@ -198,15 +228,46 @@ impl<'a> Route<'a> {
                 Error::refused(message).hint("each one is a file: choose coarser partitions, or a smaller chunk_rows")
             );
         }
-        Ok((!partitions.is_empty()).then(|| Chunk { commit_id: Uuid::now_v7(), window, partitions }))
+        if partitions.is_empty() {
+            return Ok(None);
+        }
+        let mut pieces = Vec::with_capacity(partitions.len());
+        for partition in &partitions {
+            match rows_per_file {
+                Some(rows) if partition.rows > rows => pieces.extend(self.pieces(window, partition, rows).await?),
+                _ => pieces.push(Piece { window, key: partition.key.clone() }),
+            }
+        }
+        Ok(Some(Chunk { commit_id: Uuid::now_v7(), window, partitions, pieces }))
     }
 
-    /// Streams one SELECT per partition into one file each, then checks that nothing was missed or moved (protocol.md P6 to P8).
+    /// Cuts a partition of a chunk into windows of about `rows` rows; they cover the chunk's window without a gap.
+    async fn pieces(&self, window: Window, partition: &Partition, rows: u64) -> Result<Vec<Piece>> {
+        let cursor = self.cursor();
+        let values = partition_values(&self.fields, &partition.key)?;
+        let day = cursor.kind.ticks_per_day();
+        let buckets = self.source.histogram(cursor, window, &self.fields, &values, day).await?;
+        let mut histogram = Histogram::new(cursor.kind, buckets);
+        let mut rest = window;
+        let mut pieces = Vec::new();
+        while !histogram.is_empty() {
+            let piece = self.cut(&mut histogram, rest, &values, (rows, day, usize::MAX)).await?;
+            rest.low = Some(piece.high);
+            pieces.push(Piece { window: piece, key: partition.key.clone() });
+        }
+        match pieces.last_mut() {
+            Some(last) => last.window.high = window.high,
+            None => pieces.push(Piece { window, key: partition.key.clone() }),
+        }
+        Ok(pieces)
+    }
+
+    /// Streams one SELECT per piece into one file each, then checks that nothing was missed or moved (protocol.md P6 to P8).
     pub async fn write(&self, chunk: &Chunk, files: &mut Files, bar: &ProgressBar) -> Result<()> {
         let mutations = self.source.mutations().await?;
-        for (number, partition) in chunk.partitions.iter().enumerate() {
+        for (number, piece) in chunk.pieces.iter().enumerate() {
             let name = format!("k2-offload-{}-{number}.parquet", chunk.commit_id);
-            self.write_file(chunk.window, partition, &name, files, bar).await?;
+            self.write_file(piece, &name, files, bar).await?;
         }
         let unlisted = if self.fields.is_empty() {
             0
@@ -229,21 +290,14 @@ impl<'a> Route<'a> {
         ))
     }
 
-    async fn write_file(
-        &self,
-        window: Window,
-        partition: &Partition,
-        name: &str,
-        files: &mut Files,
-        bar: &ProgressBar,
-    ) -> Result<()> {
-        let values = partition_values(&self.fields, &partition.key)?;
+    async fn write_file(&self, piece: &Piece, name: &str, files: &mut Files, bar: &ProgressBar) -> Result<()> {
+        let values = partition_values(&self.fields, &piece.key)?;
         let placement = self.placement(&values, name)?;
         files.begun.push(placement.location.clone());
         let mut hold_back = HOLD_BACK;
         loop {
             let mut stream =
-                self.source.parquet(self.cursor(), window, &self.fields, &values, &self.table.compression)?;
+                self.source.parquet(self.cursor(), piece.window, &self.fields, &values, &self.table.compression)?;
             let mut file = Passthrough::create(&placement.location, hold_back)?;
             while let Some(bytes) = stream.next().await? {
                 bar.inc(bytes.len() as u64);

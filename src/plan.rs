@@ -82,6 +82,23 @@ pub struct Partition {
     pub rows: u64,
 }
 
+/// Rows that will be one data file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Piece {
+    /// The part of the chunk's window.
+    pub window: Window,
+    /// The partition.
+    pub key: Vec<String>,
+}
+
+/// How many rows make a file of about `target_bytes`, given the bytes of some rows; without any, nothing is known and files are not cut.
+pub fn rows_per_file(target_bytes: u64, (bytes, rows): (u64, u64)) -> Option<u64> {
+    let known = bytes > 0 && rows > 0;
+    known.then(|| {
+        u64::try_from(u128::from(target_bytes) * u128::from(rows) / u128::from(bytes)).unwrap_or(u64::MAX).max(1)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,6 +164,14 @@ mod tests {
         assert_eq!(plan.window.map(|w| w.high), Some(NOW - 800_000));
         let below = Situation { until: Some(NOW - 1_000_000), ..situation() }.plan();
         assert_eq!(below, Plan { window: None, checked_to: Some(NOW - 900_000) });
+    }
+
+    #[test]
+    fn files_are_cut_by_measured_bytes() {
+        assert_eq!(rows_per_file(128_000_000, (15_000, 1_000)), Some(8_533_333));
+        assert_eq!(rows_per_file(10, (u64::MAX, 1)), Some(1));
+        assert_eq!(rows_per_file(u64::MAX, (1, u64::MAX)), Some(u64::MAX));
+        assert_eq!((rows_per_file(10, (0, 0)), rows_per_file(10, (5, 0))), (None, None));
     }
 
     proptest! {

@@ -90,7 +90,7 @@ impl Progress {
             low: time(chunk.window.low),
             high: time(Some(chunk.window.high)),
             rows: chunk.source_rows(),
-            files: chunk.partitions.len() as u64,
+            files: chunk.pieces.len() as u64,
         });
         RunTable {
             source: table.source.clone(),

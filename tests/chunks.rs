@@ -124,6 +124,36 @@ fn old_metadata_files_are_deleted_as_the_table_asks() {
 }
 
 #[test]
+fn files_are_about_as_large_as_asked() {
+    let case = Case::new("sizes");
+    case.sql("CREATE TABLE events (ts DateTime64(3), side Enum8('buy' = 1, 'sell' = 2), noise String) ENGINE = MergeTree ORDER BY ts");
+    case.config(
+        "[[table]]\nsource = 'events'\ntarget = 'cold.events'\ncursor = 'ts'\npartition_by = ['day(ts)', 'side']\ntarget_file_size = '500kB'\n",
+    );
+    case.init_tables();
+    // Text that does not compress below half: 200 characters of 4 bits each. Nine of ten rows are sold.
+    let insert = |day: &str, rows: u64| {
+        case.sql(&format!(
+            "INSERT INTO events SELECT toDateTime64('{day}', 3, 'UTC') + intDiv(number, 3), if(number % 10 = 0, 'buy', 'sell'), \
+             arrayStringConcat(arrayMap(i -> hex(cityHash64(number, i)), range(13))) FROM numbers({rows})"
+        ));
+    };
+    insert("2024-03-10 00:00:00", 40_000);
+    let planned = only_table(&case.run(&["--format", "json", "run", "--dry-run"]).expect(0).json());
+    let first = case.pass_one();
+    assert_eq!((&first["files"], &first["chunks"]), (&planned["planned"][0]["files"], &json!(1)));
+    insert("2024-03-11 00:00:00", 20_000);
+    case.pass();
+    let target = case.target("events");
+    target.holds_for_all_readers("events");
+    target.has_no_other_files();
+    let sizes: Vec<u64> = target.files_on_disk().iter().map(|path| path.metadata().unwrap().len()).collect();
+    assert!(sizes.iter().all(|size| *size < 1_000_000), "{sizes:?}");
+    let near = sizes.iter().filter(|size| **size > 200_000).count();
+    assert!(near * 3 > sizes.len() * 2, "two thirds should be near 500 kB: {sizes:?}");
+}
+
+#[test]
 fn tables_of_a_layer_are_read_side_by_side() {
     let case = Case::new("side_by_side");
     case.bronze("fast");

@@ -93,6 +93,8 @@ pub struct Table {
     pub chunk_rows: u64,
     /// Partition fields of a new target.
     pub partition_by: Vec<PartitionBy>,
+    /// About how many bytes a data file should have at most.
+    pub target_file_size: u64,
     /// Parquet compression.
     pub compression: Compression,
 }
@@ -202,11 +204,12 @@ mod tests {
 
     #[test]
     fn all_problems_are_reported_at_once() {
-        let text = "[clickhouse]\nurl = 'ftp://x'\npassword_env = 'NOPE'\n[defaults]\nsettle_delay = 'soon'\n[[table]]\n\
+        let text = "[clickhouse]\nurl = 'ftp://x'\npassword_env = 'NOPE'\n[defaults]\nsettle_delay = 'soon'\ntarget_file_size = 'big'\n[[table]]\n\
                     source = ''\ntarget = 'x'\ncursor = 'ts'\npartition_by = ['bucket(4, a)']\ncompression = 'zip'\nstart_at = 'x'\n";
         let error = parse(text).unwrap_err();
         assert_eq!(error.kind(), Kind::Config);
-        for key in ["clickhouse.url", "NOPE", "settle_delay", "source", "target", "bucket", "zip", "start_at"] {
+        for key in ["clickhouse.url", "NOPE", "settle_delay", "`big`", "source", "target", "bucket", "zip", "start_at"]
+        {
             assert!(error.to_string().contains(key), "{key} is missing in: {error}");
         }
     }

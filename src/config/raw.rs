@@ -89,6 +89,7 @@ pub struct RawDefaults {
     pub settle_delay: String,
     pub chunk_rows: u64,
     pub compression: String,
+    pub target_file_size: String,
     pub parallel_tables: usize,
     pub pass_deadline: String,
     pub max_lag: Option<String>,
@@ -99,6 +100,7 @@ impl Default for RawDefaults {
         Self {
             settle_delay: "5m".into(),
             chunk_rows: 5_000_000,
+            target_file_size: "128MB".into(),
             parallel_tables: 2,
             compression: "zstd(3)".into(),
             pass_deadline: "14m".into(),
@@ -120,4 +122,5 @@ pub struct RawTable {
     pub settle_delay: Option<String>,
     pub chunk_rows: Option<u64>,
     pub compression: Option<String>,
+    pub target_file_size: Option<String>,
 }

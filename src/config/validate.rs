@@ -18,6 +18,14 @@ impl Problems {
         self.0.push(format!("{key}: {reason}"));
     }
 
+    fn size(&mut self, key: &str, text: &str) -> u64 {
+        let size = text.parse::<bytesize::ByteSize>().map_or(0, |size| size.as_u64());
+        if size == 0 {
+            self.add(key, format_args!("`{text}` is no size such as 64MB or 128MiB"));
+        }
+        size
+    }
+
     fn at_least_one<N: PartialOrd + From<u8>>(&mut self, key: &str, number: N) -> N {
         if number < N::from(1) {
             self.add(key, "must be 1 or more");
@@ -219,6 +227,8 @@ fn validate_table(
             .duration(&key("settle_delay"), raw.settle_delay.as_deref().unwrap_or(&defaults.settle_delay)),
         chunk_rows: problems.at_least_one(&key("chunk_rows"), raw.chunk_rows.unwrap_or(defaults.chunk_rows)),
         partition_by,
+        target_file_size: problems
+            .size(&key("target_file_size"), raw.target_file_size.as_deref().unwrap_or(&defaults.target_file_size)),
         compression: parse_compression(compression).unwrap_or_else(|reason| {
             problems.add(&key("compression"), reason);
             Compression { codec: "zstd".into(), level: None }

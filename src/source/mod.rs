@@ -24,7 +24,7 @@ use crate::config::{ClickHouse, Compression};
 use crate::cursor::{Cursor, CursorType, Tick};
 use crate::error::{Classify, Error, Kind, Result};
 use crate::histogram::Bucket;
-use crate::partition::{PartitionBy, PartitionField, Value};
+use crate::partition::{PartitionBy, PartitionField, Predicate, Value};
 use crate::plan::{Partition, Window};
 use crate::schema::Column;
 
@@ -117,6 +117,12 @@ pub struct Mutations {
     pub unfinished: u64,
     /// Changes with every new one.
     fingerprint: u64,
+}
+
+#[derive(Row, Deserialize)]
+struct SizeRow {
+    bytes: u64,
+    rows: u64,
 }
 
 #[derive(Row, Deserialize)]
@@ -329,11 +335,24 @@ impl Source<'_> {
         self.server.fetch_one(&self.relation.mutations(), &self.what("mutations")).await
     }
 
-    /// Counts the rows of a window in buckets of `width` ticks.
-    pub async fn histogram(&self, cursor: &Cursor, window: Window, width: Tick) -> Result<Vec<Bucket>> {
-        let query = self.relation.histogram(cursor, window, width);
+    /// Counts the rows of a window, or of one partition of it, in buckets of `width` ticks.
+    pub async fn histogram(
+        &self,
+        cursor: &Cursor,
+        window: Window,
+        fields: &[PartitionField],
+        values: &[Option<Value>],
+        width: Tick,
+    ) -> Result<Vec<Bucket>> {
+        let query = self.relation.histogram(cursor, window, &predicates(fields, values)?, width);
         let rows: Vec<BucketRow> = self.server.fetch(&query, &self.what("histogram")).await?;
         Ok(rows.into_iter().map(|row| Bucket { low: row.low, width, rows: row.rows }).collect())
+    }
+
+    /// Compressed bytes and rows of the table's parts; none for views and tables without parts.
+    pub async fn size(&self) -> Result<(u64, u64)> {
+        let size: SizeRow = self.server.fetch_one(&self.relation.size(), &self.what("size")).await?;
+        Ok((size.bytes, size.rows))
     }
 
     /// Counts the raw rows of a window before any is read (P7), for each partition; at most `limit` partitions.
@@ -372,12 +391,7 @@ impl Source<'_> {
         values: &[Option<Value>],
         compression: &Compression,
     ) -> Result<ParquetStream> {
-        let predicates = fields
-            .iter()
-            .zip(values)
-            .map(|(field, value)| Ok((field.by.column.as_str(), field.predicate(value.as_ref())?)));
-        let predicates = predicates.collect::<Result<Vec<_>>>()?;
-        let query = self.relation.select(&self.columns, cursor, window, &predicates);
+        let query = self.relation.select(&self.columns, cursor, window, &predicates(fields, values)?);
         let id = self.server.query_id(&self.what("select"));
         tracing::debug!(query_id = id, query, "query");
         let mut request = self.server.client.query_raw(&query).with_setting("query_id", id);
@@ -395,6 +409,12 @@ impl Source<'_> {
     fn what(&self, step: &str) -> String {
         format!("{}/{step}", self.name)
     }
+}
+
+/// How the rows with these partition values are looked for.
+fn predicates<'a>(fields: &'a [PartitionField], values: &'a [Option<Value>]) -> Result<Vec<(&'a str, Predicate<'a>)>> {
+    let predicates = fields.iter().zip(values);
+    predicates.map(|(field, value)| Ok((field.by.column.as_str(), field.predicate(value.as_ref())?))).collect()
 }
 
 /// The partition values that [`Source::count`] listed.

@@ -96,12 +96,31 @@ impl Relation {
         )
     }
 
-    /// Raw rows of a window for each bucket of `width` ticks that holds any; ascending.
-    pub fn histogram(&self, cursor: &Cursor, window: Window, width: Tick) -> String {
+    /// Raw rows of a window, or of one partition of it, for each bucket of `width` ticks that holds any; ascending.
+    pub fn histogram(
+        &self,
+        cursor: &Cursor,
+        window: Window,
+        partition: &[(&str, Predicate<'_>)],
+        width: Tick,
+    ) -> String {
         let tick = format!("assumeNotNull({})", ticks("k2_cursor", cursor.kind));
         format!(
             "SELECT {tick} - positiveModulo({tick}, {width}) AS low, count() AS rows FROM ({}) GROUP BY low ORDER BY low",
-            self.rows(&format!("{} AS k2_cursor", identifier(&cursor.name)), &within(cursor, window))
+            self.rows(
+                &format!("{} AS k2_cursor", identifier(&cursor.name)),
+                &within_partition(cursor, window, partition)
+            )
+        )
+    }
+
+    /// Compressed bytes and rows of the table's parts.
+    pub fn size(&self) -> String {
+        format!(
+            "SELECT sum(data_compressed_bytes) AS bytes, sum(rows) AS rows FROM system.parts \
+             WHERE active AND database = {} AND table = {}",
+            string(&self.database),
+            string(&self.name)
         )
     }
 
@@ -157,10 +176,7 @@ impl Relation {
     ) -> String {
         let names: Vec<String> = columns.iter().map(|column| identifier(&column.name)).collect();
         let casts: Vec<String> = columns.iter().enumerate().map(|(number, column)| project(column, number)).collect();
-        let mut filter = within(cursor, window);
-        for (column, predicate) in partition {
-            filter = format!("{filter} AND {}", matches(column, predicate));
-        }
+        let filter = within_partition(cursor, window, partition);
         format!("SELECT {} FROM ({})", casts.join(", "), self.rows(&names.join(", "), &filter))
     }
 }
@@ -198,6 +214,12 @@ fn within(cursor: &Cursor, window: Window) -> String {
         Some(low) => format!("{column} >= {} AND {high}", literal(low, cursor.kind)),
         None => high,
     }
+}
+
+/// A window, or one partition of it.
+fn within_partition(cursor: &Cursor, window: Window, partition: &[(&str, Predicate<'_>)]) -> String {
+    let values = partition.iter().map(|(column, predicate)| matches(column, predicate));
+    std::iter::once(within(cursor, window)).chain(values).collect::<Vec<_>>().join(" AND ")
 }
 
 /// Rows whose partition column has a value.
@@ -337,7 +359,7 @@ mod tests {
             let window = Window { low: None, high: 7 };
             let filter = format!("FROM `d`.`t` WHERE (`{name}` < toDate(toUInt16(7)))");
             for sql in [
-                relation().histogram(&cursor, window, 5),
+                relation().histogram(&cursor, window, &[], 5),
                 relation().count(&cursor, window, &[], 9),
                 relation().count(&cursor, window, day, 9),
                 relation().complement(&cursor, window, day, &[]),

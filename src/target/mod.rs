@@ -86,6 +86,13 @@ impl Target {
         batches.map_err(failed).try_fold(0, |rows, batch| async move { Ok(rows + batch.num_rows() as u64) }).await
     }
 
+    /// Bytes and rows of the table's data files, as its newest snapshot says; `None` where it has none or does not say.
+    pub fn files_size(&self) -> Option<(u64, u64)> {
+        let summary = &self.metadata.current_snapshot()?.summary().additional_properties;
+        let number = |key| summary.get(key)?.parse::<u64>().ok().filter(|number| *number > 0);
+        Some((number("total-files-size")?, number("total-records")?))
+    }
+
     /// The fields of the table's partition spec; refuses transforms that this version does not write.
     pub fn partition_by(&self) -> Result<Vec<PartitionBy>> {
         let schema = self.metadata.current_schema();
@@ -133,6 +140,7 @@ impl NewTable {
         let spec = partition_spec(&config.partition_by, &schema)?;
         let mut properties = HashMap::from([
             ("write.format.default".to_owned(), "parquet".to_owned()),
+            ("write.target-file-size-bytes".to_owned(), config.target_file_size.to_string()),
             // 96 passes a day would leave as many metadata files, each as large as the last.
             ("write.metadata.delete-after-commit.enabled".to_owned(), "true".to_owned()),
             ("write.metadata.previous-versions-max".to_owned(), "100".to_owned()),
