@@ -1,7 +1,7 @@
 //! k2-offload: moves the rows of ClickHouse tables into Apache Iceberg tables, exactly once, one idempotent pass per call.
 //!
 //! Data flows one way: [`commands`] build clients and call [`pass`], which calls the steps in order and hands each the values that the one
-//! before returned. Steps do not know each other: [`source`] never sees Iceberg, [`write`] never the catalog, [`commit`] never
+//! before returned. Steps do not know each other: [`source`] never sees Iceberg, [`mod@write`] never the catalog, [`commit`] never
 //! the source.
 //!
 //! | module | owns |
@@ -12,7 +12,7 @@
 //! | [`progress`] | what a pass has done so far, and its report |
 //! | [`plan`], [`histogram`], [`watermark`], [`cursor`], [`partition`], [`schema`] | values and decisions: pure, synchronous, property-tested |
 //! | [`source`] | the only user of ClickHouse |
-//! | [`write`] | Parquet streams -> data files: bytes pass through, the footer gets field ids |
+//! | [`mod@write`] | Parquet streams -> data files: bytes pass through, the footer gets field ids |
 //! | [`target`] | catalog and read side of the Iceberg table |
 //! | [`commit`] | the only changer of a target: the exactly-once argument in one file |
 //! | [`guard`], [`storage`], [`state`] | lock, durable files, cache |

@@ -1,7 +1,7 @@
 //! The only user of ClickHouse: facts, counts and streams of a source table.
 //!
 //! It never sees Iceberg. Every query of a pass goes to the server that the pass began on (protocol.md P4) with the settings of
-//! [`settings`] (P3), carries a readable `query_id` and is cancelled by the server when we drop its stream.
+//! `settings` (P3), carries a readable `query_id` and is cancelled by the server when we drop its stream.
 
 mod settings;
 mod sql;
