@@ -1,5 +1,7 @@
 //! One chunk on its way: counted, streamed into files, and checked, before anyone may commit it.
 
+use std::collections::BTreeMap;
+
 use iceberg::spec::{DataFile, Literal, Struct};
 use indicatif::ProgressBar;
 use uuid::Uuid;
@@ -9,7 +11,7 @@ use crate::cursor::{Cursor, Tick};
 use crate::error::{Error, Kind, Result};
 use crate::histogram::{Cut, Histogram};
 use crate::partition::{Grain, PartitionField, Value};
-use crate::plan::{Partition, Piece, Window, rows_per_file};
+use crate::plan::{Partition, Piece, Window, is_whole, rows_per_file};
 use crate::schema::drift;
 use crate::source::{Server, Source, partition_values};
 use crate::storage::delete_own_file;
@@ -21,6 +23,8 @@ use crate::write::{HOLD_BACK, Passthrough, Placement, Written};
 const MAX_UNITS_PER_CHUNK: usize = 64;
 /// Partitions, and so files, in one commit.
 const MAX_FILES_PER_CHUNK: usize = 1024;
+/// Files of one partition in one commit.
+const MAX_PIECES_PER_PARTITION: u64 = 64;
 /// Longest name of a partition's folder, in bytes.
 const MAX_FOLDER_LENGTH: usize = 200;
 
@@ -94,12 +98,19 @@ pub struct Files {
     pub begun: Vec<String>,
     /// What is durable.
     pub finished: Vec<DataFile>,
+    /// Rows of each partition in it.
+    read: BTreeMap<Vec<String>, u64>,
 }
 
 impl Files {
     /// Rows of the finished files.
     pub fn rows(&self) -> u64 {
         self.finished.iter().map(DataFile::record_count).sum()
+    }
+
+    /// The rows of each partition, as if they had been counted.
+    fn as_read(&self) -> Vec<Partition> {
+        self.read.iter().map(|(key, rows)| Partition { key: key.clone(), rows: *rows }).collect()
     }
 
     /// Bytes of the finished files.
@@ -157,12 +168,14 @@ impl<'a> Route<'a> {
     pub async fn chunks(&self, window: Window) -> Result<Chunks> {
         let cursor = self.cursor();
         // Days, or what the target is partitioned by where that is finer: a chunk holds a bounded number of them.
-        let unit =
-            self.fields.iter().filter(|field| field.by.column == cursor.name).find_map(|field| match field.by.grain {
+        let unit = self.fields.iter().filter(|field| field.by.column == cursor.name).filter_map(|field| {
+            match field.by.grain {
                 Grain::Day => Some(cursor.kind.ticks_per_day()),
                 Grain::Hour => Some(cursor.kind.ticks_per_day() / 24),
                 Grain::Year | Grain::Month | Grain::Identity => None,
-            });
+            }
+        });
+        let unit = unit.min();
         let width = unit.unwrap_or(cursor.kind.ticks_per_day());
         let buckets = self.source.histogram(cursor, window, &[], &[], width).await?;
         let max_units = if unit.is_some() { MAX_UNITS_PER_CHUNK } else { usize::MAX };
@@ -182,16 +195,32 @@ impl<'a> Route<'a> {
     /// The next chunk, counted; `None` when the window is done.
     pub async fn next_chunk(&self, chunks: &mut Chunks) -> Result<Option<Chunk>> {
         while !chunks.histogram.is_empty() {
-            let rest = chunks.rest;
-            let (limit, unit, max_units) = (self.table.chunk_rows, chunks.unit, chunks.max_units);
-            let window = self.cut(&mut chunks.histogram, rest, &[], (limit, unit, max_units)).await?;
+            let (window, partitions) = self.next_window(chunks).await?;
             chunks.rest.low = Some(window.high);
-            let chunk = self.count(window, chunks.rows_per_file).await?;
-            if chunk.is_some() {
-                return Ok(chunk);
+            if !partitions.is_empty() {
+                return self.chunk(window, partitions, chunks.rows_per_file).await.map(Some);
             }
         }
         Ok(None)
+    }
+
+    /// Cuts and counts the next window; where it holds too many partitions, a smaller one.
+    async fn next_window(&self, chunks: &mut Chunks) -> Result<(Window, Vec<Partition>)> {
+        let mut limit = self.table.chunk_rows;
+        loop {
+            let mut histogram = chunks.histogram.clone();
+            let window = self.cut(&mut histogram, chunks.rest, &[], (limit, chunks.unit, chunks.max_units)).await?;
+            let partitions = self.count(window).await?;
+            if partitions.len() <= MAX_FILES_PER_CHUNK {
+                chunks.histogram = histogram;
+                return Ok((window, partitions));
+            }
+            if limit == 1 {
+                let message = format!("a single tick holds more than {MAX_FILES_PER_CHUNK} partitions");
+                return Err(Error::refused(message).hint("each one is a file: choose coarser partitions"));
+            }
+            limit /= 2;
+        }
     }
 
     /// Cuts the next window off `rest`, refining the histogram of a partition's rows, or of all, where that takes finer buckets.
@@ -214,31 +243,29 @@ impl<'a> Route<'a> {
                 Cut::At(high) => high,
                 Cut::Rest => rest.high,
             };
+            if rest.low.is_some_and(|low| high <= low) {
+                return Err(Error::new(Kind::Internal, "the source's histogram does not ascend"));
+            }
             histogram.forget_below(high);
             return Ok(Window { high, ..rest });
         }
     }
 
-    /// Counts a window before any row is read; `None` where it is empty.
-    async fn count(&self, window: Window, rows_per_file: Option<u64>) -> Result<Option<Chunk>> {
-        let partitions = self.source.count(self.cursor(), window, &self.fields, MAX_FILES_PER_CHUNK + 1).await?;
-        if partitions.len() > MAX_FILES_PER_CHUNK {
-            let message = format!("a chunk holds more than {MAX_FILES_PER_CHUNK} partitions");
-            return Err(
-                Error::refused(message).hint("each one is a file: choose coarser partitions, or a smaller chunk_rows")
-            );
-        }
-        if partitions.is_empty() {
-            return Ok(None);
-        }
+    /// Counts a window: before any row is read, and again after the last.
+    async fn count(&self, window: Window) -> Result<Vec<Partition>> {
+        self.source.count(self.cursor(), window, &self.fields, MAX_FILES_PER_CHUNK + 1).await
+    }
+
+    async fn chunk(&self, window: Window, partitions: Vec<Partition>, rows_per_file: Option<u64>) -> Result<Chunk> {
         let mut pieces = Vec::with_capacity(partitions.len());
         for partition in &partitions {
-            match rows_per_file {
+            let rows = rows_per_file.map(|rows| rows.max(partition.rows.div_ceil(MAX_PIECES_PER_PARTITION)));
+            match rows {
                 Some(rows) if partition.rows > rows => pieces.extend(self.pieces(window, partition, rows).await?),
                 _ => pieces.push(Piece { window, key: partition.key.clone() }),
             }
         }
-        Ok(Some(Chunk { commit_id: Uuid::now_v7(), window, partitions, pieces }))
+        Ok(Chunk { commit_id: Uuid::now_v7(), window, partitions, pieces })
     }
 
     /// Cuts a partition of a chunk into windows of about `rows` rows; they cover the chunk's window without a gap.
@@ -264,30 +291,28 @@ impl<'a> Route<'a> {
 
     /// Streams one SELECT per piece into one file each, then checks that nothing was missed or moved (protocol.md P6 to P8).
     pub async fn write(&self, chunk: &Chunk, files: &mut Files, bar: &ProgressBar) -> Result<()> {
+        let changed = |what: &str| {
+            Err(Error::new(Kind::Conflict, format!("the source changed while it was read: {what}"))
+                .hint("nothing was committed; the chunk is planned again"))
+        };
         let mutations = self.source.mutations().await?;
+        if mutations.unfinished > 0 {
+            return changed(&format!("{} mutations are not finished", mutations.unfinished));
+        }
         for (number, piece) in chunk.pieces.iter().enumerate() {
             let name = format!("k2-offload-{}-{number}.parquet", chunk.commit_id);
             self.write_file(piece, &name, files, bar).await?;
         }
-        let unlisted = if self.fields.is_empty() {
-            0
-        } else {
-            self.source.count_unlisted(self.cursor(), chunk.window, &self.fields, &chunk.partitions).await?
-        };
-        let (counted, read) = (chunk.source_rows(), files.rows());
-        let changed = |message: String| {
-            Err(Error::new(Kind::Conflict, message).hint("nothing was committed; the chunk is planned again"))
-        };
-        let now = self.source.mutations().await?;
-        if now != mutations || now.unfinished > 0 {
-            return changed(format!("the source is being altered: {} mutations are not finished", now.unfinished));
+        if self.source.mutations().await? != mutations {
+            return changed("there is a new mutation");
         }
-        if unlisted == 0 && read >= counted {
+        // One SELECT over the whole window sees one state of it; several must fit together.
+        let one = self.fields.is_empty() && chunk.pieces.len() == 1;
+        let after = if one { files.as_read() } else { self.count(chunk.window).await? };
+        if is_whole(&chunk.partitions, &files.read, &after) {
             return Ok(());
         }
-        changed(format!(
-            "the source changed while it was read: {counted} rows counted, {read} read, {unlisted} in new partitions"
-        ))
+        changed(&format!("{} rows were counted, {} read", chunk.source_rows(), files.rows()))
     }
 
     async fn write_file(&self, piece: &Piece, name: &str, files: &mut Files, bar: &ProgressBar) -> Result<()> {
@@ -295,7 +320,7 @@ impl<'a> Route<'a> {
         let placement = self.placement(&values, name)?;
         files.begun.push(placement.location.clone());
         let mut hold_back = HOLD_BACK;
-        loop {
+        for _ in 0..2 {
             let mut stream =
                 self.source.parquet(self.cursor(), piece.window, &self.fields, &values, &self.table.compression)?;
             let mut file = Passthrough::create(&placement.location, hold_back)?;
@@ -305,6 +330,7 @@ impl<'a> Route<'a> {
             }
             match file.finish(&placement).await? {
                 Written::File(file) => {
+                    *files.read.entry(piece.key.clone()).or_default() += file.record_count();
                     files.finished.push(*file);
                     return Ok(());
                 }
@@ -315,6 +341,7 @@ impl<'a> Route<'a> {
                 }
             }
         }
+        Err(Error::new(Kind::Conflict, "the Parquet footer grew from one reading to the next"))
     }
 
     /// Below the table's `data` folder, in folders for the partition as other writers name them.

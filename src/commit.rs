@@ -101,9 +101,8 @@ pub async fn commit(catalog: &mut Catalog, file_io: &FileIO, commit: &Commit<'_>
                 return Err(Failure::Rejected(error));
             }
             Swapped::Undecided(error) => {
-                return Err(Failure::Undecided(error.hint(
-                    "nobody could tell whether the commit landed; its files were kept, and the next pass asks the table again",
-                )));
+                tracing::warn!(files = ?staged.files, "kept, because nobody could tell whether the commit landed");
+                return Err(Failure::Undecided(error));
             }
         }
     }
@@ -167,29 +166,20 @@ async fn stage(staged: &mut Staged, file_io: &FileIO, commit: &Commit<'_>, attem
         .set_branch_snapshot(snapshot, MAIN_BRANCH)
         .and_then(|builder| builder.set_properties(HashMap::from([(KEY.to_owned(), marker)])))
         .and_then(|builder| builder.build())
-        .map_err(failed)?
-        .metadata;
+        .map_err(failed)?;
+    if new.metadata.properties().get(DELETE_AFTER_COMMIT).map(String::as_str) == Some("true") {
+        staged.obsolete = new.expired_metadata_logs.into_iter().map(|entry| entry.metadata_file).collect();
+    }
+    let new = new.metadata;
     let location = MetadataLocation::from_str(&base.metadata_location)
         .map_err(failed)?
         .with_next_version()
         .with_new_metadata(&new);
     files.push(location.to_string());
     new.write_to(file_io, &location).await.map_err(failed)?;
-    staged.obsolete = obsolete(metadata, &new);
     staged.snapshot_id = snapshot_id;
     staged.metadata_location = location.to_string();
     Ok(())
-}
-
-/// Metadata files that fell out of the log, where `write.metadata.delete-after-commit.enabled` is set; how long the log is,
-/// `write.metadata.previous-versions-max` says.
-fn obsolete(old: &TableMetadata, new: &TableMetadata) -> Vec<String> {
-    if new.properties().get(DELETE_AFTER_COMMIT).map(String::as_str) != Some("true") {
-        return Vec::new();
-    }
-    let kept: HashSet<&str> = new.metadata_log().iter().map(|entry| entry.metadata_file.as_str()).collect();
-    let logged = old.metadata_log().iter().map(|entry| &entry.metadata_file);
-    logged.filter(|file| !kept.contains(file.as_str())).cloned().collect()
 }
 
 /// The manifests of the current snapshot; an append keeps them all.
@@ -280,8 +270,8 @@ async fn swap(catalog: &mut Catalog, file_io: &FileIO, commit: &Commit<'_>, stag
             Err(error) => unknown = Some(error),
         }
     }
-    let error = unknown.unwrap_or_else(|| Error::new(Kind::Unavailable, "the table's history was cut"));
-    Swapped::Undecided(error.context(format!("commit to `{}`", commit.name)))
+    let error = unknown.map_or_else(|| "the table's history was cut".to_owned(), |error| error.to_string());
+    Swapped::Undecided(Error::new(Kind::Unknown, format!("commit to `{}`: {error}", commit.name)))
 }
 
 async fn ask(catalog: &Catalog, file_io: &FileIO, commit: &Commit<'_>, staged: &Staged) -> Result<Fate> {

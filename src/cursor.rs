@@ -81,11 +81,6 @@ impl CursorType {
         tick.checked_mul(self.micros())
     }
 
-    /// First tick of a day that is counted from 1970-01-01.
-    pub const fn day_start(self, day: i32) -> Tick {
-        day as i64 * self.ticks_per_day()
-    }
-
     /// Ticks in 24 hours.
     pub const fn ticks_per_day(self) -> Tick {
         MICROS_PER_DAY / self.micros()

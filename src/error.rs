@@ -21,6 +21,8 @@ pub enum Kind {
     Unavailable,
     /// Somebody else committed first; the next pass plans on what they left.
     Conflict,
+    /// A commit of which nobody can tell whether it landed; its files were kept.
+    Unknown,
     /// Data or a target that we must not guess about; a person is needed.
     Refused,
     /// Another pass works on this table.
@@ -51,6 +53,9 @@ impl Kind {
             Kind::Config => (2, false, "correct the configuration or the command line, then run again"),
             Kind::Unavailable => (1, true, "nothing was changed; the next pass tries again"),
             Kind::Conflict => (1, true, "another writer committed first; the next pass plans anew"),
+            Kind::Unknown => {
+                (1, false, "the files of the commit were kept; the next pass asks the table whether it landed")
+            }
             Kind::Refused => (3, false, "nothing was changed; a person has to decide"),
             Kind::Locked => (4, false, "another pass is at work on this table; the next one takes over"),
             Kind::Deadline => (1, false, "what was committed stays; the next pass goes on where this one ended"),

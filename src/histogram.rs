@@ -182,7 +182,7 @@ mod tests {
 
     #[test]
     fn a_chunk_holds_a_bounded_number_of_days() {
-        let rows: BTreeMap<Tick, u64> = (0..150).map(|day| (CursorType::DateTime.day_start(day * 3), 1)).collect();
+        let rows: BTreeMap<Tick, u64> = (0..150).map(|day| (day * 3 * 86_400, 1)).collect();
         let (chunks, _) = chunks(CursorType::DateTime, &rows, 1000, 64);
         assert_eq!(chunks, [(64, 64), (64, 64), (22, 22)]);
     }

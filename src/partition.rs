@@ -102,6 +102,8 @@ pub struct PartitionField {
     pub time: Option<CursorType>,
     /// Type that it has in the target.
     pub iceberg: PrimitiveType,
+    /// Number of the column in the source, for refusals.
+    pub number: usize,
 }
 
 /// A value of one field.
@@ -126,7 +128,7 @@ pub enum Predicate<'a> {
 
 impl PartitionField {
     /// Checks that a column can be partitioned so.
-    pub fn new(by: PartitionBy, column: &Column, time: Option<CursorType>) -> Result<Self> {
+    pub fn new(by: PartitionBy, number: usize, column: &Column, time: Option<CursorType>) -> Result<Self> {
         use PrimitiveType as I;
         let fits = match by.grain {
             Grain::Identity => time.is_some() || matches!(column.iceberg, I::Int | I::Long | I::String | I::Boolean),
@@ -134,7 +136,7 @@ impl PartitionField {
             Grain::Year | Grain::Month | Grain::Day => time.is_some(),
         };
         if fits {
-            return Ok(Self { by, time, iceberg: column.iceberg.clone() });
+            return Ok(Self { by, time, iceberg: column.iceberg.clone(), number });
         }
         Err(Error::new(Kind::Config, format!("`{by}` cannot partition a column of type {}", column.source_type))
             .hint("calendar transforms need a time column; a column as it is can be time, text, integer or boolean"))
@@ -252,7 +254,7 @@ mod tests {
         let field = |by: &str, kind: &str| {
             let column = Column::map("c", kind).unwrap();
             let time = CursorType::of(&clickhouse_types::DataTypeNode::new(kind).unwrap());
-            PartitionField::new(PartitionBy::parse(by).unwrap(), &column, time)
+            PartitionField::new(PartitionBy::parse(by).unwrap(), 0, &column, time)
         };
         for (by, kind) in [("day(c)", "String"), ("hour(c)", "Date"), ("c", "Float64"), ("c", "Decimal(9, 2)")] {
             assert_eq!(field(by, kind).unwrap_err().kind(), Kind::Config, "{by} {kind}");
@@ -269,7 +271,7 @@ mod tests {
         let folder = |by: &str, kind: &str, number: i64| {
             let column = Column::map("c", kind).unwrap();
             let time = CursorType::of(&clickhouse_types::DataTypeNode::new(kind).unwrap());
-            let field = PartitionField::new(PartitionBy::parse(by).unwrap(), &column, time).unwrap();
+            let field = PartitionField::new(PartitionBy::parse(by).unwrap(), 0, &column, time).unwrap();
             field.folder(Some(&Value::Number(number)))
         };
         assert_eq!(folder("year(c)", "DateTime", 56), "2026");

@@ -89,7 +89,8 @@ struct Pass<'a> {
 impl Pass<'_> {
     /// Layer by layer, the tables of a layer side by side. Layers order work, they are no dependency: a failed one does not hold the next back.
     async fn layers(&self, tables: &[&Table]) -> Vec<RunTable> {
-        let server = self.retry(async || Server::connect(&self.config.clickhouse, &self.run_id).await).await;
+        let connect = async || self.stop.or(Server::connect(&self.config.clickhouse, &self.run_id)).await;
+        let server = self.retry(connect).await;
         let mut reports = Vec::with_capacity(tables.len());
         for layer in tables.chunk_by(|a, b| a.layer == b.layer) {
             let tables = layer.iter().map(|table| {
@@ -123,9 +124,6 @@ impl Pass<'_> {
     async fn table(&self, table: &Table, server: &Result<Server>) -> RunTable {
         let started = Instant::now();
         let mut progress = Progress::default();
-        if !self.options.dry_run {
-            self.state.begin(&table.target.to_string());
-        }
         let result = match server {
             Ok(server) => self.guarded(table, server, &mut progress).await,
             Err(error) => Err(error.repeat()),
@@ -139,6 +137,9 @@ impl Pass<'_> {
         let mut catalog = Catalog::open(&self.config.catalog)?;
         let free = failpoint::hit(Failpoint::Guard)? == Action::Skip || self.options.dry_run;
         let _guard = if free { None } else { Some(Guard::acquire(&self.config.catalog, &table.target, &self.run_id)?) };
+        if !self.options.dry_run {
+            self.state.begin(&table.target.to_string());
+        }
         self.retry(async || self.offload(table, server, &mut catalog, progress).await).await
     }
 
@@ -151,8 +152,8 @@ impl Pass<'_> {
         progress: &mut Progress,
     ) -> Result<()> {
         failpoint::hit(Failpoint::Target)?;
-        let target = Target::load_existing(catalog, &self.file_io, &table.target).await?;
-        let marker = target.marker(&self.file_io, &table.target).await?;
+        let target = self.stop.or(Target::load_existing(catalog, &self.file_io, &table.target)).await?;
+        let marker = self.stop.or(target.marker(&self.file_io, &table.target)).await?;
         let database = &self.config.clickhouse.database;
         let route = self.stop.or(Route::open(server, database, table, target)).await?;
         route.check(marker.as_ref())?;
@@ -261,7 +262,7 @@ impl Pass<'_> {
             Err(error) => {
                 match error.kind() {
                     Kind::Locked | Kind::Stopped => tracing::info!(%error, "not done"),
-                    Kind::Unavailable | Kind::Conflict | Kind::Deadline => {
+                    Kind::Unavailable | Kind::Conflict | Kind::Unknown | Kind::Deadline => {
                         tracing::warn!(%error, "failed, the next pass tries again")
                     }
                     Kind::Refused | Kind::Internal | Kind::Config => tracing::error!(%error, "failed"),

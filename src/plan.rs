@@ -2,6 +2,7 @@
 //!
 //! Everything that a decision depends on comes in as an argument; nothing here reads a clock, a server or a file.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::cursor::{CursorType, Tick, micros_of};
@@ -80,6 +81,19 @@ pub struct Partition {
     pub key: Vec<String>,
     /// Raw rows, counted before any is read.
     pub rows: u64,
+}
+
+/// Whether what was read of each partition can be what was there (protocol.md P6, P7): at least what was counted before the first SELECT, at
+/// most what is counted after the last one, and no partition that nobody read. A row that moved between two SELECTs breaks this, however
+/// it was moved; new rows alone do not.
+pub fn is_whole(before: &[Partition], read: &BTreeMap<Vec<String>, u64>, after: &[Partition]) -> bool {
+    let read_of = |partition: &Partition| read.get(&partition.key).copied().unwrap_or(0);
+    let known: BTreeSet<&Vec<String>> = before.iter().map(|partition| &partition.key).collect();
+    let none_lost = before.iter().all(|partition| read_of(partition) >= partition.rows);
+    let none_new = after.iter().all(|partition| known.contains(&partition.key));
+    let after: BTreeMap<&Vec<String>, u64> = after.iter().map(|partition| (&partition.key, partition.rows)).collect();
+    let none_doubled = read.iter().all(|(key, rows)| *rows <= after.get(key).copied().unwrap_or(0));
+    none_lost && none_new && none_doubled
 }
 
 /// Rows that will be one data file.
@@ -164,6 +178,24 @@ mod tests {
         assert_eq!(plan.window.map(|w| w.high), Some(NOW - 800_000));
         let below = Situation { until: Some(NOW - 1_000_000), ..situation() }.plan();
         assert_eq!(below, Plan { window: None, checked_to: Some(NOW - 900_000) });
+    }
+
+    #[test]
+    fn a_row_that_moves_while_it_is_read_is_noticed() {
+        let counts = |counts: &[(&str, u64)]| -> Vec<Partition> {
+            counts.iter().map(|(key, rows)| Partition { key: vec![(*key).to_owned()], rows: *rows }).collect()
+        };
+        let whole = |before: &[(&str, u64)], read: &[(&str, u64)], after: &[(&str, u64)]| {
+            let read = read.iter().map(|(key, rows)| (vec![(*key).to_owned()], *rows)).collect();
+            is_whole(&counts(before), &read, &counts(after))
+        };
+        let before = &[("a", 5), ("b", 5)];
+        assert!(whole(before, before, before));
+        assert!(whole(before, &[("a", 6), ("b", 5)], &[("a", 7), ("b", 6)]), "new rows wait for the next pass");
+        assert!(!whole(before, &[("a", 5), ("b", 6)], &[("a", 4), ("b", 6)]), "moved to where it was read again");
+        assert!(!whole(before, &[("a", 5), ("b", 4)], &[("a", 6), ("b", 4)]), "moved away before it was read");
+        assert!(!whole(before, before, &[("a", 5), ("b", 5), ("c", 1)]), "a partition that nobody read");
+        assert!(!whole(before, &[("a", 5)], &[("a", 5)]), "a partition that went");
     }
 
     #[test]

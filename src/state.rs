@@ -77,8 +77,10 @@ impl State {
     /// A pass over `target` failed.
     pub fn fail(&self, target: &str, error: &str, duration_ms: i64) {
         self.write(
-            "UPDATE target_state SET status = 'failed', last_error = ?2, last_duration_ms = ?3, \
-             failure_count = failure_count + 1 WHERE target = ?1",
+            "INSERT INTO target_state (target, status, last_error, last_duration_ms, failure_count) \
+             VALUES (?1, 'failed', ?2, ?3, 1) ON CONFLICT (target) DO UPDATE SET status = 'failed', \
+             last_error = excluded.last_error, last_duration_ms = excluded.last_duration_ms, \
+             failure_count = failure_count + 1",
             params![target, error, duration_ms],
         );
     }

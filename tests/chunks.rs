@@ -204,7 +204,11 @@ fn events(name: &str, partition_by: &str) -> Case {
          if(number % 7 = 0, NULL, toDate('2023-12-30') + number % 4), ['binance', 'a/b=c d', 'ünï', ''][number % 4 + 1], \
          ['it\\'s', 'crypto'][number % 2 + 1], if(number % 5 = 0, NULL, number % 3 - 1), number % 3, number % 2, number FROM numbers(100)",
     );
-    case.sql("INSERT INTO events VALUES (toDateTime64('1965-03-01 00:00:00.000001', 6, 'UTC'), NULL, NULL, 'old', 'crypto', 1, 7, true, 999)");
+    // Before 1970, and the last values of DateTime and Date, which mean "for ever".
+    case.sql(
+        "INSERT INTO events SELECT toDateTime64('1965-03-01 00:00:00.000001', 6, 'UTC'), toDateTime(4294967295, 'UTC'), toDate(65535), \
+         'old', 'crypto', 1, 7, true, 999",
+    );
     case.config(&format!(
         "[[table]]\nsource = 'events'\ntarget = 'cold.events'\ncursor = 'ts'\npartition_by = {partition_by}\n"
     ));
@@ -233,6 +237,7 @@ const FILTERS: [(&str, &str); 9] = [
 #[test]
 fn rows_fall_into_the_partitions_that_iceberg_would_choose() {
     let specs = [
+        ("day", "['day(ts)']"),
         ("year", "['year(ts)', 'number', 'flag']"),
         ("month", "['month(ts)', 'exchange', 'kind']"),
         ("hour", "['hour(ts)']"),
@@ -255,6 +260,36 @@ fn rows_fall_into_the_partitions_that_iceberg_would_choose() {
         let expected: Vec<u64> = serde_json::from_str(&case.sql(&query)).unwrap();
         assert_eq!(target.count_where(&filters), expected, "{partition_by}: {filters:#?}");
     }
+}
+
+#[test]
+fn partition_values_that_do_not_fit_are_refused_by_name() {
+    for (column, kind, value) in
+        [("exchange", "String", "concat('private', unhex('FF'))"), ("big", "UInt64", "18446744073709551615")]
+    {
+        let case = Case::new("unfit");
+        case.sql(&format!("CREATE TABLE events (ts DateTime64(3), {column} {kind}) ENGINE = MergeTree ORDER BY ts"));
+        case.sql(&format!("INSERT INTO events SELECT '2024-03-10 00:00:00', {value}"));
+        case.config(&format!(
+            "[[table]]\nsource = 'events'\ntarget = 'cold.events'\ncursor = 'ts'\npartition_by = ['{column}']\n"
+        ));
+        case.init_tables();
+        case.run(&["run"]).expect(3).says(&[column, kind]).keeps_back(&["private", "18446744073709551615"]);
+    }
+}
+
+#[test]
+fn more_partitions_than_one_commit_takes_make_more_commits() {
+    let case = Case::new("many");
+    case.sql("CREATE TABLE events (ts DateTime64(3), number UInt32) ENGINE = MergeTree ORDER BY ts");
+    case.sql(
+        "INSERT INTO events SELECT toDateTime64('2024-03-10', 3, 'UTC') + number, intDiv(number, 2) FROM numbers(2100)",
+    );
+    case.config("[[table]]\nsource = 'events'\ntarget = 'cold.events'\ncursor = 'ts'\npartition_by = ['number']\n");
+    case.init_tables();
+    let table = case.pass_one();
+    assert_eq!((&table["rows_written"], &table["chunks"]), (&json!(2100), &json!(2)));
+    case.target("events").holds_all("events");
 }
 
 #[test]

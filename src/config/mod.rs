@@ -161,7 +161,10 @@ impl Config {
     /// Validates `text`; `environment` looks up the variables that it names.
     pub fn parse(text: &str, folder: &Path, environment: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let raw: RawFile = toml::from_str(text).map_err(|e| {
-            Error::new(Kind::Config, e.to_string().trim_end().replace('\n', "\n  "))
+            // Not the error's own text: it quotes the line, which may hold a misplaced secret.
+            let line =
+                e.span().and_then(|span| text.get(..span.start)).map_or(1, |before| before.matches('\n').count() + 1);
+            Error::new(Kind::Config, format!("line {line}: {}", e.message()))
                 .hint("the shipped offload.toml lists every key that this version knows")
         })?;
         let mut problems = Problems::default();
@@ -221,6 +224,19 @@ mod tests {
         assert!(parse(&format!("{MINIMAL}chunk_rows = 0\n")).unwrap_err().to_string().contains("chunk_rows"));
         assert!(parse(&format!("{MINIMAL}{MINIMAL}")).unwrap_err().to_string().contains("already the target"));
         assert!(parse("").unwrap_err().to_string().contains("[[table]]"));
+    }
+
+    #[test]
+    fn misplaced_secrets_are_not_repeated() {
+        for text in [
+            "[clickhouse]\npassword = 's3cret'\n",
+            "[clickhouse]\nurl = 'htp://u:s3cret@h'\n",
+            "[clickhouse]\npassword_env = s3cret\n",
+        ] {
+            let error = parse(&format!("{text}{MINIMAL}")).unwrap_err();
+            assert!(!error.to_string().contains("s3cret"), "{error}");
+        }
+        assert!(parse("[clickhouse]\npassword = 's3cret'\n").unwrap_err().to_string().contains("line 2"));
     }
 
     #[test]

@@ -18,6 +18,15 @@ impl Problems {
         self.0.push(format!("{key}: {reason}"));
     }
 
+    /// A duration that bounds a wait; ClickHouse counts in seconds, and takes 0 for no limit.
+    fn timeout(&mut self, key: &str, text: &str) -> Duration {
+        let timeout = self.duration(key, text);
+        if timeout < Duration::from_secs(1) {
+            self.add(key, "must be 1s or more");
+        }
+        timeout
+    }
+
     fn size(&mut self, key: &str, text: &str) -> u64 {
         let size = text.parse::<bytesize::ByteSize>().map_or(0, |size| size.as_u64());
         if size == 0 {
@@ -93,18 +102,19 @@ fn validate_clickhouse(
     environment: impl Fn(&str) -> Option<String>,
     problems: &mut Problems,
 ) -> ClickHouse {
+    // The URL itself is not repeated: it may hold a password.
     match url::Url::parse(&raw.url) {
         Ok(url) if url.scheme() == "https" => {
             problems.add("clickhouse.url", "https is not supported by this version; use http over a private network");
         }
         Ok(url) if url.scheme() != "http" || url.host().is_none() => {
-            problems.add("clickhouse.url", format_args!("`{}` is no http URL", raw.url));
+            problems.add("clickhouse.url", "is no http URL such as http://127.0.0.1:8123");
         }
         Ok(url) if !url.username().is_empty() || url.password().is_some() || url.query().is_some() => {
             problems.add("clickhouse.url", "credentials and parameters do not belong into the URL");
         }
         Ok(_) => {}
-        Err(e) => problems.add("clickhouse.url", format_args!("`{}` is no URL ({e})", raw.url)),
+        Err(e) => problems.add("clickhouse.url", format_args!("is no URL ({e})")),
     }
     let password = match (raw.password_env, raw.password_file) {
         (None, None) => Secret::default(),
@@ -147,9 +157,9 @@ fn validate_clickhouse(
         database: raw.database,
         user: raw.user,
         password,
-        connect_timeout: problems.duration("clickhouse.connect_timeout", &raw.connect_timeout),
-        idle_timeout: problems.duration("clickhouse.idle_timeout", &raw.idle_timeout),
-        query_timeout: problems.duration("clickhouse.query_timeout", &raw.query_timeout),
+        connect_timeout: problems.timeout("clickhouse.connect_timeout", &raw.connect_timeout),
+        idle_timeout: problems.timeout("clickhouse.idle_timeout", &raw.idle_timeout),
+        query_timeout: problems.timeout("clickhouse.query_timeout", &raw.query_timeout),
         settings,
     }
 }

@@ -3,6 +3,7 @@
 //! It never sees Iceberg. Every query of a pass goes to the server that the pass began on (protocol.md P4) with the settings of
 //! `settings` (P3), carries a readable `query_id` and is cancelled by the server when we drop its stream.
 
+mod errors;
 mod settings;
 mod sql;
 
@@ -11,13 +12,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use clickhouse::error::Error as ClientError;
 use clickhouse::query::BytesCursor;
 use clickhouse::{Client, Row, RowOwned, RowRead};
 use serde::Deserialize;
 use tokio::time::timeout;
 use uuid::Uuid;
 
+use self::errors::{classify, stalled};
 use self::settings::ServerSetting;
 pub use self::settings::reserved_setting;
 use crate::config::{ClickHouse, Compression};
@@ -68,7 +69,7 @@ pub struct ParquetStream {
     cursor: BytesCursor,
     idle_timeout: Duration,
     table: String,
-    columns: Vec<(String, String)>,
+    columns: Vec<Column>,
 }
 
 #[derive(Row, Deserialize)]
@@ -137,11 +138,6 @@ struct PartitionRow {
     rows: u64,
 }
 
-#[derive(Row, Deserialize)]
-struct RowsRow {
-    rows: u64,
-}
-
 impl Server {
     /// Connects and learns what the server lets us set. `run_id` names our queries in its logs.
     pub async fn connect(config: &ClickHouse, run_id: &str) -> Result<Self> {
@@ -207,15 +203,17 @@ impl Server {
         format!("k2-offload/{}/{what}/{}", self.run_id, self.queries.fetch_add(1, Ordering::Relaxed))
     }
 
-    async fn fetch<T>(&self, query: &str, what: &str) -> Result<Vec<T>>
-    where
-        T: RowOwned + RowRead,
-    {
+    async fn fetch<T: RowOwned + RowRead>(&self, query: &str, what: &str) -> Result<Vec<T>> {
+        self.fetch_of(&[], query, what).await
+    }
+
+    /// Runs a query over `columns`, which its errors may be about.
+    async fn fetch_of<T: RowOwned + RowRead>(&self, columns: &[Column], query: &str, what: &str) -> Result<Vec<T>> {
         let id = self.query_id(what);
         tracing::debug!(query_id = id, query, "query");
         let rows = self.client.query_raw(query).with_setting("query_id", id).fetch_all::<T>();
         match timeout(self.idle_timeout, rows).await {
-            Ok(rows) => rows.map_err(|e| classify(e, &[])),
+            Ok(rows) => rows.map_err(|e| classify(e, columns)),
             Err(_) => Err(stalled(self.idle_timeout)),
         }
     }
@@ -294,7 +292,7 @@ fn refuse_names_that_differ_by_case(columns: &[Column]) -> Result<()> {
 impl Source<'_> {
     /// The cursor column of that name, checked to be time.
     pub fn cursor(&self, name: &str) -> Result<Cursor> {
-        let column = self.column(name, "cursor")?;
+        let (_, column) = self.column(name, "cursor")?;
         let kind = time_type(column)?.ok_or_else(|| {
             Error::new(Kind::Config, format!("cursor `{name}` has type {}, which is not time", column.source_type))
                 .hint("it must be Date, DateTime or DateTime64(0..6)")
@@ -304,12 +302,12 @@ impl Source<'_> {
 
     /// A field of the target's partitions over a column of this source.
     pub fn partition_field(&self, by: PartitionBy) -> Result<PartitionField> {
-        let column = self.column(&by.column, "partition column")?;
-        PartitionField::new(by, column, time_type(column)?)
+        let (number, column) = self.column(&by.column, "partition column")?;
+        PartitionField::new(by, number, column, time_type(column)?)
     }
 
-    fn column(&self, name: &str, role: &str) -> Result<&Column> {
-        self.columns.iter().find(|column| column.name == name).ok_or_else(|| {
+    fn column(&self, name: &str, role: &str) -> Result<(usize, &Column)> {
+        self.columns.iter().enumerate().find(|(_, column)| column.name == name).ok_or_else(|| {
             Error::new(Kind::Config, format!("{role} `{name}` is no column of source {}", self.relation.table))
                 .hint(format!("correct the {role} in the configuration; DESCRIBE TABLE lists the columns"))
         })
@@ -349,10 +347,13 @@ impl Source<'_> {
         Ok(rows.into_iter().map(|row| Bucket { low: row.low, width, rows: row.rows }).collect())
     }
 
-    /// Compressed bytes and rows of the table's parts; none for views and tables without parts.
+    /// Compressed bytes and rows of the table's parts; none for views, tables without parts, and users who may not see them.
     pub async fn size(&self) -> Result<(u64, u64)> {
-        let size: SizeRow = self.server.fetch_one(&self.relation.size(), &self.what("size")).await?;
-        Ok((size.bytes, size.rows))
+        match self.server.fetch_one::<SizeRow>(&self.relation.size(), &self.what("size")).await {
+            Ok(size) => Ok((size.bytes, size.rows)),
+            Err(error) if error.kind() == Kind::Config => Ok((0, 0)),
+            Err(error) => Err(error),
+        }
     }
 
     /// Counts the raw rows of a window before any is read (P7), for each partition; at most `limit` partitions.
@@ -364,22 +365,9 @@ impl Source<'_> {
         limit: usize,
     ) -> Result<Vec<Partition>> {
         let query = self.relation.count(cursor, window, fields, limit);
-        let rows: Vec<PartitionRow> = self.server.fetch(&query, &self.what("count")).await?;
+        let rows: Vec<PartitionRow> = self.server.fetch_of(&self.columns, &query, &self.what("count")).await?;
         let partitions = rows.into_iter().map(|row| Partition { key: row.key, rows: row.rows });
         Ok(partitions.filter(|partition| partition.rows > 0).collect())
-    }
-
-    /// Counts the rows of a window in partitions that are not `listed` (P6).
-    pub async fn count_unlisted(
-        &self,
-        cursor: &Cursor,
-        window: Window,
-        fields: &[PartitionField],
-        listed: &[Partition],
-    ) -> Result<u64> {
-        let query = self.relation.complement(cursor, window, fields, listed);
-        let row: RowsRow = self.server.fetch_one(&query, &self.what("complement")).await?;
-        Ok(row.rows)
     }
 
     /// Starts the SELECT of a window, or of the rows of it with these partition values.
@@ -402,7 +390,7 @@ impl Source<'_> {
             cursor: request.fetch_bytes("Parquet").map_err(|e| classify(e, &[]))?,
             idle_timeout: self.server.idle_timeout,
             table: self.relation.table.clone(),
-            columns: self.columns.iter().map(|c| (c.name.clone(), c.source_type.clone())).collect(),
+            columns: self.columns.clone(),
         })
     }
 
@@ -443,109 +431,13 @@ impl ParquetStream {
     }
 }
 
-fn stalled(after: Duration) -> Error {
-    Error::new(Kind::Unavailable, format!("the server said nothing for {}", humantime::format_duration(after)))
-        .hint("see whether it is overloaded; `clickhouse.idle_timeout` and `connect_timeout` bound the wait")
-}
-
-fn other_server() -> Error {
-    Error::new(Kind::Unavailable, "another server answered than the one that the pass began on")
-        .hint("point clickhouse.url at one replica, or make the balancer keep a client on its server")
-}
-
-/// Sorts an error of the client by its type, and a server's exception by its code.
-fn classify(error: ClientError, columns: &[(String, String)]) -> Error {
-    let ClientError::BadResponse(message) = &error else {
-        let kind = match &error {
-            ClientError::Network(_) | ClientError::TimedOut | ClientError::Other(_) => Kind::Unavailable,
-            _ => Kind::Internal,
-        };
-        return Error::from_cause(kind, error);
-    };
-    let code = exception_code(message);
-    // CANNOT_CONVERT_TYPE, DECIMAL_OVERFLOW, ARGUMENT_OUT_OF_BOUND: their texts may quote the value.
-    if let Some(number @ (70 | 407 | 69)) = code {
-        return Error::refused(format!("a value does not fit the type of its column (ClickHouse exception {number})"))
-            .hint("convert the column in a view, or correct the rows");
-    }
-    if code == Some(395) {
-        if message.contains(sql::OTHER_SERVER) {
-            return other_server();
-        }
-        if let Some((name, source_type)) = refused_column(message).and_then(|number| columns.get(number)) {
-            return Error::refused(format!(
-                "column `{name}` ({source_type}) holds a value that does not fit the target"
-            ))
-            .hint(
-                "UInt64 must be below 2^63, String must be UTF-8; convert the column in a view, or correct the rows",
-            );
-        }
-    }
-    let (kind, hint) = match code {
-        // AUTHENTICATION_FAILED, WRONG_PASSWORD, REQUIRED_PASSWORD, UNKNOWN_USER
-        Some(516 | 193 | 194 | 192) => {
-            (Kind::Config, "check clickhouse.user and the password that the configuration names")
-        }
-        Some(497) => (Kind::Config, "grant the user SELECT on the source table"),
-        // UNKNOWN_DATABASE, UNKNOWN_TABLE
-        Some(81 | 60) => (Kind::Config, "check clickhouse.database and the table's source"),
-        // UNKNOWN_IDENTIFIER, NO_SUCH_COLUMN_IN_TABLE
-        Some(47 | 16) => (Kind::Config, "check the columns that the configuration names"),
-        // READONLY, SETTING_CONSTRAINT_VIOLATION, UNKNOWN_SETTING
-        Some(164 | 452 | 115) => (Kind::Config, "give the user a profile that allows this setting"),
-        // UNKNOWN_FORMAT, UNKNOWN_FUNCTION, UNKNOWN_TYPE
-        Some(73 | 46 | 50) => (Kind::Config, "the server is too old; ClickHouse 24.3 or newer is needed"),
-        _ => (Kind::Unavailable, Kind::Unavailable.policy().hint),
-    };
-    // The first line of an exception names the problem; what follows may quote values and the whole query.
-    let first_line = message.lines().next().unwrap_or_default().to_owned();
-    Error::new(kind, format!("ClickHouse: {first_line}")).hint(hint)
-}
-
-/// The number in `Code: 516. DB::Exception: ...`.
-fn exception_code(message: &str) -> Option<u32> {
-    let digits = message.strip_prefix("Code: ")?;
-    digits.get(..digits.find(|c: char| !c.is_ascii_digit())?)?.parse().ok()
-}
-
-fn refused_column(message: &str) -> Option<usize> {
-    let (_, rest) = message.split_once(sql::REFUSED_VALUE)?;
-    rest.get(..rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len()))?.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn server_error(message: &str) -> Error {
-        classify(
-            ClientError::BadResponse(message.into()),
-            &[("a".into(), "Int8".into()), ("b".into(), "UInt64".into())],
-        )
-    }
-
-    #[test]
-    fn exceptions_are_sorted_by_code() {
-        assert_eq!(server_error("Code: 516. DB::Exception: default: Authentication failed").kind(), Kind::Config);
-        assert_eq!(server_error("Code: 60. DB::Exception: Table does not exist").kind(), Kind::Config);
-        assert_eq!(server_error("Code: 241. DB::Exception: memory limit").kind(), Kind::Unavailable);
-        assert_eq!(server_error("502 Bad Gateway").kind(), Kind::Unavailable);
-    }
 
     #[test]
     fn old_servers_are_known_by_their_version() {
         assert!(is_too_old("18.16.1") && is_too_old("24.2.9.1"));
         assert!(!is_too_old("24.3.1.1") && !is_too_old("26.7.2.1") && !is_too_old("head"));
-    }
-
-    #[test]
-    fn a_refused_value_names_its_column_and_type() {
-        let error = server_error(
-            "Code: 395. DB::Exception: k2-offload-refused-column-1: while executing 'FUNCTION throwIf(..)'",
-        );
-        assert_eq!(error.kind(), Kind::Refused);
-        assert!(error.to_string().contains("column `b` (UInt64)"), "{error}");
-        let error = server_error("Code: 395. DB::Exception: k2-offload-other-server: while executing");
-        assert_eq!(error.kind(), Kind::Unavailable);
     }
 }

@@ -25,7 +25,11 @@ const PINNED: &[(&str, &str, Importance)] = {
         ("additional_table_filters", "{}", Result),
         ("apply_deleted_mask", "1", Result),
         ("cancel_http_readonly_queries_on_client_close", "1", Cost),
+        ("describe_compact_output", "0", Result),
+        ("describe_include_subcolumns", "0", Result),
+        ("describe_include_virtual_columns", "0", Result),
         ("distinct_overflow_mode", "throw", Result),
+        ("empty_result_for_aggregation_by_empty_set", "0", Result),
         ("extremes", "0", Result),
         ("fallback_to_stale_replicas_for_distributed_queries", "0", Result),
         ("final", "0", Result),
@@ -63,6 +67,7 @@ const PINNED: &[(&str, &str, Importance)] = {
         ("timeout_overflow_mode", "throw", Result),
         ("timeout_overflow_mode_leaf", "throw", Result),
         ("transfer_overflow_mode", "throw", Result),
+        ("use_query_cache", "0", Result),
     ]
 };
 

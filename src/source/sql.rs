@@ -8,7 +8,7 @@ use iceberg::spec::PrimitiveType;
 
 use crate::cursor::{Cursor, CursorType, Tick};
 use crate::partition::{Grain, PartitionField, Predicate, Value};
-use crate::plan::{Partition, Window};
+use crate::plan::Window;
 use crate::schema::{Column, Projection};
 
 /// Text of our own in errors of `throwIf`, followed by the number of the column whose value was refused.
@@ -63,17 +63,21 @@ pub struct Relation {
 impl Relation {
     /// Selects `columns` of the rows that `filter` leaves; throws on another server than the pass began on (P4).
     fn rows(&self, columns: &str, filter: &str) -> String {
-        let here = format!("(SELECT throwIf(hostName() != {}, '{OTHER_SERVER}')) = 0", string(&self.host));
-        format!("SELECT {columns} FROM {} WHERE ({filter}) AND {here}", self.table)
+        format!("SELECT {columns} FROM {} WHERE ({filter}) AND {}", self.table, self.here())
+    }
+
+    fn here(&self) -> String {
+        format!("(SELECT throwIf(hostName() != {}, '{OTHER_SERVER}')) = 0", string(&self.host))
     }
 
     /// Unfinished mutations, and a number that changes with every new one.
     pub fn mutations(&self) -> String {
         format!(
             "SELECT toUInt64(countIf(NOT is_done)) AS unfinished, groupBitXor(cityHash64(mutation_id)) AS fingerprint \
-             FROM system.mutations WHERE database = {} AND table = {}",
+             FROM system.mutations WHERE database = {} AND table = {} AND {}",
             string(&self.database),
-            string(&self.name)
+            string(&self.name),
+            self.here()
         )
     }
 
@@ -106,7 +110,7 @@ impl Relation {
     ) -> String {
         let tick = format!("assumeNotNull({})", ticks("k2_cursor", cursor.kind));
         format!(
-            "SELECT {tick} - positiveModulo({tick}, {width}) AS low, count() AS rows FROM ({}) GROUP BY low ORDER BY low",
+            "SELECT {tick} - positiveModulo({tick}, toInt64({width})) AS low, count() AS rows FROM ({}) GROUP BY low ORDER BY low",
             self.rows(
                 &format!("{} AS k2_cursor", identifier(&cursor.name)),
                 &within_partition(cursor, window, partition)
@@ -130,26 +134,6 @@ impl Relation {
             "SELECT {} AS key, count() AS rows FROM ({}) GROUP BY key ORDER BY key LIMIT {limit}",
             keys(fields),
             self.keyed_rows(cursor, window, fields)
-        )
-    }
-
-    /// Rows of a window outside of the `listed` partitions: there must be none when its last SELECT has ended (P6).
-    pub fn complement(
-        &self,
-        cursor: &Cursor,
-        window: Window,
-        fields: &[PartitionField],
-        listed: &[Partition],
-    ) -> String {
-        let listed = listed.iter().map(|partition| {
-            let texts = partition.key.iter().map(|text| string(text));
-            format!("[{}]", texts.collect::<Vec<_>>().join(", "))
-        });
-        format!(
-            "SELECT count() AS rows FROM (SELECT {} AS key FROM ({})) WHERE NOT has([{}], key)",
-            keys(fields),
-            self.keyed_rows(cursor, window, fields),
-            listed.collect::<Vec<_>>().join(", ")
         )
     }
 
@@ -206,14 +190,18 @@ fn project(column: &Column, number: usize) -> String {
     format!("{value} AS {name}")
 }
 
-/// The half-open range `[low, high)` of a cursor.
+/// The half-open range `[low, high)` of a time column. A bound beyond the type holds for every row, and is left out.
 fn within(cursor: &Cursor, window: Window) -> String {
     let column = identifier(&cursor.name);
-    let high = format!("{column} < {}", literal(window.high, cursor.kind));
-    match window.low {
-        Some(low) => format!("{column} >= {} AND {high}", literal(low, cursor.kind)),
-        None => high,
-    }
+    let (first, last) = match cursor.kind {
+        CursorType::Date => (0, i64::from(u16::MAX)),
+        CursorType::DateTime => (0, i64::from(u32::MAX)),
+        CursorType::DateTime64 { .. } => (i64::MIN, i64::MAX),
+    };
+    let low = window.low.filter(|low| *low > first).map(|low| format!("{column} >= {}", literal(low, cursor.kind)));
+    let high = (window.high <= last).then(|| format!("{column} < {}", literal(window.high, cursor.kind)));
+    let bounds: Vec<String> = low.into_iter().chain(high).collect();
+    if bounds.is_empty() { "1".to_owned() } else { bounds.join(" AND ") }
 }
 
 /// A window, or one partition of it.
@@ -249,11 +237,17 @@ fn keys(fields: &[PartitionField]) -> String {
 /// The value of a field: for calendar transforms Iceberg's ordinal since 1970 in UTC, rounded down also before; else ticks, or the value.
 fn key(column: &str, field: &PartitionField) -> String {
     let Some(kind) = field.time else {
-        let boolean = field.iceberg == PrimitiveType::Boolean;
-        return if boolean { format!("toUInt8({column})") } else { column.to_owned() };
+        let refuse = |bad: &str| format!("if(throwIf({bad}, '{REFUSED_VALUE}{}'), NULL, {column})", field.number);
+        return match field.iceberg {
+            PrimitiveType::Boolean => format!("toUInt8({column})"),
+            PrimitiveType::String => refuse(&format!("NOT isValidUTF8(toString({column}))")),
+            PrimitiveType::Long => refuse(&format!("{column} > 9223372036854775807")),
+            _ => column.to_owned(),
+        };
     };
     let ticks = ticks(column, kind);
-    let every = |width: Tick| format!("intDiv({ticks} - positiveModulo({ticks}, {width}), {width})");
+    // A bare width above 2^32 is a UInt64, and the modulo of a negative tick by it wraps.
+    let every = |width: Tick| format!("intDiv({ticks} - positiveModulo({ticks}, toInt64({width})), toInt64({width}))");
     let zone = if kind == CursorType::Date { "" } else { ", 'UTC'" };
     let year = format!("(toInt32(toYear({column}{zone})) - 1970)");
     match field.by.grain {
@@ -285,8 +279,8 @@ fn tick_of_now(kind: CursorType) -> String {
 /// A tick as a constant of the cursor's type, in no time zone but UTC.
 fn literal(tick: Tick, kind: CursorType) -> String {
     match kind {
-        CursorType::Date => format!("toDate(toUInt16({}))", tick.clamp(0, i64::from(u16::MAX))),
-        CursorType::DateTime => format!("toDateTime(toUInt32({}), 'UTC')", tick.clamp(0, i64::from(u32::MAX))),
+        CursorType::Date => format!("toDate(toUInt16({tick}))"),
+        CursorType::DateTime => format!("toDateTime(toUInt32({tick}), 'UTC')"),
         CursorType::DateTime64 { scale } => format!("reinterpret(toInt64({tick}), 'DateTime64({scale}, \\'UTC\\')')"),
     }
 }
@@ -321,7 +315,10 @@ mod tests {
             within(&cursor(MILLIS), window),
             r"`t\`s\\ '?` >= reinterpret(toInt64(-5), 'DateTime64(3, \'UTC\')') AND `t\`s\\ '?` < reinterpret(toInt64(7), 'DateTime64(3, \'UTC\')')"
         );
-        assert_eq!(literal(-5, CursorType::DateTime), "toDateTime(toUInt32(0), 'UTC')");
+        let beyond = |kind, low, high| within(&Cursor { name: "c".into(), kind }, Window { low: Some(low), high });
+        assert_eq!(beyond(CursorType::DateTime, -5, 7), "`c` < toDateTime(toUInt32(7), 'UTC')");
+        assert_eq!(beyond(CursorType::Date, 65_535, 65_536), "`c` >= toDate(toUInt16(65535))");
+        assert_eq!(beyond(CursorType::DateTime, 0, i64::from(u32::MAX) + 1), "1");
         assert_eq!(literal(20_000, CursorType::Date), "toDate(toUInt16(20000))");
         assert!(!within(&cursor(MILLIS), Window { low: None, high: 7 }).contains(">="));
     }
@@ -354,7 +351,7 @@ mod tests {
             let cursor = Cursor { name: name.into(), kind: CursorType::Date };
             let column = Column::map(name, "Date").unwrap();
             let by = PartitionBy { grain: Grain::Day, column: name.into() };
-            let day = PartitionField::new(by, &column, Some(CursorType::Date)).unwrap();
+            let day = PartitionField::new(by, 0, &column, Some(CursorType::Date)).unwrap();
             let day = std::slice::from_ref(&day);
             let window = Window { low: None, high: 7 };
             let filter = format!("FROM `d`.`t` WHERE (`{name}` < toDate(toUInt16(7)))");
@@ -362,7 +359,6 @@ mod tests {
                 relation().histogram(&cursor, window, &[], 5),
                 relation().count(&cursor, window, &[], 9),
                 relation().count(&cursor, window, day, 9),
-                relation().complement(&cursor, window, day, &[]),
             ] {
                 assert!(sql.contains(&filter), "{sql}");
                 assert!(!sql.split_once(&filter).unwrap().0.split("FROM").last().unwrap().contains("count"), "{sql}");
@@ -386,11 +382,10 @@ mod tests {
     }
 
     #[test]
-    fn listed_values_stay_inside_their_quotes() {
+    fn partition_values_that_do_not_fit_are_refused_where_they_are_listed() {
         let column = Column::map("e", "String").unwrap();
-        let field = PartitionField::new(PartitionBy::parse("e").unwrap(), &column, None).unwrap();
-        let listed = [Partition { key: vec!["!".into()], rows: 1 }, Partition { key: vec!["='), ('".into()], rows: 1 }];
-        let sql = relation().complement(&cursor(MILLIS), Window { low: None, high: 7 }, &[field], &listed);
-        assert!(sql.ends_with(r"WHERE NOT has([['!'], ['=\'), (\'']], key)"), "{sql}");
+        let field = PartitionField::new(PartitionBy::parse("e").unwrap(), 4, &column, None).unwrap();
+        let sql = relation().count(&cursor(MILLIS), Window { low: None, high: 7 }, &[field], 9);
+        assert!(sql.contains("throwIf(NOT isValidUTF8(toString(k2_key0)), 'k2-offload-refused-column-4')"), "{sql}");
     }
 }

@@ -96,6 +96,12 @@ pub fn rolled_back(marker: &Marker) -> Error {
 
 /// What became of `commit`, planned on the snapshot `base`.
 pub fn fate(metadata: &TableMetadata, base: Option<i64>, commit: Uuid) -> Result<Fate> {
+    // Also a commit that was rolled back since has landed: its snapshot refers to its files. What becomes of it is for `find` to say.
+    for snapshot in metadata.snapshots() {
+        if marker_of(snapshot)?.is_some_and(|marker| marker.commit_id == commit) {
+            return Ok(Fate::Landed);
+        }
+    }
     if metadata.current_snapshot_id() == base {
         return Ok(Fate::Undecided);
     }
@@ -103,9 +109,6 @@ pub fn fate(metadata: &TableMetadata, base: Option<i64>, commit: Uuid) -> Result
     for snapshot in ancestry(metadata) {
         if Some(snapshot.snapshot_id()) == base {
             return Ok(Fate::Rejected);
-        }
-        if marker_of(snapshot)?.is_some_and(|marker| marker.commit_id == commit) {
-            return Ok(Fate::Landed);
         }
         oldest = Some(snapshot);
     }
@@ -217,6 +220,8 @@ mod tests {
         assert_eq!(of(&[Some(1), Some(9)], Some(1)), Fate::Landed);
         assert_eq!(of(&[Some(1), Some(9), None, Some(2)], Some(1)), Fate::Landed);
         assert_eq!(of(&[Some(9)], None), Fate::Landed);
+        let rolled_back = roll_back(table(&[Some(1), Some(9)]), 1);
+        assert_eq!(fate(&rolled_back, Some(1), commit).unwrap(), Fate::Landed, "its snapshot still has its files");
         assert_eq!(of(&[Some(1), None], Some(1)), Fate::Rejected);
         assert_eq!(of(&[Some(1)], None), Fate::Rejected);
         assert_eq!(fate(&expire(table(&[Some(1), None, None]), &[1]), Some(1), commit).unwrap(), Fate::Untraceable);

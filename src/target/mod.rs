@@ -24,6 +24,9 @@ use crate::schema::{Column, iceberg_schema};
 use crate::storage::delete_own_file;
 use crate::watermark::Marker;
 
+/// Fewer rows than this say little of how many bytes a row takes.
+const MEASURED_ROWS: u64 = 100_000;
+
 /// A table as the catalog names it now.
 #[derive(Debug, Clone)]
 pub struct Target {
@@ -86,11 +89,13 @@ impl Target {
         batches.map_err(failed).try_fold(0, |rows, batch| async move { Ok(rows + batch.num_rows() as u64) }).await
     }
 
-    /// Bytes and rows of the table's data files, as its newest snapshot says; `None` where it has none or does not say.
+    /// Bytes and rows of the table's data files, as its newest snapshot says; `None` where it does not say, or where they are so few that
+    /// footers would count more than rows.
     pub fn files_size(&self) -> Option<(u64, u64)> {
         let summary = &self.metadata.current_snapshot()?.summary().additional_properties;
         let number = |key| summary.get(key)?.parse::<u64>().ok().filter(|number| *number > 0);
-        Some((number("total-files-size")?, number("total-records")?))
+        let (bytes, rows) = (number("total-files-size")?, number("total-records")?);
+        (rows >= MEASURED_ROWS).then_some((bytes, rows))
     }
 
     /// The fields of the table's partition spec; refuses transforms that this version does not write.
@@ -175,7 +180,9 @@ impl NewTable {
             .await
             .map_err(|e| classify(e, format!("write the metadata of `{name}`")))?;
         let location = location.to_string();
-        let inserted = catalog.insert(name, &location)?;
+        let inserted = catalog.insert(name, &location).inspect_err(|_| {
+            tracing::warn!(location, "kept, because nobody could tell whether the catalog took it");
+        })?;
         if !inserted {
             delete_own_file(&location)?;
         }
@@ -188,7 +195,7 @@ fn partition_spec(partition_by: &[PartitionBy], schema: &Schema) -> Result<Unbou
         let field = schema.field_by_name(&by.column).ok_or_else(|| {
             Error::new(Kind::Config, format!("partition column `{}` is no column of the source", by.column))
         })?;
-        let field = UnboundPartitionField::builder().source_id(field.id).name(partition_name(&by.field_name(), schema));
+        let field = UnboundPartitionField::builder().source_id(field.id).name(partition_name(by, schema));
         Ok(field.transform(by.grain.transform()).build())
     });
     UnboundPartitionSpec::builder()
@@ -197,14 +204,16 @@ fn partition_spec(partition_by: &[PartitionBy], schema: &Schema) -> Result<Unbou
         .map_err(|e| classify(e, "plan the partitions".to_owned()))
 }
 
-/// A name for a partition field: `wanted`, but letters, digits and underscores only, as Avro has it in manifests (DuckDB dies on others), and
-/// not the name of a column.
-fn partition_name(wanted: &str, schema: &Schema) -> String {
+/// A name for a partition field: as other writers choose it, but letters, digits and underscores only, as Avro has it in manifests (DuckDB
+/// dies on others), and not the name of another column.
+fn partition_name(by: &PartitionBy, schema: &Schema) -> String {
+    let wanted = by.field_name();
     let mut name: String = wanted.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
     if !name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') {
         name.insert(0, '_');
     }
-    while schema.field_by_name(&name).is_some() {
+    let own = |name: &str| by.grain == Grain::Identity && name == by.column;
+    while schema.field_by_name(&name).is_some() && !own(&name) {
         name.push('_');
     }
     name
@@ -242,10 +251,13 @@ mod tests {
 
     #[test]
     fn partition_fields_have_names_that_every_reader_takes() {
-        let columns = ["ts", "ts_day", "1 a`"].map(|name| Column::map(name, "Date").unwrap());
+        let columns = ["ts", "ts_day", "1 a`", "exchange"].map(|name| Column::map(name, "Date").unwrap());
         let schema = iceberg_schema(&columns).unwrap();
-        assert_eq!(partition_name("exchange_day", &schema), "exchange_day");
-        assert_eq!(partition_name("ts_day", &schema), "ts_day_");
-        assert_eq!(partition_name("1 a`_day", &schema), "_1_a__day");
+        let name = |by: &str| partition_name(&PartitionBy::parse(by).unwrap(), &schema);
+        assert_eq!(name("month(ts)"), "ts_month");
+        assert_eq!(name("day(ts)"), "ts_day_");
+        assert_eq!(name("day(1 a`)"), "_1_a__day");
+        assert_eq!(name("exchange"), "exchange");
+        assert_eq!(name("1 a`"), "_1_a_");
     }
 }

@@ -80,11 +80,6 @@ impl Passthrough {
         Ok(())
     }
 
-    /// Bytes taken so far.
-    pub fn length(&self) -> u64 {
-        self.flushed + self.tail_length as u64
-    }
-
     /// Rewrites the footer at the end of a complete stream and makes the file durable.
     pub async fn finish(mut self, placement: &Placement<'_>) -> Result<Written> {
         let mut tail = Vec::with_capacity(self.tail_length);

@@ -1,0 +1,111 @@
+//! What the errors of ClickHouse mean: sorted by type of the client's error and by code of the server's exception.
+
+use std::time::Duration;
+
+use clickhouse::error::Error as ClientError;
+
+use super::sql;
+use crate::error::{Error, Kind};
+use crate::schema::Column;
+
+/// A server that said nothing for too long.
+pub fn stalled(after: Duration) -> Error {
+    Error::new(Kind::Unavailable, format!("the server said nothing for {}", humantime::format_duration(after)))
+        .hint("see whether it is overloaded; `clickhouse.idle_timeout` and `connect_timeout` bound the wait")
+}
+
+fn other_server() -> Error {
+    Error::new(Kind::Unavailable, "another server answered than the one that the pass began on")
+        .hint("point clickhouse.url at one replica, or make the balancer keep a client on its server")
+}
+
+/// Sorts an error of the client by its type, and a server's exception by its code.
+pub fn classify(error: ClientError, columns: &[Column]) -> Error {
+    let ClientError::BadResponse(message) = &error else {
+        let kind = match &error {
+            ClientError::Network(_) | ClientError::TimedOut | ClientError::Other(_) => Kind::Unavailable,
+            ClientError::InvalidUtf8Encoding(_) => Kind::Refused,
+            _ => Kind::Internal,
+        };
+        return Error::from_cause(kind, error);
+    };
+    let code = exception_code(message);
+    // CANNOT_CONVERT_TYPE, DECIMAL_OVERFLOW, ARGUMENT_OUT_OF_BOUND: their texts may quote the value.
+    if let Some(number @ (70 | 407 | 69)) = code {
+        return Error::refused(format!("a value does not fit the type of its column (ClickHouse exception {number})"))
+            .hint("convert the column in a view, or correct the rows");
+    }
+    if code == Some(395) {
+        if message.contains(sql::OTHER_SERVER) {
+            return other_server();
+        }
+        if let Some(column) = refused_column(message).and_then(|number| columns.get(number)) {
+            let Column { name, source_type, .. } = column;
+            return Error::refused(format!(
+                "column `{name}` ({source_type}) holds a value that does not fit the target"
+            ))
+            .hint(
+                "UInt64 must be below 2^63, String must be UTF-8; convert the column in a view, or correct the rows",
+            );
+        }
+    }
+    let (kind, hint) = match code {
+        // AUTHENTICATION_FAILED, WRONG_PASSWORD, REQUIRED_PASSWORD, UNKNOWN_USER
+        Some(516 | 193 | 194 | 192) => {
+            (Kind::Config, "check clickhouse.user and the password that the configuration names")
+        }
+        Some(497) => (Kind::Config, "grant the user what the message names; the README lists all that is needed"),
+        // UNKNOWN_DATABASE, UNKNOWN_TABLE
+        Some(81 | 60) => (Kind::Config, "check clickhouse.database and the table's source"),
+        // UNKNOWN_IDENTIFIER, NO_SUCH_COLUMN_IN_TABLE
+        Some(47 | 16) => (Kind::Config, "check the columns that the configuration names"),
+        // READONLY, SETTING_CONSTRAINT_VIOLATION, UNKNOWN_SETTING
+        Some(164 | 452 | 115) => (Kind::Config, "give the user a profile that allows this setting"),
+        // UNKNOWN_FORMAT, UNKNOWN_FUNCTION, UNKNOWN_TYPE
+        Some(73 | 46 | 50) => (Kind::Config, "the server is too old; ClickHouse 24.3 or newer is needed"),
+        _ => (Kind::Unavailable, Kind::Unavailable.policy().hint),
+    };
+    // The first line of an exception names the problem; what follows may quote values and the whole query.
+    let first_line = message.lines().next().unwrap_or_default().to_owned();
+    Error::new(kind, format!("ClickHouse: {first_line}")).hint(hint)
+}
+
+/// The number in `Code: 516. DB::Exception: ...`.
+fn exception_code(message: &str) -> Option<u32> {
+    let digits = message.strip_prefix("Code: ")?;
+    digits.get(..digits.find(|c: char| !c.is_ascii_digit())?)?.parse().ok()
+}
+
+fn refused_column(message: &str) -> Option<usize> {
+    let (_, rest) = message.split_once(sql::REFUSED_VALUE)?;
+    rest.get(..rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len()))?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server_error(message: &str) -> Error {
+        let columns = [("a", "Int8"), ("b", "UInt64")].map(|(name, kind)| Column::map(name, kind).unwrap());
+        classify(ClientError::BadResponse(message.into()), &columns)
+    }
+
+    #[test]
+    fn exceptions_are_sorted_by_code() {
+        assert_eq!(server_error("Code: 516. DB::Exception: default: Authentication failed").kind(), Kind::Config);
+        assert_eq!(server_error("Code: 60. DB::Exception: Table does not exist").kind(), Kind::Config);
+        assert_eq!(server_error("Code: 241. DB::Exception: memory limit").kind(), Kind::Unavailable);
+        assert_eq!(server_error("502 Bad Gateway").kind(), Kind::Unavailable);
+    }
+
+    #[test]
+    fn a_refused_value_names_its_column_and_type() {
+        let error = server_error(
+            "Code: 395. DB::Exception: k2-offload-refused-column-1: while executing 'FUNCTION throwIf(..)'",
+        );
+        assert_eq!(error.kind(), Kind::Refused);
+        assert!(error.to_string().contains("column `b` (UInt64)"), "{error}");
+        let error = server_error("Code: 395. DB::Exception: k2-offload-other-server: while executing");
+        assert_eq!(error.kind(), Kind::Unavailable);
+    }
+}
