@@ -261,7 +261,10 @@ impl<'a> Route<'a> {
         for partition in &partitions {
             let rows = rows_per_file.map(|rows| rows.max(partition.rows.div_ceil(MAX_PIECES_PER_PARTITION)));
             match rows {
-                Some(rows) if partition.rows > rows => pieces.extend(self.pieces(window, partition, rows).await?),
+                // A file half as large again is near enough; two small ones would not be.
+                Some(rows) if partition.rows > rows.saturating_add(rows / 2) => {
+                    pieces.extend(self.pieces(window, partition, rows).await?)
+                }
                 _ => pieces.push(Piece { window, key: partition.key.clone() }),
             }
         }

@@ -14,6 +14,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use clickhouse::query::BytesCursor;
 use clickhouse::{Client, Row, RowOwned, RowRead};
+use hyper_util::client::legacy::{self, connect::HttpConnector};
+use hyper_util::rt::TokioExecutor;
 use serde::Deserialize;
 use tokio::time::timeout;
 use uuid::Uuid;
@@ -31,6 +33,9 @@ use crate::schema::Column;
 
 /// The oldest ClickHouse, major and minor, whose Parquet writer has all that is needed.
 const OLDEST: (u32, u32) = (24, 3);
+
+/// Bytes in parts (LZ4) for each byte in Parquet (zstd): 2.0 for bronze trades (`scripts/bench`).
+const PARTS_PER_PARQUET: u64 = 2;
 
 /// A server, as one pass uses it.
 pub struct Server {
@@ -141,7 +146,12 @@ struct PartitionRow {
 impl Server {
     /// Connects and learns what the server lets us set. `run_id` names our queries in its logs.
     pub async fn connect(config: &ClickHouse, run_id: &str) -> Result<Self> {
-        let mut client = Client::default()
+        let mut connector = HttpConnector::new();
+        connector.set_connect_timeout(Some(config.connect_timeout));
+        // Queries are short and come one by one: waiting to fill packets costs 40 ms each.
+        connector.set_nodelay(true);
+        let http = legacy::Client::builder(TokioExecutor::new()).build(connector);
+        let mut client = Client::with_http_client(http)
             .with_url(&config.url)
             .with_user(&config.user)
             .with_database(&config.database)
@@ -347,10 +357,10 @@ impl Source<'_> {
         Ok(rows.into_iter().map(|row| Bucket { low: row.low, width, rows: row.rows }).collect())
     }
 
-    /// Compressed bytes and rows of the table's parts; none for views, tables without parts, and users who may not see them.
+    /// About how many bytes of Parquet, and rows, the table's parts are; none for views, tables without parts, and users who may not see them.
     pub async fn size(&self) -> Result<(u64, u64)> {
         match self.server.fetch_one::<SizeRow>(&self.relation.size(), &self.what("size")).await {
-            Ok(size) => Ok((size.bytes, size.rows)),
+            Ok(size) => Ok((size.bytes / PARTS_PER_PARQUET, size.rows)),
             Err(error) if error.kind() == Kind::Config => Ok((0, 0)),
             Err(error) => Err(error),
         }
