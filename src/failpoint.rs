@@ -1,7 +1,7 @@
 //! Every place where a test can make a pass fail, die or wait.
 //!
 //! Compiled in debug builds only: in a release build [`hit`] is an empty function. A test names points and actions in the
-//! variable `K2_OFFLOAD_FAILPOINTS`, for example `plan=pause:/tmp/gate;commit-swap=reply-lost`.
+//! variable `K2_OFFLOAD_FAILPOINTS`, for example `counted=pause:DIR;commit-swap=reply-lost`.
 
 use crate::error::Result;
 #[cfg(debug_assertions)]
