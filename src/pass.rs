@@ -159,19 +159,19 @@ impl Pass<'_> {
         route.check(marker.as_ref())?;
 
         let cursor = route.cursor();
-        let mut situation = Situation {
+        let watermark = marker.as_ref().map(|marker| marker.watermark);
+        let low = watermark.or(table.start_at.map(|start| cursor.kind.tick_from(start.timestamp_micros())));
+        let facts = self.stop.or(route.source.facts(cursor, low)).await?;
+        warn_of_clock_skew(facts.clock_micros);
+        let situation = Situation {
             cursor: cursor.kind,
-            watermark: marker.as_ref().map(|marker| marker.watermark),
-            start_at: table.start_at.map(|start| cursor.kind.tick_from(start.timestamp_micros())),
-            source_clock_micros: 0,
+            watermark,
+            low,
+            source_clock_micros: facts.clock_micros,
             settle_delay: table.settle_delay,
-            newest: None,
+            newest: facts.newest,
             until: self.options.until_micros.map(|until| cursor.kind.tick_at(until)),
         };
-        let facts = self.stop.or(route.source.facts(cursor, situation.low())).await?;
-        warn_of_clock_skew(facts.clock_micros);
-        situation.source_clock_micros = facts.clock_micros;
-        situation.newest = facts.newest;
         let plan = situation.plan();
         progress.seen(cursor.kind, marker, &facts);
 

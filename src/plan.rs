@@ -14,8 +14,8 @@ pub struct Situation {
     pub cursor: CursorType,
     /// The target's watermark, `None` before the first commit.
     pub watermark: Option<Tick>,
-    /// Where the first window starts; `None` for no lower bound (P10).
-    pub start_at: Option<Tick>,
+    /// Lower bound of the next window: the watermark, or before the first commit where it starts; `None` for no bound (P10).
+    pub low: Option<Tick>,
     /// The source's own clock, microseconds since 1970.
     pub source_clock_micros: i64,
     /// How far behind that clock a window ends.
@@ -52,17 +52,12 @@ pub struct Plan {
 }
 
 impl Situation {
-    /// The lower bound of the next window.
-    pub fn low(&self) -> Option<Tick> {
-        self.watermark.or(self.start_at)
-    }
-
     /// Plans the next window (P9): it ends at the source's clock less the settle delay, never behind the newest row and never past
     /// `until`, so that neither a wrong clock nor a row from the future carries the watermark with it.
     pub fn plan(&self) -> Plan {
         let settled = self.cursor.tick_at(self.source_clock_micros.saturating_sub(micros_of(self.settle_delay)));
         let bound = self.until.map_or(settled, |until| until.min(settled));
-        let low = self.low();
+        let low = self.low;
         if low.is_some_and(|low| bound <= low) {
             return Plan { window: None, checked_to: self.watermark };
         }
@@ -125,7 +120,7 @@ mod tests {
         Situation {
             cursor: MILLIS,
             watermark: Some(NOW - 900_000),
-            start_at: None,
+            low: Some(NOW - 900_000),
             source_clock_micros: NOW * 1000,
             settle_delay: Duration::from_secs(300),
             newest: Some(NOW - 10),
@@ -157,9 +152,9 @@ mod tests {
 
     #[test]
     fn the_first_window_has_no_lower_bound_unless_configured() {
-        let first = Situation { watermark: None, ..situation() };
+        let first = Situation { watermark: None, low: None, ..situation() };
         assert_eq!(first.plan().window.and_then(|w| w.low), None);
-        let started = Situation { start_at: Some(5), ..first };
+        let started = Situation { low: Some(5), ..first };
         assert_eq!(started.plan().window.and_then(|w| w.low), Some(5));
         let empty = Situation { newest: None, ..first };
         assert_eq!(empty.plan(), Plan { window: None, checked_to: Some(NOW - 300_000) });
@@ -168,7 +163,8 @@ mod tests {
     #[test]
     fn a_day_is_offloaded_when_it_is_over() {
         let day = CursorType::Date.tick_at(NOW * 1000);
-        let dates = Situation { cursor: CursorType::Date, watermark: None, newest: Some(day), ..situation() };
+        let dates =
+            Situation { cursor: CursorType::Date, watermark: None, low: None, newest: Some(day), ..situation() };
         assert_eq!(dates.plan().window.map(|w| w.high), Some(day));
     }
 
@@ -218,7 +214,7 @@ mod tests {
         ) {
             let newest = newest.filter(|n| *n <= clock && watermark.is_none_or(|w| *n >= w));
             let situation = Situation {
-                cursor: MILLIS, watermark, start_at: None, source_clock_micros: clock * 1000,
+                cursor: MILLIS, watermark, low: watermark, source_clock_micros: clock * 1000,
                 settle_delay: Duration::from_millis(settle), newest, until,
             };
             let plan = situation.plan();

@@ -205,6 +205,22 @@ mod tests {
         );
     }
 
+    /// serde lists the keys that it knows when it meets another.
+    #[test]
+    fn the_shipped_file_names_every_key() {
+        let shipped = include_str!("../../offload.toml");
+        for section in ["[clickhouse]", "[catalog]", "[state]", "[defaults]", "[[table]]"] {
+            let error = parse(&format!("{section}\nnothing = 1\n")).unwrap_err().to_string();
+            let (_, known) = error.split_once("expected").unwrap();
+            let keys: Vec<&str> = known.split('`').skip(1).step_by(2).collect();
+            assert!(!keys.is_empty(), "{error}");
+            for key in keys {
+                let named = |line: &str| line.trim_start_matches(['#', '=', ' ']).starts_with(&format!("{key} = "));
+                assert!(shipped.lines().any(named), "{section} {key}");
+            }
+        }
+    }
+
     #[test]
     fn all_problems_are_reported_at_once() {
         let text = "[clickhouse]\nurl = 'ftp://x'\npassword_env = 'NOPE'\n[defaults]\nsettle_delay = 'soon'\ntarget_file_size = 'big'\n[[table]]\n\

@@ -1,7 +1,7 @@
 //! The only user of ClickHouse: facts, counts and streams of a source table.
 //!
-//! It never sees Iceberg. Every query of a pass goes to the server that the pass began on (protocol.md P4) with the settings of
-//! `settings` (P3), carries a readable `query_id` and is cancelled by the server when we drop its stream.
+//! It never sees Iceberg. Every query carries the settings of `settings` (protocol.md P3) and a readable `query_id`, and is cancelled by the
+//! server when we drop its stream; every query over rows and mutations throws on another server than the pass began on (P4).
 
 mod errors;
 mod settings;
@@ -36,6 +36,10 @@ const OLDEST: (u32, u32) = (24, 3);
 
 /// Bytes in parts (LZ4) for each byte in Parquet (zstd): 2.0 for bronze trades (`scripts/bench`).
 const PARTS_PER_PARQUET: u64 = 2;
+
+/// Shorter than the 3 s after which older servers close a connection that is idle: a request must not meet one that just closed.
+const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(2);
+const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
 
 /// A server, as one pass uses it.
 pub struct Server {
@@ -150,7 +154,8 @@ impl Server {
         connector.set_connect_timeout(Some(config.connect_timeout));
         // Queries are short and come one by one: waiting to fill packets costs 40 ms each.
         connector.set_nodelay(true);
-        let http = legacy::Client::builder(TokioExecutor::new()).build(connector);
+        connector.set_keepalive(Some(TCP_KEEPALIVE));
+        let http = legacy::Client::builder(TokioExecutor::new()).pool_idle_timeout(POOL_IDLE_TIMEOUT).build(connector);
         let mut client = Client::with_http_client(http)
             .with_url(&config.url)
             .with_user(&config.user)

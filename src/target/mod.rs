@@ -175,11 +175,12 @@ impl NewTable {
     /// Writes the metadata and adds the table to the catalog; `false` where somebody else was faster.
     pub async fn create(&self, catalog: &mut Catalog, file_io: &FileIO, name: &TableName) -> Result<bool> {
         let location = MetadataLocation::new_with_metadata(self.metadata.location(), &self.metadata);
-        self.metadata
-            .write_to(file_io, &location)
-            .await
-            .map_err(|e| classify(e, format!("write the metadata of `{name}`")))?;
+        let written = self.metadata.write_to(file_io, &location).await;
         let location = location.to_string();
+        if let Err(error) = written {
+            delete_own_file(&location)?;
+            return Err(classify(error, format!("write the metadata of `{name}`")));
+        }
         let inserted = catalog.insert(name, &location).inspect_err(|_| {
             tracing::warn!(location, "kept, because nobody could tell whether the catalog took it");
         })?;

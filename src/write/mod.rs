@@ -9,7 +9,7 @@ use bytes::Bytes;
 use iceberg::spec::{DataFile, Schema, Struct};
 
 use crate::error::{Classify, Error, Kind, Result};
-use crate::storage::{DurableFile, local_path};
+use crate::storage::{DurableFile, delete_own_file, local_path};
 
 /// Bytes at the end of a stream that are held back because the footer may begin there.
 pub const HOLD_BACK: usize = 1 << 20;
@@ -86,12 +86,13 @@ impl Passthrough {
         self.tail.drain(..).for_each(|bytes| tail.extend_from_slice(&bytes));
         let footer = footer_length(&tail)?;
         let Some(body) = tail.len().checked_sub(footer + TRAILER) else {
-            return self.needs(footer + TRAILER);
+            return needs(footer + TRAILER, &placement.location);
         };
         let (pages, rest) = tail.split_at(body);
         let footer = rest.get(..footer).unwrap_or_default();
         let rewritten = footer::rewrite(footer, placement.schema)?;
         if rewritten.metadata.file_metadata().num_rows() == 0 {
+            delete_own_file(&placement.location)?;
             return Ok(Written::Empty);
         }
         let size = self.flushed + (pages.len() + rewritten.bytes.len()) as u64;
@@ -104,15 +105,16 @@ impl Passthrough {
         synced.or_error(Kind::Unavailable, format!("sync {}", placement.location))?;
         Ok(Written::File(Box::new(data_file)))
     }
+}
 
-    fn needs(&self, hold_back: usize) -> Result<Written> {
-        if hold_back > MAX_HOLD_BACK {
-            let message =
-                format!("the Parquet footer takes {hold_back} bytes, more than the {MAX_HOLD_BACK} that are held");
-            return Err(Error::refused(message).hint("offload fewer columns or shorter windows"));
-        }
-        Ok(Written::NeedsHoldBack(hold_back))
+fn needs(hold_back: usize, location: &str) -> Result<Written> {
+    if hold_back > MAX_HOLD_BACK {
+        let message =
+            format!("the Parquet footer takes {hold_back} bytes, more than the {MAX_HOLD_BACK} that are held");
+        return Err(Error::refused(message).hint("offload fewer columns or shorter windows"));
     }
+    delete_own_file(location)?;
+    Ok(Written::NeedsHoldBack(hold_back))
 }
 
 /// The length of the footer, from the last 8 bytes of a complete Parquet file.

@@ -1,5 +1,7 @@
 //! One chunk on its way: counted, streamed into files, and checked, before anyone may commit it.
 
+mod cut;
+
 use std::collections::BTreeMap;
 
 use iceberg::spec::{DataFile, Literal, Struct};
@@ -7,11 +9,10 @@ use indicatif::ProgressBar;
 use uuid::Uuid;
 
 use crate::config::Table;
-use crate::cursor::{Cursor, Tick};
+use crate::cursor::Cursor;
 use crate::error::{Error, Kind, Result};
-use crate::histogram::{Cut, Histogram};
-use crate::partition::{Grain, PartitionField, Value};
-use crate::plan::{Partition, Piece, Window, is_whole, rows_per_file};
+use crate::partition::{PartitionField, Value};
+use crate::plan::{Partition, Piece, Window, is_whole};
 use crate::schema::drift;
 use crate::source::{Server, Source, partition_values};
 use crate::storage::delete_own_file;
@@ -19,12 +20,6 @@ use crate::target::Target;
 use crate::watermark::{Marker, Mode, SourceIdentity, VERSION};
 use crate::write::{HOLD_BACK, Passthrough, Placement, Written};
 
-/// Days, or hours, of a target's partitions in one commit (protocol.md P6).
-const MAX_UNITS_PER_CHUNK: usize = 64;
-/// Partitions, and so files, in one commit.
-const MAX_FILES_PER_CHUNK: usize = 1024;
-/// Files of one partition in one commit.
-const MAX_PIECES_PER_PARTITION: u64 = 64;
 /// Longest name of a partition's folder, in bytes.
 const MAX_FOLDER_LENGTH: usize = 200;
 
@@ -40,18 +35,6 @@ pub struct Route<'a> {
     pub identity: SourceIdentity,
     /// The fields of the target's partitions.
     fields: Vec<PartitionField>,
-}
-
-/// A window on its way to be cut.
-#[derive(Debug)]
-pub struct Chunks {
-    rest: Window,
-    histogram: Histogram,
-    /// Ticks of a partition, where the cursor makes it; a chunk holds at most `max_units` of them.
-    unit: Tick,
-    max_units: usize,
-    /// Rows of a file of `target_file_size`, where that can be told.
-    rows_per_file: Option<u64>,
 }
 
 /// Rows that will be one commit.
@@ -164,134 +147,6 @@ impl<'a> Route<'a> {
             .hint("`k2-offload init-tables` prints the differences; this version does not change a target's schema"))
     }
 
-    /// Begins to cut a window into chunks.
-    pub async fn chunks(&self, window: Window) -> Result<Chunks> {
-        let cursor = self.cursor();
-        // Days, or what the target is partitioned by where that is finer: a chunk holds a bounded number of them.
-        let unit = self.fields.iter().filter(|field| field.by.column == cursor.name).filter_map(|field| {
-            match field.by.grain {
-                Grain::Day => Some(cursor.kind.ticks_per_day()),
-                Grain::Hour => Some(cursor.kind.ticks_per_day() / 24),
-                Grain::Year | Grain::Month | Grain::Identity => None,
-            }
-        });
-        let unit = unit.min();
-        let width = unit.unwrap_or(cursor.kind.ticks_per_day());
-        let buckets = self.source.histogram(cursor, window, &[], &[], width).await?;
-        let max_units = if unit.is_some() { MAX_UNITS_PER_CHUNK } else { usize::MAX };
-        let rows_per_file = rows_per_file(self.table.target_file_size, self.measured_size().await?);
-        let histogram = Histogram::new(cursor.kind, buckets);
-        Ok(Chunks { rest: window, histogram, unit: width, max_units, rows_per_file })
-    }
-
-    /// Bytes and rows to judge sizes by: of the target's files, or while it has none, of the source's parts.
-    async fn measured_size(&self) -> Result<(u64, u64)> {
-        match self.target.files_size() {
-            Some(size) => Ok(size),
-            None => self.source.size().await,
-        }
-    }
-
-    /// The next chunk, counted; `None` when the window is done.
-    pub async fn next_chunk(&self, chunks: &mut Chunks) -> Result<Option<Chunk>> {
-        while !chunks.histogram.is_empty() {
-            let (window, partitions) = self.next_window(chunks).await?;
-            chunks.rest.low = Some(window.high);
-            if !partitions.is_empty() {
-                return self.chunk(window, partitions, chunks.rows_per_file).await.map(Some);
-            }
-        }
-        Ok(None)
-    }
-
-    /// Cuts and counts the next window; where it holds too many partitions, a smaller one.
-    async fn next_window(&self, chunks: &mut Chunks) -> Result<(Window, Vec<Partition>)> {
-        let mut limit = self.table.chunk_rows;
-        loop {
-            let mut histogram = chunks.histogram.clone();
-            let window = self.cut(&mut histogram, chunks.rest, &[], (limit, chunks.unit, chunks.max_units)).await?;
-            let partitions = self.count(window).await?;
-            if partitions.len() <= MAX_FILES_PER_CHUNK {
-                chunks.histogram = histogram;
-                return Ok((window, partitions));
-            }
-            if limit == 1 {
-                let message = format!("a single tick holds more than {MAX_FILES_PER_CHUNK} partitions");
-                return Err(Error::refused(message).hint("each one is a file: choose coarser partitions"));
-            }
-            limit /= 2;
-        }
-    }
-
-    /// Cuts the next window off `rest`, refining the histogram of a partition's rows, or of all, where that takes finer buckets.
-    async fn cut(
-        &self,
-        histogram: &mut Histogram,
-        rest: Window,
-        values: &[Option<Value>],
-        (limit, unit, max_units): (u64, Tick, usize),
-    ) -> Result<Window> {
-        let fields = self.fields.get(..values.len()).unwrap_or_default();
-        loop {
-            let high = match histogram.cut(limit, unit, max_units) {
-                Cut::Refine { bucket, width } => {
-                    let within = rest.intersect(bucket.low, bucket.high());
-                    let finer = self.source.histogram(self.cursor(), within, fields, values, width).await?;
-                    histogram.refine(bucket, finer);
-                    continue;
-                }
-                Cut::At(high) => high,
-                Cut::Rest => rest.high,
-            };
-            if rest.low.is_some_and(|low| high <= low) {
-                return Err(Error::new(Kind::Internal, "the source's histogram does not ascend"));
-            }
-            histogram.forget_below(high);
-            return Ok(Window { high, ..rest });
-        }
-    }
-
-    /// Counts a window: before any row is read, and again after the last.
-    async fn count(&self, window: Window) -> Result<Vec<Partition>> {
-        self.source.count(self.cursor(), window, &self.fields, MAX_FILES_PER_CHUNK + 1).await
-    }
-
-    async fn chunk(&self, window: Window, partitions: Vec<Partition>, rows_per_file: Option<u64>) -> Result<Chunk> {
-        let mut pieces = Vec::with_capacity(partitions.len());
-        for partition in &partitions {
-            let rows = rows_per_file.map(|rows| rows.max(partition.rows.div_ceil(MAX_PIECES_PER_PARTITION)));
-            match rows {
-                // A file half as large again is near enough; two small ones would not be.
-                Some(rows) if partition.rows > rows.saturating_add(rows / 2) => {
-                    pieces.extend(self.pieces(window, partition, rows).await?)
-                }
-                _ => pieces.push(Piece { window, key: partition.key.clone() }),
-            }
-        }
-        Ok(Chunk { commit_id: Uuid::now_v7(), window, partitions, pieces })
-    }
-
-    /// Cuts a partition of a chunk into windows of about `rows` rows; they cover the chunk's window without a gap.
-    async fn pieces(&self, window: Window, partition: &Partition, rows: u64) -> Result<Vec<Piece>> {
-        let cursor = self.cursor();
-        let values = partition_values(&self.fields, &partition.key)?;
-        let day = cursor.kind.ticks_per_day();
-        let buckets = self.source.histogram(cursor, window, &self.fields, &values, day).await?;
-        let mut histogram = Histogram::new(cursor.kind, buckets);
-        let mut rest = window;
-        let mut pieces = Vec::new();
-        while !histogram.is_empty() {
-            let piece = self.cut(&mut histogram, rest, &values, (rows, day, usize::MAX)).await?;
-            rest.low = Some(piece.high);
-            pieces.push(Piece { window: piece, key: partition.key.clone() });
-        }
-        match pieces.last_mut() {
-            Some(last) => last.window.high = window.high,
-            None => pieces.push(Piece { window, key: partition.key.clone() }),
-        }
-        Ok(pieces)
-    }
-
     /// Streams one SELECT per piece into one file each, then checks that nothing was missed or moved (protocol.md P6 to P8).
     pub async fn write(&self, chunk: &Chunk, files: &mut Files, bar: &ProgressBar) -> Result<()> {
         let changed = |what: &str| {
@@ -337,11 +192,8 @@ impl<'a> Route<'a> {
                     files.finished.push(*file);
                     return Ok(());
                 }
-                Written::Empty => return delete_own_file(&placement.location),
-                Written::NeedsHoldBack(longer) => {
-                    delete_own_file(&placement.location)?;
-                    hold_back = longer;
-                }
+                Written::Empty => return Ok(()),
+                Written::NeedsHoldBack(longer) => hold_back = longer,
             }
         }
         Err(Error::new(Kind::Conflict, "the Parquet footer grew from one reading to the next"))
