@@ -30,14 +30,19 @@ pub enum Fate {
     Untraceable,
 }
 
-/// The snapshots from the current one down to the first or to where history was cut.
-fn ancestry(metadata: &TableMetadata) -> impl Iterator<Item = &Snapshot> {
-    std::iter::successors(metadata.current_snapshot(), |snapshot| {
+/// A snapshot and its ancestors, down to the first or to where history was cut.
+pub fn ancestors(metadata: &TableMetadata, snapshot_id: Option<i64>) -> impl Iterator<Item = &Snapshot> {
+    std::iter::successors(snapshot_id.and_then(|id| metadata.snapshot_by_id(id)), |snapshot| {
         snapshot.parent_snapshot_id().and_then(|id| metadata.snapshot_by_id(id))
     })
     .map(AsRef::as_ref)
     // A table without snapshots of its own in a loop is damaged; no walk is longer than their number.
     .take(metadata.snapshots().len())
+}
+
+/// The current history, newest first.
+fn ancestry(metadata: &TableMetadata) -> impl Iterator<Item = &Snapshot> {
+    ancestors(metadata, metadata.current_snapshot_id())
 }
 
 /// Whether a walk that ended at `oldest` saw the whole history. Expiry leaves a parent that is missing, or null (PyIceberg): the first
@@ -48,6 +53,16 @@ fn is_first(oldest: &Snapshot) -> bool {
 
 fn marker_of(snapshot: &Snapshot) -> Result<Option<Marker>> {
     snapshot.summary().additional_properties.get(KEY).map(|text| Marker::decode(text)).transpose()
+}
+
+/// Whether a snapshot, of the current history or not, is that of a commit.
+fn has_commit(metadata: &TableMetadata, commit: Uuid) -> Result<bool> {
+    for snapshot in metadata.snapshots() {
+        if marker_of(snapshot)?.is_some_and(|marker| marker.commit_id == commit) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Finds our newest marker; refuses a rollback, and a table that others filled.
@@ -68,7 +83,12 @@ pub fn find(metadata: &TableMetadata) -> Result<Found> {
         (Some(newest), Some(_)) if property_seen => Ok(Found::Marker(newest)),
         (_, Some(property)) => {
             let Some(oldest) = ancestry(metadata).last() else { return Err(rolled_back(&property)) };
-            if is_first(oldest) { Err(rolled_back(&property)) } else { Ok(Found::Cut(property)) }
+            // A snapshot with the marker that is off the current history was rolled back, cut or not.
+            if has_commit(metadata, property.commit_id)? || is_first(oldest) {
+                Err(rolled_back(&property))
+            } else {
+                Ok(Found::Cut(property))
+            }
         }
         (None, None) => match metadata.current_snapshot() {
             Some(snapshot) if holds_rows(snapshot) => {
@@ -97,10 +117,8 @@ pub fn rolled_back(marker: &Marker) -> Error {
 /// What became of `commit`, planned on the snapshot `base`.
 pub fn fate(metadata: &TableMetadata, base: Option<i64>, commit: Uuid) -> Result<Fate> {
     // Also a commit that was rolled back since has landed: its snapshot refers to its files. What becomes of it is for `find` to say.
-    for snapshot in metadata.snapshots() {
-        if marker_of(snapshot)?.is_some_and(|marker| marker.commit_id == commit) {
-            return Ok(Fate::Landed);
-        }
+    if has_commit(metadata, commit)? {
+        return Ok(Fate::Landed);
     }
     if metadata.current_snapshot_id() == base {
         return Ok(Fate::Undecided);

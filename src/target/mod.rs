@@ -15,7 +15,7 @@ use iceberg::table::Table;
 use iceberg::{ErrorKind, MetadataLocation, NamespaceIdent, Runtime, TableCreation, TableIdent};
 
 pub use self::catalog::{Catalog, Swap, SwapError};
-pub use self::history::{Fate, fate};
+pub use self::history::{Fate, ancestors, fate};
 use crate::config::{Table as TableConfig, TableName};
 use crate::cursor::CursorType;
 use crate::error::{Error, Kind, Result};
@@ -23,6 +23,9 @@ use crate::partition::{Grain, PartitionBy};
 use crate::schema::{Column, iceberg_schema};
 use crate::storage::delete_own_file;
 use crate::watermark::Marker;
+
+/// Iceberg's property for the age in milliseconds at which snapshots may go, and its value where a table does not say: 7 days.
+pub const MAX_SNAPSHOT_AGE_MS: (&str, i64) = ("history.expire.max-snapshot-age-ms", 7 * 24 * 60 * 60 * 1000);
 
 /// Fewer rows than this say little of how many bytes a row takes.
 const MEASURED_ROWS: u64 = 100_000;
@@ -149,6 +152,7 @@ impl NewTable {
             // 96 passes a day would leave as many metadata files, each as large as the last.
             ("write.metadata.delete-after-commit.enabled".to_owned(), "true".to_owned()),
             ("write.metadata.previous-versions-max".to_owned(), "100".to_owned()),
+            (MAX_SNAPSHOT_AGE_MS.0.to_owned(), MAX_SNAPSHOT_AGE_MS.1.to_string()),
             ("write.parquet.compression-codec".to_owned(), iceberg_codec(&config.compression.codec).to_owned()),
         ]);
         if let Some(level) = config.compression.level {

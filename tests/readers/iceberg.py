@@ -221,6 +221,31 @@ def snapshots(catalog, namespace, table):
     ]
 
 
+def referenced_files(catalog, namespace, table):
+    """Every file that the table needs: metadata files, and lists, manifests and live files of all snapshots."""
+    loaded = load(catalog, namespace, table)
+    files = {loaded.metadata_location} | {entry.metadata_file for entry in loaded.metadata.metadata_log}
+    for snapshot in loaded.metadata.snapshots:
+        files.add(snapshot.manifest_list)
+        for manifest in snapshot.manifests(loaded.io):
+            files.add(manifest.manifest_path)
+            files |= {entry.data_file.file_path for entry in manifest.fetch_manifest_entry(loaded.io)}
+    return sorted(map(local_path, files))
+
+
+def manifests(catalog, namespace, table):
+    """Live files in each manifest of the current snapshot."""
+    loaded = load(catalog, namespace, table)
+    manifests = loaded.current_snapshot().manifests(loaded.io)
+    return [(m.added_files_count or 0) + (m.existing_files_count or 0) for m in manifests]
+
+
+def count_at(catalog, namespace, table, reference):
+    """Rows of a branch or tag."""
+    loaded = load(catalog, namespace, table)
+    return len(loaded.scan().use_ref(reference).to_arrow())
+
+
 def properties(catalog, namespace, table):
     return load(catalog, namespace, table).properties
 
@@ -278,6 +303,18 @@ def expire(catalog, namespace, table):
     return [s.snapshot_id for s in load(catalog, namespace, table).metadata.snapshots]
 
 
+def tag(catalog, namespace, table, name):
+    """Names the current snapshot."""
+    loaded = load(catalog, namespace, table)
+    loaded.manage_snapshots().create_tag(loaded.metadata.current_snapshot_id, name).commit()
+
+
+def branch(catalog, namespace, table, name):
+    """Begins a branch at the current snapshot."""
+    loaded = load(catalog, namespace, table)
+    loaded.manage_snapshots().create_branch(loaded.metadata.current_snapshot_id, name).commit()
+
+
 def drop(catalog, namespace, table):
     open_catalog(catalog).drop_table((*namespace.split("."), table))
 
@@ -315,8 +352,8 @@ def local_path(location):
 
 
 COMMANDS = [
-    compare, count, count_duckdb, count_where, plan_files, data_files, snapshots, properties, schema, metadata_location,
-    append, delete, drop, rollback, expire, set_properties, create_other_table, create_catalog,
+    compare, count, count_duckdb, count_where, plan_files, data_files, snapshots, referenced_files, manifests, count_at, properties, schema,
+    metadata_location, append, delete, drop, rollback, expire, tag, branch, set_properties, create_other_table, create_catalog,
 ]
 
 if __name__ == "__main__":

@@ -1,0 +1,180 @@
+//! Manifests of a commit: the new one, and small old ones merged, so that a table of many passes is planned from few files.
+//!
+//! A snapshot of a table that only grows refers to every manifest that was ever written. Merging goes in tiers, as in a log-structured tree: as
+//! soon as [`MIN_COUNT`] manifests hold about the same number of files, they become one. Each entry is rewritten a few times in
+//! its life, and a table has some dozen manifests, however many passes it saw.
+
+use iceberg::io::FileIO;
+use iceberg::spec::{
+    DataFile, ManifestContentType, ManifestFile, ManifestList, ManifestWriter, ManifestWriterBuilder, Snapshot,
+    TableMetadata,
+};
+
+/// Iceberg's switch for merging.
+const ENABLED: &str = "commit.manifest-merge.enabled";
+/// Iceberg's property for the number of manifests that are merged, and its value here where the table does not say.
+const MIN_COUNT: (&str, usize) = ("commit.manifest.min-count-to-merge", 16);
+/// Files in a manifest that is large enough: some megabytes in memory while they are merged.
+const ENOUGH_FILES: u64 = 4096;
+
+/// The manifests of a snapshot.
+pub async fn manifests_of(
+    snapshot: &Snapshot,
+    metadata: &TableMetadata,
+    file_io: &FileIO,
+) -> iceberg::Result<Vec<ManifestFile>> {
+    let bytes = file_io.new_input(snapshot.manifest_list())?.read().await?;
+    let list = ManifestList::parse_with_version(&bytes, metadata.format_version())?;
+    Ok(list.consume_entries().into_iter().collect())
+}
+
+/// Writes the manifest of new data files.
+pub async fn write_added(
+    files: &[DataFile],
+    metadata: &TableMetadata,
+    file_io: &FileIO,
+    location: &str,
+    snapshot_id: i64,
+) -> iceberg::Result<ManifestFile> {
+    let mut writer = writer(metadata, file_io, location, snapshot_id)?;
+    for file in files {
+        // A negative sequence number is inherited from the manifest list when the snapshot is read.
+        writer.add_file(file.clone(), -1)?;
+    }
+    writer.write_manifest_file().await
+}
+
+/// Writes one manifest with the live files of `small` ones, each with the snapshot and the sequence numbers that it had.
+pub async fn write_merged(
+    small: &[ManifestFile],
+    metadata: &TableMetadata,
+    file_io: &FileIO,
+    location: &str,
+    snapshot_id: i64,
+) -> iceberg::Result<ManifestFile> {
+    let mut writer = writer(metadata, file_io, location, snapshot_id)?;
+    for manifest in small {
+        let loaded = manifest.load_manifest(file_io).await?;
+        for entry in loaded.entries().iter().filter(|entry| entry.is_alive()) {
+            let added_by = entry.snapshot_id().unwrap_or(manifest.added_snapshot_id);
+            let sequence_number = entry.sequence_number().unwrap_or(manifest.sequence_number);
+            writer.add_existing_file(
+                entry.data_file().clone(),
+                added_by,
+                sequence_number,
+                entry.file_sequence_number,
+            )?;
+        }
+    }
+    writer.write_manifest_file().await
+}
+
+fn writer(
+    metadata: &TableMetadata,
+    file_io: &FileIO,
+    location: &str,
+    snapshot_id: i64,
+) -> iceberg::Result<ManifestWriter> {
+    let output = file_io.new_output(location)?;
+    let (schema, spec) = (metadata.current_schema().clone(), metadata.default_partition_spec().as_ref().clone());
+    Ok(ManifestWriterBuilder::new(output, Some(snapshot_id), schema, spec).build_v2_data())
+}
+
+/// Which of `manifests` are to become one, by position; none where there are few of a size.
+pub fn to_merge(manifests: &[ManifestFile], metadata: &TableMetadata) -> Vec<usize> {
+    let properties = metadata.properties();
+    if properties.get(ENABLED).map(String::as_str) == Some("false") {
+        return Vec::new();
+    }
+    let min_count = properties.get(MIN_COUNT.0).and_then(|text| text.parse().ok()).unwrap_or(MIN_COUNT.1).max(2);
+    let spec = metadata.default_partition_spec_id();
+    let files: Vec<Option<u64>> = manifests.iter().map(|manifest| mergeable_files(manifest, spec)).collect();
+    full_tier(&files, min_count)
+}
+
+/// Live files of a manifest that may be rewritten: data of the current partition spec, not encrypted, counted.
+fn mergeable_files(manifest: &ManifestFile, spec: i32) -> Option<u64> {
+    let ours = manifest.content == ManifestContentType::Data
+        && manifest.partition_spec_id == spec
+        && manifest.key_metadata.is_none();
+    let live = manifest.added_files_count.zip(manifest.existing_files_count);
+    live.filter(|_| ours).map(|(added, existing)| u64::from(added) + u64::from(existing))
+}
+
+/// Positions of the first tier that is full. A tier holds the manifests between two powers of `min_count` files.
+fn full_tier(files: &[Option<u64>], min_count: usize) -> Vec<usize> {
+    let factor = u64::try_from(min_count).unwrap_or(u64::MAX);
+    let mut low = 0;
+    let mut high = factor;
+    while low < ENOUGH_FILES {
+        let tier =
+            files.iter().enumerate().filter(|(_, files)| files.is_some_and(|files| (low..high).contains(&files)));
+        let tier: Vec<usize> = tier.map(|(position, _)| position).collect();
+        if tier.len() >= min_count {
+            return at_most_enough(&tier, files);
+        }
+        (low, high) = (high, high.saturating_mul(factor));
+    }
+    Vec::new()
+}
+
+/// As many of a tier as make one manifest that is large enough.
+fn at_most_enough(tier: &[usize], files: &[Option<u64>]) -> Vec<usize> {
+    let mut sum: u64 = 0;
+    let fits = |position: &&usize| {
+        sum = sum.saturating_add(files.get(**position).copied().flatten().unwrap_or(0));
+        sum <= 2 * ENOUGH_FILES
+    };
+    let chosen: Vec<usize> = tier.iter().take_while(fits).copied().collect();
+    if chosen.len() > 1 { chosen } else { Vec::new() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Commits one after another, each of `files` files; returns the manifests' sizes and the number of entries that were rewritten.
+    fn after(commits: usize, files: u64, min_count: usize) -> (Vec<u64>, u64) {
+        let mut manifests: Vec<Option<u64>> = Vec::new();
+        let mut rewritten = 0;
+        for _ in 0..commits {
+            let merged = full_tier(&manifests, min_count);
+            if !merged.is_empty() {
+                let sum: u64 = merged.iter().filter_map(|position| manifests[*position]).sum();
+                rewritten += sum;
+                manifests = (0..manifests.len()).filter(|n| !merged.contains(n)).map(|n| manifests[n]).collect();
+                manifests.push(Some(sum));
+            }
+            manifests.push(Some(files));
+        }
+        (manifests.into_iter().flatten().collect(), rewritten)
+    }
+
+    #[test]
+    fn a_year_of_passes_leaves_some_dozen_manifests() {
+        let (manifests, rewritten) = after(35_000, 1, MIN_COUNT.1);
+        assert_eq!(manifests.iter().sum::<u64>(), 35_000);
+        assert!(manifests.len() < 64, "{manifests:?}");
+        assert!(rewritten < 4 * 35_000, "{rewritten}");
+    }
+
+    #[test]
+    fn foreign_manifests_stay_where_they_are() {
+        let mut files = vec![Some(1); 15];
+        files.push(None);
+        assert_eq!(full_tier(&files, 16), Vec::<usize>::new());
+        files.push(Some(1));
+        assert_eq!(full_tier(&files, 16), (0..15).chain([16]).collect::<Vec<_>>());
+    }
+
+    proptest! {
+        #[test]
+        fn a_merge_is_bounded_and_worth_it(files in proptest::collection::vec(proptest::option::of(0_u64..20_000), 0..200), min_count in 2_usize..40) {
+            let merged = full_tier(&files, min_count);
+            let sum: u64 = merged.iter().map(|position| files[*position].unwrap()).sum();
+            prop_assert!(merged.len() != 1 && merged.windows(2).all(|w| w[0] < w[1]));
+            prop_assert!(sum <= 2 * ENOUGH_FILES);
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! The only changer of a target: the exactly-once argument in one file.
+//!
+//! One commit is one snapshot with the data files of a chunk and its marker, in the snapshot's summary and, by the same
+//! compare-and-swap, in the table's properties (invariant 1, protocol.md P12).
+//!
+//! - **Compared before** (invariant 2, P13): a chunk commits only on the commit-id that it was planned on. This is checked on every
+//!   attempt, against the very metadata that the swap then replaces. A foreign commit in between is fine: the snapshot is built anew on it.
+//! - **Asked after** (invariant 3, P14): an attempt without an answer is unknown. The table is asked: our commit-id in the
+//!   current history means landed, an unbroken history down to the base without it means rejected. While the table is as it
+//!   was, the very same attempt is repeated. Nothing is deleted unless the commit is known to be rejected.
+//! - **Durable before visible** (invariant 11, P18): manifests, manifest list and metadata are synced by [`crate::storage`] when they
+//!   are closed, data files were before. The swap comes last.
+
+mod expiry;
+mod manifests;
+mod stage;
+
+use iceberg::io::FileIO;
+use iceberg::spec::{DataFile, TableMetadata};
+use uuid::Uuid;
+
+use self::expiry::unreferenced;
+use self::stage::{Staged, stage};
+use crate::config::TableName;
+use crate::error::{Context, Error, Kind, Result};
+use crate::storage::delete_own_file;
+use crate::target::{Catalog, Fate, Swap, SwapError, Target, fate};
+use crate::watermark::Marker;
+
+/// Foreign commits that may come between before a chunk gives up.
+const MAX_ATTEMPTS: u32 = 8;
+/// Repetitions of one attempt whose outcome stays unknown.
+const MAX_REPETITIONS: u32 = 3;
+
+/// What is to be committed: a chunk whose files are durable.
+#[derive(Debug)]
+pub struct Commit<'a> {
+    /// The target.
+    pub name: &'a TableName,
+    /// Commit-id of the marker that the chunk was planned on, `None` for the first.
+    pub planned_on: Option<Uuid>,
+    /// The table that the chunk was planned on: its UUID, schema and partition spec still must be these.
+    pub planned_for: &'a TableMetadata,
+    /// What the commit will say of itself.
+    pub marker: &'a Marker,
+    /// The files; none makes an empty snapshot.
+    pub files: &'a [DataFile],
+}
+
+/// Why a chunk did not commit, and so what becomes of its files.
+#[derive(Debug)]
+pub enum Failure {
+    /// It is not in the table and never will be: its files may be deleted.
+    Rejected(Error),
+    /// Nobody can tell: its files must stay.
+    Undecided(Error),
+}
+
+/// What a swap came to in the end.
+enum Swapped {
+    Landed,
+    Stale,
+    Undecided(Error),
+    NotDone(Error),
+}
+
+/// Commits a chunk; returns its snapshot id.
+pub async fn commit(catalog: &mut Catalog, file_io: &FileIO, commit: &Commit<'_>) -> Result<i64, Failure> {
+    for attempt in 0..MAX_ATTEMPTS {
+        let base = compare(catalog, file_io, commit).await.map_err(Failure::Rejected)?;
+        let mut files = Vec::new();
+        let staged = match stage(base, file_io, commit, attempt, &mut files).await {
+            Ok(staged) => staged,
+            Err(error) => {
+                discard(&files);
+                return Err(Failure::Rejected(error));
+            }
+        };
+        match swap(catalog, file_io, commit, &staged).await {
+            Swapped::Landed => {
+                clean(file_io, &staged).await;
+                return Ok(staged.snapshot_id);
+            }
+            Swapped::Stale => discard(&files),
+            Swapped::NotDone(error) => {
+                discard(&files);
+                return Err(Failure::Rejected(error));
+            }
+            Swapped::Undecided(error) => {
+                tracing::warn!(?files, "kept, because nobody could tell whether the commit landed");
+                return Err(Failure::Undecided(error));
+            }
+        }
+    }
+    let message = format!("other writers committed to `{}` {MAX_ATTEMPTS} times in between", commit.name);
+    Err(Failure::Rejected(Error::new(Kind::Conflict, message)))
+}
+
+/// Loads the table and compares it with what the chunk was planned on.
+async fn compare(catalog: &Catalog, file_io: &FileIO, commit: &Commit<'_>) -> Result<Target> {
+    let target = Target::load_existing(catalog, file_io, commit.name).await?;
+    let current = target.marker(file_io, commit.name).await?.map(|marker| marker.commit_id);
+    if current != commit.planned_on {
+        return Err(Error::new(
+            Kind::Conflict,
+            format!("another pass has committed to `{}` since this chunk was planned", commit.name),
+        ));
+    }
+    let shape = |table: &TableMetadata| (table.uuid(), table.current_schema_id(), table.default_partition_spec_id());
+    if shape(&target.metadata) != shape(commit.planned_for) {
+        let message = format!("`{}` was made anew or altered since this chunk was planned", commit.name);
+        return Err(Error::new(Kind::Conflict, message));
+    }
+    Ok(target)
+}
+
+/// Swaps until the outcome is known, or gives up asking.
+async fn swap(catalog: &mut Catalog, file_io: &FileIO, commit: &Commit<'_>, staged: &Staged) -> Swapped {
+    let mut unknown = None;
+    for _ in 0..MAX_REPETITIONS {
+        let stale = match catalog.swap(commit.name, &staged.base.metadata_location, &staged.new.metadata_location) {
+            Ok(Swap::Done) => return Swapped::Landed,
+            Ok(Swap::Stale) => true,
+            Err(SwapError::NotDone(error)) if unknown.is_none() => return Swapped::NotDone(error),
+            Err(SwapError::NotDone(error) | SwapError::Unknown(error)) => {
+                tracing::warn!(table = %commit.name, %error, "the outcome of a commit is unknown, asking the table");
+                unknown = Some(error);
+                false
+            }
+        };
+        if stale && unknown.is_none() {
+            return Swapped::Stale;
+        }
+        match ask(catalog, file_io, commit, staged).await {
+            Ok(Fate::Landed) => return Swapped::Landed,
+            Ok(Fate::Rejected) => return Swapped::Stale,
+            // The location was another one, and locations are never used twice: no attempt on the old one can land any more.
+            Ok(Fate::Undecided) if stale => return Swapped::Stale,
+            Ok(Fate::Undecided) => {}
+            Ok(Fate::Untraceable) => break,
+            Err(error) => unknown = Some(error),
+        }
+    }
+    let error = unknown.map_or_else(|| "the table's history was cut".to_owned(), |error| error.to_string());
+    Swapped::Undecided(Error::new(Kind::Unknown, format!("commit to `{}`: {error}", commit.name)))
+}
+
+async fn ask(catalog: &Catalog, file_io: &FileIO, commit: &Commit<'_>, staged: &Staged) -> Result<Fate> {
+    let now = Target::load_existing(catalog, file_io, commit.name).await?;
+    fate(&now.metadata, staged.base.metadata.current_snapshot_id(), commit.marker.commit_id)
+        .context_with(|| format!("ask `{}` about a commit", commit.name))
+}
+
+/// Deletes what a commit that has landed let go: metadata files, and the files of snapshots that were too old.
+async fn clean(file_io: &FileIO, staged: &Staged) {
+    discard(&staged.obsolete);
+    match unreferenced(file_io, &staged.base.metadata, &staged.new.metadata).await {
+        Ok(files) => discard(&files),
+        Err(error) => tracing::warn!(%error, "files of snapshots that are gone were left behind"),
+    }
+}
+
+/// Deletes files that nothing refers to: of an attempt that is known to be rejected (readers that trust the directory must not find its
+/// metadata), or that a commit let go.
+fn discard(files: &[String]) {
+    for file in files {
+        if let Err(error) = delete_own_file(file) {
+            tracing::warn!(file, %error, "a file that is not needed was left behind");
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! An attempt to commit, all but the swap: manifests, manifest list and metadata, each durable once it is written.
+
+use std::collections::{HashMap, HashSet};
+use std::str::FromStr;
+
+use chrono::Utc;
+use iceberg::MetadataLocation;
+use iceberg::io::FileIO;
+use iceberg::spec::{
+    DataFile, MAIN_BRANCH, ManifestFile, ManifestListWriter, Operation, Snapshot, Struct, Summary, TableMetadata,
+    TableMetadataBuildResult,
+};
+use uuid::Uuid;
+
+use super::expiry::expired;
+use super::manifests::{manifests_of, to_merge, write_added, write_merged};
+use super::{Commit, discard};
+use crate::error::{Classify, Kind, Result};
+use crate::target::{Target, classify};
+use crate::watermark::KEY;
+
+/// Iceberg's property that lets old metadata files be deleted.
+const DELETE_AFTER_COMMIT: &str = "write.metadata.delete-after-commit.enabled";
+
+/// What a swap would make visible.
+#[derive(Debug)]
+pub struct Staged {
+    /// The table as it was read.
+    pub base: Target,
+    /// The table as it will be.
+    pub new: Target,
+    /// The new snapshot.
+    pub snapshot_id: i64,
+    /// Metadata files that the table's properties let go once this has landed.
+    pub obsolete: Vec<String>,
+}
+
+/// Writes an attempt on `base`; `files` learns each file before it is written.
+pub async fn stage(
+    base: Target,
+    file_io: &FileIO,
+    commit: &Commit<'_>,
+    attempt: u32,
+    files: &mut Vec<String>,
+) -> Result<Staged> {
+    let failed = |e| classify(e, format!("write the commit of `{}`", commit.name));
+    let metadata = &base.metadata;
+    let snapshot_id = new_snapshot_id(metadata);
+    let prefix = format!("{}/metadata/{}-{attempt}", metadata.location(), commit.marker.commit_id);
+    let manifests = manifests(metadata, file_io, commit, snapshot_id, &prefix, files).await?;
+    let list =
+        format!("{}/metadata/snap-{snapshot_id}-{attempt}-{}.avro", metadata.location(), commit.marker.commit_id);
+    files.push(list.clone());
+    let sequence_number = metadata.next_sequence_number();
+    let writer = file_io.new_output(&list).map_err(failed)?.writer().await.map_err(failed)?;
+    let mut writer = ManifestListWriter::v2(writer, snapshot_id, metadata.current_snapshot_id(), sequence_number);
+    writer.add_manifests(manifests.into_iter()).map_err(failed)?;
+    writer.close().await.map_err(failed)?;
+
+    let marker = commit.marker.encode()?;
+    // A clock that went back must not make the commit fail; Iceberg wants times that do not fall.
+    let now_ms = Utc::now().timestamp_millis().max(metadata.last_updated_ms());
+    let snapshot = Snapshot::builder()
+        .with_snapshot_id(snapshot_id)
+        .with_parent_snapshot_id(metadata.current_snapshot_id())
+        .with_sequence_number(sequence_number)
+        .with_timestamp_ms(now_ms)
+        .with_manifest_list(list)
+        .with_summary(summary(commit, metadata, &marker))
+        .with_schema_id(metadata.current_schema_id())
+        .build();
+    let new = build(&base, &snapshot, &marker, &[]).map_err(failed)?;
+    let old = expired(&new.metadata, now_ms)
+        .or_error(Kind::Internal, format!("look for old snapshots of `{}`", commit.name))?;
+    let new = if old.is_empty() { new } else { build(&base, &snapshot, &marker, &old).map_err(failed)? };
+    let delete_obsolete = new.metadata.properties().get(DELETE_AFTER_COMMIT).map(String::as_str) == Some("true");
+    let obsolete =
+        new.expired_metadata_logs.into_iter().filter(|_| delete_obsolete).map(|entry| entry.metadata_file).collect();
+    let location = MetadataLocation::from_str(&base.metadata_location)
+        .map_err(failed)?
+        .with_next_version()
+        .with_new_metadata(&new.metadata);
+    files.push(location.to_string());
+    new.metadata.write_to(file_io, &location).await.map_err(failed)?;
+    let new = Target { metadata: new.metadata, metadata_location: location.to_string() };
+    Ok(Staged { base, new, snapshot_id, obsolete })
+}
+
+/// The base with a further snapshot and its marker, and without the snapshots `old`.
+fn build(base: &Target, snapshot: &Snapshot, marker: &str, old: &[i64]) -> iceberg::Result<TableMetadataBuildResult> {
+    let builder = base.metadata.clone().into_builder(Some(base.metadata_location.clone()));
+    let builder = builder
+        .set_branch_snapshot(snapshot.clone(), MAIN_BRANCH)?
+        .set_properties(HashMap::from([(KEY.to_owned(), marker.to_owned())]))?
+        .remove_snapshots(old);
+    old.iter().fold(builder, |builder, id| builder.remove_statistics(*id).remove_partition_statistics(*id)).build()
+}
+
+/// The manifests of the new snapshot: those of its parent that still hold files, small ones merged, and that of the new files.
+async fn manifests(
+    metadata: &TableMetadata,
+    file_io: &FileIO,
+    commit: &Commit<'_>,
+    snapshot_id: i64,
+    prefix: &str,
+    files: &mut Vec<String>,
+) -> Result<Vec<ManifestFile>> {
+    let failed = |e| classify(e, format!("write the manifests of `{}`", commit.name));
+    let mut manifests = match metadata.current_snapshot() {
+        Some(parent) => manifests_of(parent, metadata, file_io).await.map_err(failed)?,
+        None => Vec::new(),
+    };
+    manifests.retain(|manifest| manifest.has_added_files() || manifest.has_existing_files());
+    let positions = to_merge(&manifests, metadata);
+    if !positions.is_empty() {
+        let small: Vec<ManifestFile> =
+            positions.iter().filter_map(|position| manifests.get(*position).cloned()).collect();
+        let location = format!("{prefix}-m1.avro");
+        files.push(location.clone());
+        match write_merged(&small, metadata, file_io, &location, snapshot_id).await {
+            Ok(merged) => {
+                let mut position = 0..;
+                manifests.retain(|_| position.next().is_none_or(|position| !positions.contains(&position)));
+                manifests.push(merged);
+            }
+            Err(error) => {
+                // Merging saves time, no more: a manifest that iceberg cannot rewrite must not stop a pass.
+                tracing::warn!(table = %commit.name, %error, "small manifests were not merged");
+                discard(&[location]);
+            }
+        }
+    }
+    if !commit.files.is_empty() {
+        let location = format!("{prefix}-m0.avro");
+        files.push(location.clone());
+        manifests.push(write_added(commit.files, metadata, file_io, &location, snapshot_id).await.map_err(failed)?);
+    }
+    Ok(manifests)
+}
+
+/// The snapshot's summary: what was added, what that makes in all, and the marker. (iceberg 0.10's own collector panics on partitions by year,
+/// month and hour.)
+fn summary(commit: &Commit<'_>, metadata: &TableMetadata, marker: &str) -> Summary {
+    let sum = |of: fn(&DataFile) -> u64| commit.files.iter().map(of).sum::<u64>();
+    let partitions: HashSet<&Struct> = commit.files.iter().map(DataFile::partition).collect();
+    let added = [
+        ("added-data-files", Some("total-data-files"), commit.files.len() as u64),
+        ("added-records", Some("total-records"), sum(DataFile::record_count)),
+        ("added-files-size", Some("total-files-size"), sum(DataFile::file_size_in_bytes)),
+        ("added-delete-files", Some("total-delete-files"), 0),
+        ("added-position-deletes", Some("total-position-deletes"), 0),
+        ("added-equality-deletes", Some("total-equality-deletes"), 0),
+        ("changed-partition-count", None, partitions.len() as u64),
+    ];
+    let before = metadata.current_snapshot().map(|snapshot| &snapshot.summary().additional_properties);
+    let mut properties = HashMap::new();
+    for (key, total, number) in added {
+        if number > 0 {
+            properties.insert(key.to_owned(), number.to_string());
+        }
+        // A predecessor that does not say its total leaves ours unknown too.
+        let known = |key| before.map_or(Some(0), |before| before.get(key)?.parse::<u64>().ok());
+        if let Some((total, before)) = total.and_then(|total| Some((total, known(total)?))) {
+            properties.insert(total.to_owned(), (before + number).to_string());
+        }
+    }
+    properties.insert(KEY.to_owned(), marker.to_owned());
+    properties.insert("engine-name".to_owned(), env!("CARGO_PKG_NAME").to_owned());
+    properties.insert("engine-version".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
+    Summary { operation: Operation::Append, additional_properties: properties }
+}
+
+fn new_snapshot_id(metadata: &TableMetadata) -> i64 {
+    loop {
+        let (high, low) = Uuid::new_v4().as_u64_pair();
+        let id = i64::from_be_bytes((high ^ low).to_be_bytes()) & i64::MAX;
+        if id != 0 && metadata.snapshot_by_id(id).is_none() {
+            return id;
+        }
+    }
+}
