@@ -37,6 +37,7 @@ pub mod pass;
 pub mod plan;
 pub mod progress;
 pub mod report;
+pub mod reset;
 pub mod schema;
 pub mod source;
 pub mod state;

@@ -16,7 +16,7 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::chunk::{Chunk, Files, Route};
-use crate::commit::{self, Commit, Failure};
+use crate::commit::{self, Base, Commit, Failure};
 use crate::config::{Config, Table};
 use crate::cursor::micros_of;
 use crate::error::{Error, Kind, Result, worst_exit};
@@ -240,12 +240,12 @@ impl Pass<'_> {
         let marker = chunk.marker(&route.identity, planned_on, files);
         let commit = Commit {
             name: &route.table.target,
-            planned_on: planned_on.map(|marker| marker.commit_id),
-            planned_for: &route.target.metadata,
+            planned_on: &route.target,
+            base: Base::Marker(planned_on.map(|marker| marker.commit_id)),
             marker: &marker,
             files: &files.finished,
         };
-        let snapshot_id = commit::commit(catalog, &self.file_io, &commit).await?;
+        let snapshot_id = Box::pin(commit::commit(catalog, &self.file_io, &commit)).await?;
         Ok((snapshot_id, marker))
     }
 

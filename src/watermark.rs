@@ -22,6 +22,10 @@ pub const VERSION: u32 = 1;
 pub enum Mode {
     /// New rows above offloaded-to.
     Append,
+    /// `watermark reset`: no rows; those of the source between low and high were skipped (P25), or left to a rollback.
+    Reset,
+    /// `watermark reset` of a table that others had filled (P17).
+    Adopt,
 }
 
 /// Where rows come from, as far as a commit must know it.
@@ -60,7 +64,7 @@ pub struct Marker {
     pub source_rows: u64,
     /// Rows that the commit added.
     pub rows: u64,
-    /// Half-open ranges that a reset skipped (P25).
+    /// Half-open ranges that a reset skipped (P25), ascending; [`Tick::MIN`] is no lower bound.
     pub skipped: Vec<(Tick, Tick)>,
 }
 
@@ -111,8 +115,23 @@ impl Marker {
     }
 }
 
+/// Adds a half-open range to ascending, disjoint ones; what touches becomes one.
+pub fn add_range(ranges: &[(Tick, Tick)], (low, high): (Tick, Tick)) -> Vec<(Tick, Tick)> {
+    if low >= high {
+        return ranges.to_vec();
+    }
+    let touches = |range: &&(Tick, Tick)| range.0 <= high && low <= range.1;
+    let low = ranges.iter().filter(touches).map(|range| range.0).fold(low, Tick::min);
+    let high = ranges.iter().filter(touches).map(|range| range.1).fold(high, Tick::max);
+    let below = ranges.iter().filter(|range| range.1 < low);
+    let above = ranges.iter().filter(|range| range.0 > high);
+    below.chain([&(low, high)]).chain(above).copied().collect()
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::cursor::CursorType;
     use crate::error::Kind;
@@ -148,6 +167,28 @@ pub(crate) mod tests {
             assert_eq!(Marker::decode(text).unwrap(), marker(1, 1000));
         }
         assert_eq!(marker(1, 1000).encode().unwrap(), GOLDEN[GOLDEN.len() - 1]);
+    }
+
+    #[test]
+    fn every_mode_has_a_name() {
+        for (mode, name) in [(Mode::Append, "append"), (Mode::Reset, "reset"), (Mode::Adopt, "adopt")] {
+            let text = Marker { mode, ..marker(1, 1000) }.encode().unwrap();
+            assert_eq!(text, GOLDEN[0].replace("append", name));
+            assert_eq!(Marker::decode(&text).unwrap().mode, mode);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn ranges_hold_the_ticks_that_were_added(added in proptest::collection::vec((-20_i64..20, 0_i64..8), 0..8)) {
+            let added: Vec<(Tick, Tick)> = added.into_iter().map(|(low, width)| (low, low + width)).collect();
+            let ranges = added.iter().fold(Vec::new(), |ranges, range| add_range(&ranges, *range));
+            let hold = |ranges: &[(Tick, Tick)], tick| ranges.iter().any(|(low, high)| (*low..*high).contains(&tick));
+            for tick in -25..35 {
+                prop_assert_eq!(hold(&ranges, tick), hold(&added, tick), "tick {} of {:?}", tick, ranges);
+            }
+            prop_assert!(ranges.windows(2).all(|pair| pair[0].1 < pair[1].0), "{:?}", ranges);
+        }
     }
 
     #[test]

@@ -37,14 +37,23 @@ const MAX_REPETITIONS: u32 = 3;
 pub struct Commit<'a> {
     /// The target.
     pub name: &'a TableName,
-    /// Commit-id of the marker that the chunk was planned on, `None` for the first.
-    pub planned_on: Option<Uuid>,
-    /// The table that the chunk was planned on: its UUID, schema and partition spec still must be these.
-    pub planned_for: &'a TableMetadata,
+    /// The table that the commit was planned on: its UUID, schema and partition spec still must be these.
+    pub planned_on: &'a Target,
+    /// What else must not have changed.
+    pub base: Base,
     /// What the commit will say of itself.
     pub marker: &'a Marker,
     /// The files; none makes an empty snapshot.
     pub files: &'a [DataFile],
+}
+
+/// What a commit requires of the table (protocol.md P13).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Base {
+    /// The marker with this commit-id, `None` for no marker; foreign commits may come between.
+    Marker(Option<Uuid>),
+    /// The very snapshot that it was planned on, because it depends on all rows that are there.
+    Snapshot,
 }
 
 /// Why a chunk did not commit, and so what becomes of its files.
@@ -64,7 +73,7 @@ enum Swapped {
     NotDone(Error),
 }
 
-/// Commits a chunk; returns its snapshot id.
+/// Commits; returns the new snapshot's id.
 pub async fn commit(catalog: &mut Catalog, file_io: &FileIO, commit: &Commit<'_>) -> Result<i64, Failure> {
     for attempt in 0..MAX_ATTEMPTS {
         let base = compare(catalog, file_io, commit).await.map_err(Failure::Rejected)?;
@@ -98,17 +107,20 @@ pub async fn commit(catalog: &mut Catalog, file_io: &FileIO, commit: &Commit<'_>
 
 /// Loads the table and compares it with what the chunk was planned on.
 async fn compare(catalog: &Catalog, file_io: &FileIO, commit: &Commit<'_>) -> Result<Target> {
-    let target = Target::load_existing(catalog, file_io, commit.name).await?;
-    let current = target.marker(file_io, commit.name).await?.map(|marker| marker.commit_id);
-    if current != commit.planned_on {
+    let target = commit.planned_on.reload(catalog, file_io, commit.name).await?;
+    let is_base = match commit.base {
+        Base::Marker(planned) => target.marker(file_io, commit.name).await?.map(|marker| marker.commit_id) == planned,
+        Base::Snapshot => target.metadata.current_snapshot_id() == commit.planned_on.metadata.current_snapshot_id(),
+    };
+    if !is_base {
         return Err(Error::new(
             Kind::Conflict,
-            format!("another pass has committed to `{}` since this chunk was planned", commit.name),
+            format!("another writer has committed to `{}` since this was planned", commit.name),
         ));
     }
     let shape = |table: &TableMetadata| (table.uuid(), table.current_schema_id(), table.default_partition_spec_id());
-    if shape(&target.metadata) != shape(commit.planned_for) {
-        let message = format!("`{}` was made anew or altered since this chunk was planned", commit.name);
+    if shape(&target.metadata) != shape(&commit.planned_on.metadata) {
+        let message = format!("`{}` was made anew or altered since this was planned", commit.name);
         return Err(Error::new(Kind::Conflict, message));
     }
     Ok(target)

@@ -6,7 +6,7 @@ use uuid::Uuid;
 use crate::error::{Error, Result};
 use crate::watermark::{KEY, Marker};
 
-/// Our marker, as far as the metadata alone can tell.
+/// How far our commits have filled the table, as far as the metadata alone can tell.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
     /// Nobody of ours has committed and there are no foreign rows.
@@ -15,6 +15,19 @@ pub enum Found {
     Marker(Marker),
     /// History was cut above our newest commit: only the rows themselves can show that it was not rolled back.
     Cut(Marker),
+    /// Our newest commit is no longer part of the current history.
+    RolledBack(Rollback),
+    /// Nobody of ours has committed, but there are rows.
+    Foreign,
+}
+
+/// A table that was rolled back, on purpose or not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rollback {
+    /// Our newest commit, which is gone.
+    pub lost: Marker,
+    /// Our newest commit that is left, `None` where the table's history names none.
+    pub left: Option<Marker>,
 }
 
 /// What became of a commit whose outcome was not told.
@@ -65,39 +78,30 @@ fn has_commit(metadata: &TableMetadata, commit: Uuid) -> Result<bool> {
     Ok(false)
 }
 
-/// Finds our newest marker; refuses a rollback, and a table that others filled.
+/// Finds our newest marker, or what stands in its place.
 pub fn find(metadata: &TableMetadata) -> Result<Found> {
     let property = metadata.properties().get(KEY).map(|text| Marker::decode(text)).transpose()?;
     let mut newest = None;
-    let mut property_seen = false;
+    let mut oldest = None;
     for snapshot in ancestry(metadata) {
-        let Some(marker) = marker_of(snapshot)? else { continue };
-        property_seen |= property.as_ref().is_some_and(|property| property.commit_id == marker.commit_id);
-        newest = newest.or(Some(marker));
-        if property_seen || property.is_none() {
+        oldest = Some(snapshot);
+        newest = marker_of(snapshot)?;
+        if newest.is_some() {
             break;
         }
     }
-    match (newest, property) {
-        (Some(newest), None) => Ok(Found::Marker(newest)),
-        (Some(newest), Some(_)) if property_seen => Ok(Found::Marker(newest)),
-        (_, Some(property)) => {
-            let Some(oldest) = ancestry(metadata).last() else { return Err(rolled_back(&property)) };
-            // A snapshot with the marker that is off the current history was rolled back, cut or not.
-            if has_commit(metadata, property.commit_id)? || is_first(oldest) {
-                Err(rolled_back(&property))
-            } else {
-                Ok(Found::Cut(property))
-            }
+    Ok(match (newest, property) {
+        (Some(newest), None) => Found::Marker(newest),
+        (Some(newest), Some(property)) if newest.commit_id == property.commit_id => Found::Marker(newest),
+        // The property is set with every marker: the walk down to an older one would have met its commit.
+        (left @ Some(_), Some(lost)) => Found::RolledBack(Rollback { lost, left }),
+        (None, Some(lost)) if oldest.is_none_or(is_first) || has_commit(metadata, lost.commit_id)? => {
+            Found::RolledBack(Rollback { lost, left: None })
         }
-        (None, None) => match metadata.current_snapshot() {
-            Some(snapshot) if holds_rows(snapshot) => {
-                Err(Error::refused("the target holds rows that k2-offload did not write, and no marker of ours")
-                    .hint("offload into a new target; taking over a filled table comes with `watermark reset`"))
-            }
-            _ => Ok(Found::None),
-        },
-    }
+        (None, Some(property)) => Found::Cut(property),
+        (None, None) if metadata.current_snapshot().is_some_and(|snapshot| holds_rows(snapshot)) => Found::Foreign,
+        (None, None) => Found::None,
+    })
 }
 
 /// A snapshot without a total may hold rows.
@@ -105,12 +109,23 @@ fn holds_rows(snapshot: &Snapshot) -> bool {
     snapshot.summary().additional_properties.get("total-records").is_none_or(|total| total != "0")
 }
 
-/// The error of a target that no longer holds our newest commit.
-pub fn rolled_back(marker: &Marker) -> Error {
-    let to = marker.source.cursor.kind.format(marker.watermark);
-    Error::refused(format!("the target was rolled back: commit {} (up to {to}) is gone from it", marker.commit_id)).hint(
-        "either roll the table forward to the snapshot of that commit (its `k2-offload.marker` says so), or keep the rollback: \
-         then remove the table property `k2-offload.marker`, and the next pass offloads again what the source still holds",
+impl Rollback {
+    /// The error that says so, with the two ways on.
+    pub fn refuse(&self) -> Error {
+        let Self { lost, left } = self;
+        let time = |marker: &Marker| marker.source.cursor.kind.format(marker.watermark);
+        let keep = left.as_ref().map_or("above the rows that the table still holds".to_owned(), time);
+        Error::refused(format!("the target was rolled back: commit {} (up to {}) is gone from it", lost.commit_id, time(lost))).hint(format!(
+            "either roll the table forward to the snapshot of that commit (its `k2-offload.marker` says so), or keep the rollback with \
+             `k2-offload watermark reset --to TIMESTAMP`, {keep}: later passes offload from there what the source still holds"
+        ))
+    }
+}
+
+/// The error of a target that others filled (P17).
+pub fn refuse_foreign() -> Error {
+    Error::refused("the target holds rows that k2-offload did not write, and no marker of ours").hint(
+        "offload into a new target, or take this one over with `k2-offload watermark reset --to TIMESTAMP`, above all its rows",
     )
 }
 
@@ -141,7 +156,6 @@ mod tests {
     use iceberg::spec::{MAIN_BRANCH, Operation, SnapshotReference, SnapshotRetention, Summary, TableMetadataBuilder};
 
     use super::*;
-    use crate::error::Kind;
     use crate::schema::{Column, iceberg_schema};
     use crate::watermark::tests::marker;
 
@@ -202,13 +216,27 @@ mod tests {
         }
     }
 
+    fn rolled_back(lost: u128, left: Option<u128>) -> Found {
+        Found::RolledBack(Rollback { lost: marker(lost, 1000), left: left.map(|commit| marker(commit, 1000)) })
+    }
+
     #[test]
-    fn a_rollback_is_refused() {
-        for (commits, to) in [(&[Some(1), Some(2)][..], 1), (&[None, Some(1)], 1)] {
-            assert_eq!(find(&roll_back(table(commits), to)).unwrap_err().kind(), Kind::Refused, "{commits:?}");
-        }
+    fn a_rollback_is_noticed() {
+        let of = |metadata| find(&metadata).unwrap();
+        assert_eq!(of(roll_back(table(&[Some(1), Some(2)]), 1)), rolled_back(2, Some(1)));
+        assert_eq!(of(roll_back(table(&[Some(1), None, Some(2)]), 2)), rolled_back(2, Some(1)));
+        assert_eq!(of(roll_back(table(&[None, Some(1)]), 1)), rolled_back(1, None));
         let emptied = table(&[Some(1)]).into_builder(None).remove_ref(MAIN_BRANCH).build().unwrap().metadata;
-        assert_eq!(find(&emptied).unwrap_err().kind(), Kind::Refused);
+        assert_eq!(of(emptied), rolled_back(1, None));
+    }
+
+    #[test]
+    fn a_rollback_is_noticed_where_history_was_cut() {
+        let of = |metadata| find(&metadata).unwrap();
+        let cut = |ids: &[i64]| expire(roll_back(table(&[Some(1), None, Some(2), Some(3)]), 2), ids);
+        assert_eq!(of(cut(&[4])), rolled_back(3, Some(1)), "an older marker is left");
+        assert_eq!(of(cut(&[1])), rolled_back(3, None), "the snapshot itself is left");
+        assert_eq!(of(cut(&[1, 4])), Found::Cut(marker(3, 1000)), "only the rows can tell");
     }
 
     #[test]
@@ -225,8 +253,8 @@ mod tests {
     }
 
     #[test]
-    fn a_table_that_others_filled_is_refused() {
-        assert_eq!(find(&table(&[None])).unwrap_err().kind(), Kind::Refused);
+    fn a_table_that_others_filled_is_told() {
+        assert_eq!(find(&table(&[None])).unwrap(), Found::Foreign);
     }
 
     #[test]

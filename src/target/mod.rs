@@ -15,7 +15,7 @@ use iceberg::table::Table;
 use iceberg::{ErrorKind, MetadataLocation, NamespaceIdent, Runtime, TableCreation, TableIdent};
 
 pub use self::catalog::{Catalog, Swap, SwapError};
-pub use self::history::{Fate, ancestors, fate};
+pub use self::history::{Fate, Rollback, ancestors, fate};
 use crate::config::{Table as TableConfig, TableName};
 use crate::cursor::CursorType;
 use crate::error::{Error, Kind, Result};
@@ -29,6 +29,19 @@ pub const MAX_SNAPSHOT_AGE_MS: (&str, i64) = ("history.expire.max-snapshot-age-m
 
 /// Fewer rows than this say little of how many bytes a row takes.
 const MEASURED_ROWS: u64 = 100_000;
+
+/// How far our commits have filled a table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Standing {
+    /// Not at all, and nobody else has.
+    Empty,
+    /// As this marker says.
+    Filled(Marker),
+    /// Our newest commit is gone.
+    RolledBack(Rollback),
+    /// Others have, and we have not.
+    Foreign,
+}
 
 /// A table as the catalog names it now.
 #[derive(Debug, Clone)]
@@ -56,17 +69,37 @@ impl Target {
         })
     }
 
-    /// Our newest marker, `None` before the first commit; refuses a rollback.
-    pub async fn marker(&self, file_io: &FileIO, name: &TableName) -> Result<Option<Marker>> {
-        match history::find(&self.metadata)? {
-            history::Found::None => Ok(None),
-            history::Found::Marker(marker) => Ok(Some(marker)),
-            history::Found::Cut(marker) => {
-                // P16: history was cut, so only the rows can tell whether our newest commit is still there.
-                let rows = self.count_rows(file_io, name, &marker).await?;
-                if rows < marker.rows { Err(history::rolled_back(&marker)) } else { Ok(Some(marker)) }
-            }
+    /// Loads the table again; metadata that is still the same is not read again.
+    pub async fn reload(&self, catalog: &Catalog, file_io: &FileIO, name: &TableName) -> Result<Self> {
+        match catalog.location(name)? {
+            Some(location) if location == self.metadata_location => Ok(self.clone()),
+            _ => Self::load_existing(catalog, file_io, name).await,
         }
+    }
+
+    /// Our newest marker, `None` before the first commit; refuses a rollback, and a table that others filled.
+    pub async fn marker(&self, file_io: &FileIO, name: &TableName) -> Result<Option<Marker>> {
+        match self.standing(file_io, name).await? {
+            Standing::Empty => Ok(None),
+            Standing::Filled(marker) => Ok(Some(marker)),
+            Standing::RolledBack(rollback) => Err(rollback.refuse()),
+            Standing::Foreign => Err(history::refuse_foreign()),
+        }
+    }
+
+    /// How far our commits have filled the table.
+    pub async fn standing(&self, file_io: &FileIO, name: &TableName) -> Result<Standing> {
+        Ok(match history::find(&self.metadata)? {
+            history::Found::None => Standing::Empty,
+            history::Found::Marker(marker) => Standing::Filled(marker),
+            history::Found::RolledBack(rollback) => Standing::RolledBack(rollback),
+            history::Found::Foreign => Standing::Foreign,
+            // P16: history was cut, so only the rows can tell whether our newest commit is still there.
+            history::Found::Cut(marker) => match self.count_rows(file_io, name, &marker).await? < marker.rows {
+                true => Standing::RolledBack(Rollback { lost: marker, left: None }),
+                false => Standing::Filled(marker),
+            },
+        })
     }
 
     /// Rows of the target in the window of `marker`.
