@@ -36,6 +36,11 @@ pub struct Window {
 }
 
 impl Window {
+    /// Whether a tick lies in it.
+    pub fn contains(self, tick: Tick) -> bool {
+        self.low.is_none_or(|low| tick >= low) && tick < self.high
+    }
+
     /// What lies in both this window and `[low, high)`.
     pub fn intersect(self, low: Tick, high: Tick) -> Self {
         Self { low: Some(self.low.map_or(low, |own| own.max(low))), high: self.high.min(high) }

@@ -2,24 +2,22 @@
 
 mod catalog;
 mod history;
+mod scan;
 
 use std::collections::HashMap;
 
-use futures::TryStreamExt;
-use iceberg::expr::Reference;
 use iceberg::io::FileIO;
 use iceberg::spec::{
-    Datum, FormatVersion, Schema, TableMetadata, TableMetadataBuilder, UnboundPartitionField, UnboundPartitionSpec,
+    FormatVersion, Schema, TableMetadata, TableMetadataBuilder, UnboundPartitionField, UnboundPartitionSpec,
 };
-use iceberg::table::Table;
-use iceberg::{ErrorKind, MetadataLocation, NamespaceIdent, Runtime, TableCreation, TableIdent};
+use iceberg::{ErrorKind, MetadataLocation, TableCreation};
 
 pub use self::catalog::{Catalog, Swap, SwapError};
 pub use self::history::{Fate, Rollback, ancestors, fate};
 use crate::config::{Table as TableConfig, TableName};
-use crate::cursor::CursorType;
 use crate::error::{Error, Kind, Result};
 use crate::partition::{Grain, PartitionBy};
+use crate::plan::Window;
 use crate::schema::{Column, iceberg_schema};
 use crate::storage::delete_own_file;
 use crate::watermark::Marker;
@@ -95,34 +93,15 @@ impl Target {
             history::Found::RolledBack(rollback) => Standing::RolledBack(rollback),
             history::Found::Foreign => Standing::Foreign,
             // P16: history was cut, so only the rows can tell whether our newest commit is still there.
-            history::Found::Cut(marker) => match self.count_rows(file_io, name, &marker).await? < marker.rows {
-                true => Standing::RolledBack(Rollback { lost: marker, left: None }),
-                false => Standing::Filled(marker),
-            },
+            history::Found::Cut(marker) => {
+                let (cursor, window) = (&marker.source.cursor, Window { low: marker.low, high: marker.high });
+                let days = Box::pin(self.histogram(file_io, name, cursor, window, cursor.kind.ticks_per_day())).await?;
+                match days.iter().map(|day| day.rows).sum::<u64>() < marker.rows {
+                    true => Standing::RolledBack(Rollback { lost: marker, left: None }),
+                    false => Standing::Filled(marker),
+                }
+            }
         })
-    }
-
-    /// Rows of the target in the window of `marker`.
-    async fn count_rows(&self, file_io: &FileIO, name: &TableName, marker: &Marker) -> Result<u64> {
-        let failed = |e| classify(e, format!("count the rows of `{name}`"));
-        let cursor = &marker.source.cursor;
-        let reference = || Reference::new(&cursor.name);
-        let mut window = reference().less_than(bound(cursor.kind, marker.high));
-        if let Some(low) = marker.low {
-            window = window.and(reference().greater_than_or_equal_to(bound(cursor.kind, low)));
-        }
-        let namespace = NamespaceIdent::from_strs(name.namespace.split('.')).map_err(failed)?;
-        let table = Table::builder()
-            .identifier(TableIdent::new(namespace, name.name.clone()))
-            .metadata(self.metadata.clone())
-            .metadata_location(self.metadata_location.clone())
-            .file_io(file_io.clone())
-            .runtime(Runtime::try_current().map_err(failed)?)
-            .build()
-            .map_err(failed)?;
-        let scan = table.scan().select([&cursor.name]).with_filter(window).build().map_err(failed)?;
-        let batches = scan.to_arrow().await.map_err(failed)?;
-        batches.map_err(failed).try_fold(0, |rows, batch| async move { Ok(rows + batch.num_rows() as u64) }).await
     }
 
     /// Bytes and rows of the table's data files, as its newest snapshot says; `None` where it does not say, or where they are so few that
@@ -157,14 +136,6 @@ impl Target {
         }
         Err(Error::refused(format!("the target has Iceberg format {}", self.metadata.format_version()))
             .hint("this version writes format v2"))
-    }
-}
-
-/// A tick as the value that the target's column holds.
-fn bound(kind: CursorType, tick: i64) -> Datum {
-    match kind {
-        CursorType::Date => Datum::date(i32::try_from(tick).unwrap_or(i32::MAX)),
-        _ => Datum::timestamptz_micros(kind.micros_at(tick).unwrap_or(i64::MAX)),
     }
 }
 
