@@ -115,6 +115,31 @@ pub struct Run {
 pub enum Watermark {
     /// Show watermark, lag and the last pass of each table
     Show(Show),
+    /// Put the watermark of a table forward, take over a table that others filled, or keep a rollback
+    Reset(Reset),
+}
+
+/// Options of `watermark reset`.
+///
+/// Rows of the source between the old watermark and the new one never leave: the command says how many they are and asks. It is a commit of
+/// its own, without rows, so that it is seen by every other pass.
+#[derive(Debug, Args)]
+pub struct Reset {
+    /// The table: the target (cold.trades) or, where unambiguous, the source
+    #[arg(long, value_name = "T")]
+    pub table: String,
+    /// Where the watermark shall be (RFC 3339, or a date); rows at or above it are offloaded by later passes
+    #[arg(long, value_name = "TIMESTAMP", value_parser = parse_instant, required_unless_present = "to_earliest", conflicts_with = "to_earliest")]
+    pub to: Option<DateTime<Utc>>,
+    /// Before the first row of the source
+    #[arg(long)]
+    pub to_earliest: bool,
+    /// Say what would be skipped, change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
 }
 
 /// Options of `watermark show`.

@@ -99,7 +99,7 @@ impl Histogram {
 }
 
 /// The next finer width: hours, minutes, seconds, then decimal digits of the second, down to one tick.
-fn finer(cursor: CursorType, width: Tick) -> Option<Tick> {
+pub fn finer(cursor: CursorType, width: Tick) -> Option<Tick> {
     let day = cursor.ticks_per_day();
     let factor = match day.checked_div(width)? {
         1 => 24,

@@ -1,12 +1,12 @@
 //! Facts -> text or JSON on stdout. No other module prints results.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
 use indicatif::{HumanBytes, HumanCount};
 use serde::Serialize;
 
 use crate::cli::Format;
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, Result};
 
 /// An error, as the JSON contract has it.
 #[derive(Debug, Clone, Serialize)]
@@ -197,6 +197,37 @@ pub struct InitReport {
     pub tables: Vec<InitTable>,
 }
 
+/// What became of a reset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ResetStatus {
+    /// It was committed.
+    Reset,
+    /// `--dry-run`: it would be.
+    Planned,
+    /// There was nothing to do, or the answer was no.
+    Unchanged,
+}
+
+/// The document of `watermark reset`.
+#[derive(Debug, Clone, Serialize)]
+pub struct ResetReport {
+    /// Source table.
+    pub source: String,
+    /// Target table.
+    pub target: String,
+    /// What was done.
+    pub status: ResetStatus,
+    /// Where the watermark was; null where nothing had left.
+    pub from: Option<String>,
+    /// Where it was put; null with `--to-earliest` where nothing had left.
+    pub to: Option<String>,
+    /// Rows of the source between both: no pass offloads them.
+    pub rows_skipped: u64,
+    /// The commit's snapshot.
+    pub snapshot_id: Option<i64>,
+}
+
 /// A document that people can read too.
 pub trait Report: Serialize {
     /// Its lines for people.
@@ -219,6 +250,18 @@ pub fn print(report: &impl Report, format: Format) {
             }
         }
     }
+}
+
+/// Asks on the terminal whether a reset shall be made.
+pub fn confirm(reset: &ResetReport) -> Result<bool> {
+    if !io::stdin().is_terminal() {
+        return Err(Error::new(Kind::Config, format!("{}, and stdin is no terminal to ask on", reset.what()))
+            .hint("look at it with --dry-run, then confirm it with --yes"));
+    }
+    let _ = write!(io::stderr(), "{}. They stay in the source until its TTL. Go on? [y/N] ", reset.what());
+    let mut answer = String::new();
+    let read = io::stdin().read_line(&mut answer);
+    Ok(read.is_ok() && ["y", "yes"].contains(&answer.trim().to_lowercase().as_str()))
 }
 
 /// Prints why the process ends, on stderr.
@@ -301,6 +344,33 @@ impl Report for WatermarkReport {
 
     fn errors(&self) -> Vec<(&str, &ErrorReport)> {
         self.tables.iter().filter_map(|table| Some((table.target.as_str(), table.error.as_ref()?))).collect()
+    }
+}
+
+impl ResetReport {
+    fn what(&self) -> String {
+        let from = self.from.as_deref().unwrap_or("the beginning");
+        format!(
+            "{}: from {from} to {} skips {} source rows, which no pass will offload",
+            self.target,
+            or_dash(&self.to),
+            HumanCount(self.rows_skipped)
+        )
+    }
+}
+
+impl Report for ResetReport {
+    fn lines(&self) -> Vec<String> {
+        let status = match self.status {
+            ResetStatus::Reset => "done",
+            ResetStatus::Planned => "not done, only planned",
+            ResetStatus::Unchanged => "nothing was changed",
+        };
+        vec![format!("{}; {status}", self.what())]
+    }
+
+    fn errors(&self) -> Vec<(&str, &ErrorReport)> {
+        Vec::new()
     }
 }
 

@@ -60,26 +60,27 @@ impl Situation<'_> {
         }
     }
 
-    /// Whether, and how, the watermark may be put to `to`.
+    /// Whether, and how, the watermark may be put to `to`; [`Tick::MIN`] is before all rows.
     pub fn plan(&self, to: Tick) -> Result<Reset> {
-        let time = |tick| self.source.cursor.kind.format(tick);
+        let time = |tick| match tick {
+            Tick::MIN => "the beginning".to_owned(),
+            tick => self.source.cursor.kind.format(tick),
+        };
         if let Some(marker) = self.marker() {
             marker.check_identity(self.source)?;
         }
         if to > self.now {
-            return Err(Error::new(
-                Kind::Config,
-                format!("{} lies in the source's future ({})", time(to), time(self.now)),
-            )
-            .hint("rows that come until then would be skipped unseen; choose a time that has passed"));
+            let message = format!("{} lies in the source's future (it is {} there)", time(to), time(self.now));
+            return Err(Error::new(Kind::Config, message)
+                .hint("rows that come until then would be skipped unseen; choose a time that has passed"));
         }
         let from = self.filled_to();
         if let Some(from) = from.filter(|from| to < *from) {
             return Err(match self.marker() {
                 Some(_) => Error::refused(format!("{} lies below the watermark {}", time(to), time(from)))
-                    .hint("going back needs a merge, which this version does not have: it would double rows; nothing was changed"),
+                    .hint("going back takes a merge, without which rows are doubled; this version cannot merge"),
                 None => Error::refused(format!("the target itself holds rows up to {}", time(from.saturating_sub(1))))
-                    .hint("choose a later time: without a merge rows below it would be doubled"),
+                    .hint("choose a later time: rows that leave from below it are doubled"),
             });
         }
         let before = self.marker().map(|marker| marker.skipped.as_slice()).unwrap_or_default();

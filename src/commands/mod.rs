@@ -1,6 +1,7 @@
 //! One file per subcommand: build the clients, call the core, hand facts to [`crate::report`].
 
 mod init_tables;
+mod reset;
 mod run;
 mod watermark;
 
@@ -16,6 +17,7 @@ pub async fn dispatch(cli: &Cli, telemetry: &Telemetry) -> Result<u8> {
         Command::InitTables(args) => init_tables::execute(&config, args, cli.format).await,
         Command::Run(args) => run::execute(&config, args, cli.format, telemetry).await,
         Command::Watermark(Watermark::Show(args)) => watermark::show(&config, args, cli.format).await,
+        Command::Watermark(Watermark::Reset(args)) => reset::execute(&config, args, cli.format).await,
     }
 }
 

@@ -19,7 +19,7 @@ use super::{Target, classify};
 use crate::config::TableName;
 use crate::cursor::{Cursor, CursorType, Tick};
 use crate::error::{Error, Kind, Result};
-use crate::histogram::Bucket;
+use crate::histogram::{Bucket, finer};
 use crate::plan::Window;
 
 impl Target {
@@ -59,6 +59,17 @@ impl Target {
             }
         }
         Ok(buckets.into_iter().map(|(low, rows)| Bucket { low, width, rows }).collect())
+    }
+
+    /// Largest cursor of all rows, whoever wrote them; `None` where there are none.
+    pub async fn largest(&self, file_io: &FileIO, name: &TableName, cursor: &Cursor) -> Result<Option<Tick>> {
+        let mut window = Window { low: None, high: Tick::MAX };
+        let widths = std::iter::successors(Some(cursor.kind.ticks_per_day()), |width| finer(cursor.kind, *width));
+        for width in widths {
+            let Some(last) = self.histogram(file_io, name, cursor, window, width).await?.pop() else { return Ok(None) };
+            window = Window { low: Some(last.low), high: last.high() };
+        }
+        Ok(window.low)
     }
 
     fn scan(

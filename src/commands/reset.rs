@@ -1,0 +1,81 @@
+//! `watermark reset`: one commit without rows that puts the watermark elsewhere.
+
+use uuid::Uuid;
+
+use super::select;
+use crate::cli::{Format, Reset, Tables};
+use crate::commit::{self, Base, Commit, Failure};
+use crate::config::{Config, Table};
+use crate::cursor::Tick;
+use crate::error::Result;
+use crate::guard::Guard;
+use crate::report::{self, ResetReport, ResetStatus};
+use crate::reset::{Situation, needs_largest};
+use crate::source::Server;
+use crate::storage::local_file_io;
+use crate::target::{Catalog, Target};
+use crate::watermark::SourceIdentity;
+
+pub async fn execute(config: &Config, args: &Reset, format: Format) -> Result<u8> {
+    let run_id = Uuid::now_v7().simple().to_string();
+    for table in select(config, &Tables { tables: vec![args.table.clone()] })? {
+        let report = Box::pin(reset(config, table, args, &run_id)).await?;
+        report::print(&report, format);
+    }
+    Ok(0)
+}
+
+async fn reset(config: &Config, table: &Table, args: &Reset, run_id: &str) -> Result<ResetReport> {
+    let mut catalog = Catalog::open(&config.catalog)?;
+    let _guard = if args.dry_run { None } else { Some(Guard::acquire(&config.catalog, &table.target, run_id)?) };
+    let file_io = local_file_io();
+    let target = Target::load_existing(&catalog, &file_io, &table.target).await?;
+    let standing = target.standing(&file_io, &table.target).await?;
+
+    let server = Server::connect(&config.clickhouse, run_id).await?;
+    let source = server.open(&config.clickhouse.database, &table.source).await?;
+    let cursor = source.cursor(&table.cursor)?;
+    let largest = match needs_largest(&standing) {
+        true => target.largest(&file_io, &table.target, &cursor).await?,
+        false => None,
+    };
+    let identity = SourceIdentity { id: table.source_id.clone(), uuid: source.uuid, cursor };
+    let kind = identity.cursor.kind;
+    let now = kind.tick_at(server.clock_micros().await?);
+    let situation = Situation { standing: &standing, largest, source: &identity, now };
+    let time = |tick| kind.format(tick);
+    let mut report = ResetReport {
+        source: table.source.clone(),
+        target: table.target.to_string(),
+        status: ResetStatus::Unchanged,
+        from: situation.filled_to().map(time),
+        to: None,
+        rows_skipped: 0,
+        snapshot_id: None,
+    };
+    let to = match args.to {
+        Some(to) => kind.tick_from(to.timestamp_micros()),
+        // Nothing has left, so that the next pass begins with the first row anyway.
+        None if report.from.is_none() => return Ok(report),
+        None => Tick::MIN,
+    };
+    let plan = situation.plan(to)?;
+    let skipped = source.count(&identity.cursor, plan.window(), &[], 1).await?;
+    report.rows_skipped = skipped.iter().map(|partition| partition.rows).sum();
+    report.to = Some(time(plan.to));
+    report.status = ResetStatus::Planned;
+    if args.dry_run {
+        return Ok(report);
+    }
+    if !args.yes && !report::confirm(&report)? {
+        return Ok(ResetReport { status: ResetStatus::Unchanged, ..report });
+    }
+    let marker = plan.marker(report.rows_skipped);
+    // The very snapshot: where the watermark may be depends on all rows that are there.
+    let commit = Commit { name: &table.target, planned_on: &target, base: Base::Snapshot, marker: &marker, files: &[] };
+    let snapshot_id = match Box::pin(commit::commit(&mut catalog, &file_io, &commit)).await {
+        Ok(snapshot_id) => snapshot_id,
+        Err(Failure::Rejected(error) | Failure::Undecided(error)) => return Err(error),
+    };
+    Ok(ResetReport { status: ResetStatus::Reset, snapshot_id: Some(snapshot_id), ..report })
+}
