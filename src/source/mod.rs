@@ -6,6 +6,7 @@
 mod errors;
 mod settings;
 mod sql;
+mod ttl;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -61,6 +62,8 @@ pub struct Source<'a> {
     pub columns: Vec<Column>,
     /// Its UUID, nil where the engine has none.
     pub uuid: Uuid,
+    /// When a row expires, as SQL over the raw columns: seconds since 1970, null where it never does; `None` for a table without TTL.
+    pub ttl: Option<String>,
 }
 
 /// What a plan needs to know of a source. Ticks are the cursor's.
@@ -109,8 +112,9 @@ struct DescribeRow {
 }
 
 #[derive(Row, Deserialize)]
-struct UuidRow {
+struct DefinitionRow {
     uuid: String,
+    engine_full: String,
 }
 
 #[derive(Row, Deserialize)]
@@ -262,7 +266,7 @@ impl Server {
         Ok(row.clock_micros)
     }
 
-    /// Opens a table of `database`: its columns, mapped, and its UUID.
+    /// Opens a table of `database`: its columns, mapped, its UUID and its TTL.
     pub async fn open(&self, database: &str, table: &str) -> Result<Source<'_>> {
         let quoted = sql::table(database, table);
         self.open_quoted(database, table, &quoted).await.map_err(|e| e.context(format!("open source {quoted}")))
@@ -274,16 +278,17 @@ impl Server {
         let stored = rows.into_iter().filter(|row| !matches!(row.default_type.as_str(), "ALIAS" | "EPHEMERAL"));
         let columns: Vec<Column> = stored.map(|row| Column::map(&row.name, &row.r#type)).collect::<Result<_>>()?;
         refuse_names_that_differ_by_case(&columns)?;
-        let query = sql::uuid(database, table);
-        let uuid: Vec<UuidRow> = self.fetch(&query, "uuid").await?;
-        let uuid = uuid.first().and_then(|row| Uuid::parse_str(&row.uuid).ok()).unwrap_or_default();
+        let definition: Vec<DefinitionRow> = self.fetch(&sql::definition(database, table), "definition").await?;
+        let definition = definition.first();
+        let uuid = definition.and_then(|row| Uuid::parse_str(&row.uuid).ok()).unwrap_or_default();
+        let ttl = definition.and_then(|row| ttl::expiry(&row.engine_full));
         let relation = sql::Relation {
             database: database.to_owned(),
             name: table.to_owned(),
             table: quoted.to_owned(),
             host: self.host.clone(),
         };
-        Ok(Source { server: self, relation, name: table.to_owned(), columns, uuid })
+        Ok(Source { server: self, relation, name: table.to_owned(), columns, uuid, ttl })
     }
 }
 

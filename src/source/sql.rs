@@ -41,10 +41,13 @@ pub fn table(database: &str, table: &str) -> String {
     format!("{}.{}", identifier(database), identifier(table))
 }
 
-/// The UUID of a table.
-pub fn uuid(database: &str, table: &str) -> String {
-    let (database, table) = (string(database), string(table));
-    format!("SELECT toString(uuid) AS uuid FROM system.tables WHERE database = {database} AND name = {table}")
+/// UUID and engine of a table, the latter with all its clauses.
+pub fn definition(database: &str, table: &str) -> String {
+    format!(
+        "SELECT toString(uuid) AS uuid, engine_full FROM system.tables WHERE database = {} AND name = {}",
+        string(database),
+        string(table)
+    )
 }
 
 /// A source as the queries name it.
