@@ -11,6 +11,7 @@
 //! | [`chunk`] | one chunk on its way: counted, streamed into files, checked |
 //! | [`progress`] | what a pass has done so far, and its report |
 //! | [`plan`], [`histogram`], [`watermark`], [`cursor`], [`partition`], [`schema`] | values and decisions: pure, synchronous, property-tested |
+//! | [`ttl`] | alarms about rows that the source drops before they leave |
 //! | [`source`] | the only user of ClickHouse |
 //! | [`mod@write`] | Parquet streams -> data files: bytes pass through, the footer gets field ids |
 //! | [`target`] | catalog and read side of the Iceberg table |
@@ -45,5 +46,6 @@ pub mod stop;
 pub mod storage;
 pub mod target;
 pub mod telemetry;
+pub mod ttl;
 pub mod watermark;
 pub mod write;

@@ -1,6 +1,7 @@
 //! Facts -> text or JSON on stdout. No other module prints results.
 
 use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
 
 use indicatif::{HumanBytes, HumanCount};
 use serde::Serialize;
@@ -136,10 +137,14 @@ pub struct WatermarkTable {
     pub checked_to: Option<String>,
     /// Seconds between what a pass could have looked at by now and `checked_to`; null where nothing has left or the source is down.
     pub lag_seconds: Option<i64>,
-    /// Null: this version does not read the source's TTL.
+    /// Seconds until the source's TTL deletes the first row that has not left, below 0 where it may already; null where it deletes none.
     pub ttl_seconds_left: Option<i64>,
     /// End of the last pass that succeeded.
     pub last_success_at: Option<String>,
+    /// Start of the last pass that moved rows; null where none did in the 90 days that are remembered.
+    pub last_offload_at: Option<String>,
+    /// How many rows it moved.
+    pub last_offload_rows: Option<i64>,
     /// Duration of the last pass.
     pub last_duration_ms: Option<i64>,
     /// Failures since the last success.
@@ -269,6 +274,11 @@ pub fn print_error(error: &Error) {
     let _ = writeln!(io::stderr(), "k2-offload: {error}\nhint: {}", error.hint_text());
 }
 
+/// A number of seconds, without its sign.
+fn span(seconds: i64) -> String {
+    humantime::format_duration(Duration::from_secs(seconds.unsigned_abs())).to_string()
+}
+
 fn or_dash(text: &Option<String>) -> &str {
     text.as_deref().unwrap_or("-")
 }
@@ -301,6 +311,13 @@ impl RunTable {
             ),
             RunStatus::Nothing => format!("nothing new up to {}", or_dash(&self.checked_to)),
             RunStatus::Skipped => "skipped".to_owned(),
+            RunStatus::Failed if self.chunks > 0 => {
+                format!(
+                    "failed, but offloaded {} rows, watermark {}",
+                    HumanCount(self.rows_written),
+                    or_dash(&self.watermark)
+                )
+            }
             RunStatus::Failed => "failed".to_owned(),
             RunStatus::Planned => format!(
                 "would offload {} rows in {} commit(s)",
@@ -324,11 +341,14 @@ impl RunTable {
 impl Report for WatermarkReport {
     fn lines(&self) -> Vec<String> {
         let lines = self.tables.iter().flat_map(|table| {
-            let lag = table.lag_seconds.map_or("-".to_owned(), |seconds| {
-                humantime::format_duration(std::time::Duration::from_secs(seconds.unsigned_abs())).to_string()
-            });
+            let lag = table.lag_seconds.map_or("-".to_owned(), span);
+            let expiry = match table.ttl_seconds_left {
+                Some(left @ 0..) => format!(", first expiry in {}", span(left)),
+                Some(left) => format!(", first expiry {} ago", span(left)),
+                None => String::new(),
+            };
             let mut lines = vec![format!(
-                "{}: {}, watermark {}, checked to {}, lag {lag}, last success {}, failures {}",
+                "{}: {}, watermark {}, checked to {}, lag {lag}{expiry}, last success {}, failures {}",
                 table.target,
                 table.status,
                 or_dash(&table.watermark),
@@ -336,6 +356,13 @@ impl Report for WatermarkReport {
                 or_dash(&table.last_success_at),
                 table.failure_count
             )];
+            lines.extend(
+                table
+                    .last_offload_at
+                    .iter()
+                    .zip(table.last_offload_rows)
+                    .map(|(at, rows)| format!("  last rows: {} at {at}", HumanCount(rows.unsigned_abs()))),
+            );
             lines.extend(table.last_error.iter().map(|error| format!("  last error: {error}")));
             lines
         });

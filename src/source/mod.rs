@@ -73,8 +73,14 @@ pub struct Facts {
     pub clock_micros: i64,
     /// Largest cursor that is not in the future.
     pub newest: Option<Tick>,
+    /// Smallest cursor that is not in the future.
+    pub oldest: Option<Tick>,
     /// Rows whose cursor is in the future.
     pub future: u64,
+    /// When the first of the rows expires, seconds since 1970; `None` without rows that do.
+    pub expires_at_seconds: Option<i64>,
+    /// The shortest time, in seconds, that the TTL leaves a row after its cursor's.
+    pub lifetime_seconds: Option<i64>,
 }
 
 /// A SELECT whose answer is a Parquet file.
@@ -121,8 +127,11 @@ struct DefinitionRow {
 struct FactsRow {
     clock_micros: i64,
     newest: Option<i64>,
+    oldest: Option<i64>,
     future: u64,
     nulls: u64,
+    expires_at_seconds: Option<i64>,
+    lifetime_seconds: Option<i64>,
 }
 
 /// The state of a table's mutations.
@@ -338,15 +347,34 @@ impl Source<'_> {
         self.columns.iter().any(|column| column.name == cursor.name && column.nullable)
     }
 
-    /// Reads clock and bounds, and refuses null cursors: they are in no window (protocol.md P5).
+    /// Reads clock, bounds and expiry of the rows from `low` on, and refuses null cursors: they are in no window (protocol.md P5).
     pub async fn facts(&self, cursor: &Cursor, low: Option<Tick>) -> Result<Facts> {
-        let query = self.relation.facts(cursor, self.is_nullable(cursor), low);
-        let row: FactsRow = self.server.fetch_one(&query, &self.what("facts")).await?;
+        let row = match self.ask_facts(cursor, low, self.ttl.as_deref()).await {
+            // The TTL may name what is gone, or what we may not read. It only feeds warnings, so it must not hold the rows back.
+            Err(error) if self.ttl.is_some() && !error.kind().policy().retry => {
+                let row = self.ask_facts(cursor, low, None).await?;
+                tracing::warn!(table = self.relation.table, %error, "cannot evaluate the source's TTL, going on without it");
+                row
+            }
+            row => row?,
+        };
         if row.nulls > 0 {
             return Err(Error::refused(format!("cursor `{}` is null in {} rows", cursor.name, row.nulls))
                 .hint("no window ever holds them; choose a cursor without nulls, or delete or fill these rows"));
         }
-        Ok(Facts { clock_micros: row.clock_micros, newest: row.newest, future: row.future })
+        Ok(Facts {
+            clock_micros: row.clock_micros,
+            newest: row.newest,
+            oldest: row.oldest,
+            future: row.future,
+            expires_at_seconds: row.expires_at_seconds,
+            lifetime_seconds: row.lifetime_seconds,
+        })
+    }
+
+    async fn ask_facts(&self, cursor: &Cursor, low: Option<Tick>, ttl: Option<&str>) -> Result<FactsRow> {
+        let query = self.relation.facts(cursor, self.is_nullable(cursor), low, ttl);
+        self.server.fetch_one(&query, &self.what("facts")).await
     }
 
     /// The mutations of the table: an ALTER that moves a row between two SELECTs would lose or double it (P8).

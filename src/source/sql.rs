@@ -26,6 +26,9 @@ pub const VALUE_KEY: &str = "=";
 /// The server's clock, microseconds since 1970.
 pub const CLOCK_MICROS: &str = "toInt64(toUnixTimestamp64Micro(now64(6, 'UTC')))";
 
+/// Seconds that nobody knows.
+const NO_SECONDS: &str = "CAST(NULL, 'Nullable(Int64)')";
+
 /// A quoted identifier.
 pub fn identifier(name: &str) -> String {
     format!("`{}`", name.replace('\\', "\\\\").replace('`', "\\`"))
@@ -84,8 +87,8 @@ impl Relation {
         )
     }
 
-    /// Clock, newest row, rows from the future and null cursors, in ticks; one row.
-    pub fn facts(&self, cursor: &Cursor, nullable: bool, low: Option<Tick>) -> String {
+    /// Clock, newest and oldest row, rows from the future and null cursors, in ticks, and what `ttl` says of the rows, in seconds; one row.
+    pub fn facts(&self, cursor: &Cursor, nullable: bool, low: Option<Tick>, ttl: Option<&str>) -> String {
         let column = identifier(&cursor.name);
         let mut filter = low.map_or("1".to_owned(), |low| format!("{column} >= {}", literal(low, cursor.kind)));
         if nullable {
@@ -93,13 +96,19 @@ impl Relation {
         }
         let tick = ticks("k2_cursor", cursor.kind);
         let now = tick_of_now(cursor.kind);
+        let present = format!("ifNull({tick} <= {now}, 0)");
+        // A row that had expired before its own time says nothing about how long rows live.
+        let lifetime = format!("k2_expires - {}", seconds(&tick, cursor.kind));
         format!(
             "SELECT {CLOCK_MICROS} AS clock_micros, \
-             maxOrNullIf(assumeNotNull({tick}), ifNull({tick} <= {now}, 0)) AS newest, \
+             maxOrNullIf(assumeNotNull({tick}), {present}) AS newest, \
+             minOrNullIf(assumeNotNull({tick}), {present}) AS oldest, \
              toUInt64(countIf(ifNull({tick} > {now}, 0))) AS future, \
-             toUInt64(countIf(isNull(k2_cursor))) AS nulls \
+             toUInt64(countIf(isNull(k2_cursor))) AS nulls, \
+             minOrNull(k2_expires) AS expires_at_seconds, \
+             minOrNullIf({lifetime}, {present} AND ifNull({lifetime} > 0, 0)) AS lifetime_seconds \
              FROM ({})",
-            self.rows(&format!("{column} AS k2_cursor"), &filter)
+            self.rows(&format!("{column} AS k2_cursor, {} AS k2_expires", ttl.unwrap_or(NO_SECONDS)), &filter)
         )
     }
 
@@ -270,6 +279,15 @@ fn ticks(column: &str, kind: CursorType) -> String {
     }
 }
 
+/// Ticks as whole seconds.
+fn seconds(ticks: &str, kind: CursorType) -> String {
+    match kind {
+        CursorType::Date => format!("{ticks} * 86400"),
+        CursorType::DateTime => ticks.to_owned(),
+        CursorType::DateTime64 { scale } => format!("intDiv({ticks}, toInt64({}))", 10_i64.pow(u32::from(scale))),
+    }
+}
+
 /// The server's clock in ticks.
 fn tick_of_now(kind: CursorType) -> String {
     match kind {
@@ -366,9 +384,8 @@ mod tests {
                 assert!(sql.contains(&filter), "{sql}");
                 assert!(!sql.split_once(&filter).unwrap().0.split("FROM").last().unwrap().contains("count"), "{sql}");
             }
-            assert!(
-                relation().facts(&cursor, false, None).contains(&format!("(SELECT `{name}` AS k2_cursor FROM `d`.`t`"))
-            );
+            let raw = format!("(SELECT `{name}` AS k2_cursor, `rows` + 1 AS k2_expires FROM `d`.`t`");
+            assert!(relation().facts(&cursor, false, None, Some("`rows` + 1")).contains(&raw));
         }
     }
 
