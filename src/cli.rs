@@ -12,7 +12,8 @@ Exit codes:
   0        done, or nothing to do
   1        failed; the next pass may succeed by itself (server down, query cut, conflict, disk full)
   2        usage or configuration (misspelt key, wrong password, missing table or cursor)
-  3        a person is needed (value or type refused, missing target, rollback, lag over --max-lag)
+  3        a person is needed (value or type refused, missing target, rollback, lag over --max-lag,
+           rows lost to the source's TTL)
   4        skipped: another pass holds the lock
   143 130  stopped by SIGTERM, SIGINT, after cleaning up
 Over several tables the worst one counts: 3, then 2, 1, 4, 0.";
@@ -113,7 +114,7 @@ pub struct Run {
 /// Subcommands of `watermark`.
 #[derive(Debug, Subcommand)]
 pub enum Watermark {
-    /// Show watermark, lag and the last pass of each table
+    /// Show watermark, lag, time left by the source's TTL, and the last passes of each table
     Show(Show),
     /// Put the watermark of a table forward, take over a table that others filled, or keep a rollback
     Reset(Reset),

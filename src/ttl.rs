@@ -54,7 +54,7 @@ fn is_short(seconds_left: i64, margin: Duration) -> bool {
 }
 
 /// The range of which nobody looked at the rows while they existed: from `looked_to` to the oldest row that is there, where a row at
-/// `looked_to` would have expired by now even if it had lived as short as the shortest-lived of those that are there.
+/// `looked_to` that lived as long as that one would have expired by now.
 pub fn lost(cursor: CursorType, looked_to: Option<Tick>, facts: &Facts) -> Option<Window> {
     let (from, oldest, lifetime) = (looked_to?, facts.oldest?, facts.lifetime_seconds?);
     let expired_at = cursor.micros_at(from)?.saturating_add(lifetime.saturating_mul(MICROS_PER_SECOND));

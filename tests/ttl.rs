@@ -229,6 +229,18 @@ fn a_stalled_offload_whose_rows_are_all_there_is_no_loss() {
 }
 
 #[test]
+fn a_backfill_that_takes_several_passes_is_no_loss() {
+    let case = expiring("backfill");
+    for age in ["40 DAY", "30 DAY", "1 HOUR"] {
+        trades(&case, age, "1 HOUR");
+    }
+    let until = case.sql("SELECT toDate(now() - INTERVAL 35 DAY)");
+    case.run(&["run", "--until", &until]).expect(0);
+    assert_eq!(case.pass_one()["rows_written"], 20);
+    case.target("trades").holds_all("trades");
+}
+
+#[test]
 fn a_quiet_table_does_not_alarm_as_long_as_passes_look_at_it() {
     let case = expiring("quiet");
     trades(&case, "40 DAY", "1 HOUR");

@@ -79,7 +79,7 @@ pub struct Facts {
     pub future: u64,
     /// When the first of the rows expires, seconds since 1970; `None` without rows that do.
     pub expires_at_seconds: Option<i64>,
-    /// The shortest time, in seconds, that the TTL leaves a row after its cursor's.
+    /// How long, in seconds after its cursor, the TTL lets the oldest row live that expires.
     pub lifetime_seconds: Option<i64>,
 }
 

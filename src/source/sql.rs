@@ -97,7 +97,8 @@ impl Relation {
         let tick = ticks("k2_cursor", cursor.kind);
         let now = tick_of_now(cursor.kind);
         let present = format!("ifNull({tick} <= {now}, 0)");
-        // A row that had expired before its own time says nothing about how long rows live.
+        // Rows of a backfill live longer than live ones, so that the oldest row tells how long those beside it lived; one that had
+        // expired before its own time tells nothing.
         let lifetime = format!("k2_expires - {}", seconds(&tick, cursor.kind));
         format!(
             "SELECT {CLOCK_MICROS} AS clock_micros, \
@@ -106,7 +107,7 @@ impl Relation {
              toUInt64(countIf(ifNull({tick} > {now}, 0))) AS future, \
              toUInt64(countIf(isNull(k2_cursor))) AS nulls, \
              minOrNull(k2_expires) AS expires_at_seconds, \
-             minOrNullIf({lifetime}, {present} AND ifNull({lifetime} > 0, 0)) AS lifetime_seconds \
+             argMinOrNullIf({lifetime}, {tick}, {present} AND ifNull({lifetime} > 0, 0)) AS lifetime_seconds \
              FROM ({})",
             self.rows(&format!("{column} AS k2_cursor, {} AS k2_expires", ttl.unwrap_or(NO_SECONDS)), &filter)
         )
