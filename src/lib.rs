@@ -14,6 +14,7 @@
 //! | [`ttl`] | alarms about rows that the source drops before they leave |
 //! | [`source`] | the only user of ClickHouse |
 //! | [`mod@write`] | Parquet streams -> data files: bytes pass through, the footer gets field ids |
+//! | [`audit`] | what the counts of both sides say, hour by hour: pure |
 //! | [`target`] | catalog and read side of the Iceberg table |
 //! | [`commit`] | the only changer of a target: the exactly-once argument in one file |
 //! | [`guard`], [`storage`], [`state`] | lock, durable files, cache |
@@ -23,6 +24,7 @@
 //! watermark together; it compares the commit-id that it was planned on; unknown is not failed; the marker survives expiry; windows are half-open and bounded by
 //! the source's clock; what does not fit is refused by name; memory is bounded; durable comes before visible.
 
+pub mod audit;
 pub mod chunk;
 pub mod cli;
 pub mod commands;

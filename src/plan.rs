@@ -43,6 +43,11 @@ impl Window {
         self.low.is_none_or(|low| tick >= low) && tick < self.high
     }
 
+    /// Whether no tick lies in it.
+    pub fn is_empty(self) -> bool {
+        self.low.unwrap_or(Tick::MIN) >= self.high
+    }
+
     /// What lies in both this window and `[low, high)`.
     pub fn intersect(self, low: Tick, high: Tick) -> Self {
         Self { low: Some(self.low.map_or(low, |own| own.max(low))), high: self.high.min(high) }

@@ -156,6 +156,11 @@ struct BucketRow {
 }
 
 #[derive(Row, Deserialize)]
+struct LifetimeRow {
+    micros: Option<i64>,
+}
+
+#[derive(Row, Deserialize)]
 struct PartitionRow {
     key: Vec<String>,
     rows: u64,
@@ -394,6 +399,14 @@ impl Source<'_> {
         let query = self.relation.histogram(cursor, window, &predicates(fields, values)?, width);
         let rows: Vec<BucketRow> = self.server.fetch(&query, &self.what("histogram")).await?;
         Ok(rows.into_iter().map(|row| Bucket { low: row.low, width, rows: row.rows }).collect())
+    }
+
+    /// The shortest time from the cursor of a row of the window to its expiry, in microseconds; `None` where none of them expires.
+    pub async fn shortest_lifetime(&self, cursor: &Cursor, window: Window) -> Result<Option<i64>> {
+        let Some(expiry) = &self.ttl else { return Ok(None) };
+        let query = self.relation.shortest_lifetime(cursor, window, expiry);
+        let row: LifetimeRow = self.server.fetch_one(&query, &self.what("lifetime")).await?;
+        Ok(row.micros)
     }
 
     /// About how many bytes of Parquet, and rows, the table's parts are; none for views, tables without parts, and users who may not see them.

@@ -131,6 +131,19 @@ impl Relation {
         )
     }
 
+    /// The shortest time from the cursor of a row to its expiry, in microseconds; null where no row of the window expires.
+    pub fn shortest_lifetime(&self, cursor: &Cursor, window: Window, expiry: &str) -> String {
+        format!(
+            "SELECT minOrNull(k2_expiry * 1000000 - {} * {}) AS micros FROM ({})",
+            ticks("k2_cursor", cursor.kind),
+            cursor.kind.micros(),
+            self.rows(
+                &format!("{} AS k2_cursor, {expiry} AS k2_expiry", identifier(&cursor.name)),
+                &within(cursor, window)
+            )
+        )
+    }
+
     /// Compressed bytes and rows of the table's parts.
     pub fn size(&self) -> String {
         format!(

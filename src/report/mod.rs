@@ -1,11 +1,14 @@
 //! Facts -> text or JSON on stdout. No other module prints results.
 
+mod audit;
+
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use indicatif::{HumanBytes, HumanCount};
 use serde::Serialize;
 
+pub use self::audit::{AuditBucket, AuditReport, AuditTable};
 use crate::cli::Format;
 use crate::error::{Error, Kind, Result};
 
