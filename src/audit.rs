@@ -37,7 +37,7 @@ impl fmt::Display for Verdict {
             Self::Equal => "equal",
             Self::Missing => "missing",
             Self::Extra => "extra",
-            Self::ExpiredInSource => "expired in source",
+            Self::ExpiredInSource => "expired_in_source",
             Self::Skipped => "skipped",
         })
     }

@@ -19,12 +19,12 @@ Exit codes:
 Over several tables the worst one counts: 3, then 2, 1, 4, 0.";
 
 const VERDICTS: &str = "\
-Verdicts, by the numbers of rows:
-  equal              the same
-  missing            the source has more, for example rows that came late: exit code 3
-  extra              the target has more, rows that left the source or that others wrote: exit code 3
-  expired in source  the target has more, and the source's TTL explains it
-  skipped            left out on purpose, by start_at or a reset";
+Verdicts, from the numbers of rows; `missing` and `extra` make the exit code 3:
+  equal              the same on both sides
+  missing            the source has more: rows that came late, or that left the target
+  extra              the target has more: rows that left the source, or that others wrote
+  expired_in_source  the target has more, and the source's TTL explains it
+  skipped            left out on purpose, by `start_at` or a reset";
 
 /// Moves the new rows of ClickHouse tables into Apache Iceberg tables, exactly once.
 ///

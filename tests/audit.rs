@@ -307,6 +307,7 @@ fn rows_that_the_sources_ttl_has_deleted_are_no_mismatch() {
 
     let table = compared(&case, 0, &["--since", &since]);
     assert_eq!((of_verdict(&table, "expired_in_source").len(), of_verdict(&table, "equal").len()), (2, 2), "{table:#}");
+    case.run(&["audit", "--since", &since]).expect(0).says(&["2 equal, 2 expired_in_source"]);
     let gone = compared(&case, 0, &["--since", &since, "--until", &rfc3339(hours_ago(25))]);
     assert!(all_are(&gone, "expired_in_source"), "what is left tells how long a row lives: {gone:#}");
 

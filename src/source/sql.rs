@@ -382,7 +382,7 @@ mod tests {
     /// P2: every query filters on the raw column, whatever it is called.
     #[test]
     fn a_cursor_may_bear_the_name_of_an_alias() {
-        for name in ["day", "rows", "newest", "future", "nulls", "clock_micros", "low", "key"] {
+        for name in ["day", "rows", "newest", "future", "nulls", "clock_micros", "low", "key", "micros"] {
             let cursor = Cursor { name: name.into(), kind: CursorType::Date };
             let column = Column::map(name, "Date").unwrap();
             let by = PartitionBy { grain: Grain::Day, column: name.into() };
@@ -394,6 +394,7 @@ mod tests {
                 relation().histogram(&cursor, window, &[], 5),
                 relation().count(&cursor, window, &[], 9),
                 relation().count(&cursor, window, day, 9),
+                relation().shortest_lifetime(&cursor, window, "toInt64(`day` + 1)"),
             ] {
                 assert!(sql.contains(&filter), "{sql}");
                 assert!(!sql.split_once(&filter).unwrap().0.split("FROM").last().unwrap().contains("count"), "{sql}");
