@@ -321,22 +321,27 @@ fn rows_that_the_sources_ttl_has_deleted_are_no_mismatch() {
 }
 
 #[test]
-fn p25_what_was_skipped_on_purpose_is_no_mismatch() {
+fn p25_what_a_reset_skipped_is_no_mismatch() {
     let case = offloaded("skipped");
-    let millis = |text: &str| DateTime::parse_from_rfc3339(text).unwrap().timestamp_millis();
-    let (from, to) = ("2024-03-10T11:39:00.000Z", "2024-03-10T11:41:00.000Z");
-    late_rows(&case, 10);
-    case.target("trades").with_marker(|marker| marker["skipped"] = json!([[millis(from), millis(to)]]));
+    let to = "2024-03-12T11:30:00.000Z";
+    case.trades_over_days("trades", "2024-03-12", 48, 1);
+    case.run(&["watermark", "reset", "--table", "trades", "--to", to, "--yes"]).expect(0);
+    assert_eq!(case.pass_one()["rows_written"], 25);
     let table = compared(&case, 0, &[]);
-    assert_eq!(of_verdict(&table, "skipped"), [[from, to]]);
-    let equal = of_verdict(&table, "equal");
-    assert!(
-        equal.contains(&[LATE_HOUR[0], from]) && equal.contains(&[to, LATE_HOUR[1]]),
-        "cut at its edges: {table:#}"
+    let skipped = of_verdict(&table, "skipped");
+    assert_eq!(
+        (skipped.len(), skipped[0][0], skipped[11]),
+        (12, "2024-03-12T00:00:00.000Z", ["2024-03-12T11:00:00.000Z", to])
     );
-    case.run(&["audit"]).expect(0).says(&["1 skipped", from]);
-    case.trades("trades", to, 1);
-    assert_eq!(of_verdict(&compared(&case, 3, &[]), "missing"), [[to, LATE_HOUR[1]]]);
+    assert_eq!(of_verdict(&table, "equal")[72], [to, "2024-03-12T12:00:00.000Z"], "cut where the reset went to");
+    let output = case.run(&["audit"]).expect(0);
+    assert_eq!(output.stdout.lines().count(), 2, "{}", output.all());
+    output.says(&[
+        "12 skipped",
+        "[2024-03-12T00:00:00.000Z, 2024-03-12T11:30:00.000Z): skipped, source 23 rows, target 0",
+    ]);
+    case.trades("trades", "2024-03-12 11:30:00", 1);
+    assert_eq!(of_verdict(&compared(&case, 3, &[]), "missing"), [[to, "2024-03-12T12:00:00.000Z"]]);
 }
 
 #[test]

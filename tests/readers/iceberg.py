@@ -438,7 +438,8 @@ def local_path(location):
 
 COMMANDS = [
     compare, count, count_duckdb, count_where, plan_files, data_files, snapshots, referenced_files, manifests, count_at, properties, schema,
-    metadata_location, append, delete, delete_positions, delete_equal, append_without, drop, rollback, expire, tag, branch, set_properties, create_other_table, create_catalog,
+    metadata_location, append, delete, delete_positions, delete_equal, append_without, drop, rollback, expire, tag, branch, set_properties,
+    create_other_table, create_catalog,
 ]
 
 if __name__ == "__main__":

@@ -125,15 +125,6 @@ impl Target<'_> {
         text.map_or(Value::Null, |text| serde_json::from_str(text).unwrap())
     }
 
-    /// Changes the marker in the table properties; the newest snapshot is then one of PyIceberg's with a row of 1970, so that the properties count.
-    pub fn with_marker(&self, change: impl Fn(&mut Value)) {
-        self.ask("append", json!({"rows": 1, "micros": 0}));
-        self.ask("expire", json!({}));
-        let mut marker = self.marker();
-        change(&mut marker);
-        self.ask("set_properties", json!({"properties": {"k2-offload.marker": marker.to_string()}}));
-    }
-
     pub fn catalog(&self) -> rusqlite::Connection {
         rusqlite::Connection::open(self.case.path("catalog.db")).unwrap()
     }
