@@ -321,6 +321,32 @@ fn rows_that_the_sources_ttl_has_deleted_are_no_mismatch() {
 }
 
 #[test]
+fn a_ttl_that_says_nothing_of_a_row_explains_nothing() {
+    let case = Case::with_trades("odd_ttl");
+    case.sql("CREATE TABLE kept (n UInt64) ENGINE = MergeTree ORDER BY n");
+    case.sql("SYSTEM STOP TTL MERGES trades");
+    let ttl = "ALTER TABLE trades MODIFY TTL ingestion_timestamp + INTERVAL 1 DAY";
+    case.sql(ttl);
+    for (hours, ingested) in [(3, "now()"), (2, "toDateTime(86400)"), (1, "now()")] {
+        let micros = hours_ago(hours).timestamp_micros();
+        case.sql(&format!(
+            "INSERT INTO trades (exchange_timestamp, ingestion_timestamp) SELECT fromUnixTimestamp64Micro(toInt64({micros})), {ingested}"
+        ));
+    }
+    case.pass();
+    case.target("trades").ask("append", json!({"rows": 1, "micros": hours_ago(3).timestamp_micros()}));
+    assert_eq!(of_verdict(&compared(&case, 3, &[]), "extra").len(), 1, "a row that was born expired tells of no other");
+
+    case.sql(&format!(
+        "{ttl} WHERE sequence_number NOT IN (SELECT n FROM {}.kept) SETTINGS materialize_ttl_after_modify = 0",
+        case.database
+    ));
+    case.sql("DROP TABLE kept SETTINGS check_table_dependencies = 0, check_referential_table_dependencies = 0");
+    let output = audit(&case, &[]).expect(3).says(&["WARN", "cannot evaluate the source's TTL"]);
+    assert_eq!(of_verdict(&only_table(&output.json()), "extra").len(), 1);
+}
+
+#[test]
 fn p25_what_a_reset_skipped_is_no_mismatch() {
     let case = offloaded("skipped");
     let to = "2024-03-12T11:30:00.000Z";

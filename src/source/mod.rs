@@ -401,12 +401,18 @@ impl Source<'_> {
         Ok(rows.into_iter().map(|row| Bucket { low: row.low, width, rows: row.rows }).collect())
     }
 
-    /// The shortest time from the cursor of a row of the window to its expiry, in microseconds; `None` where none of them expires.
+    /// The shortest time from the cursor of a row of the window to its expiry, in microseconds; `None` where none of them expires, and where the
+    /// TTL names what is gone, or what we may not read.
     pub async fn shortest_lifetime(&self, cursor: &Cursor, window: Window) -> Result<Option<i64>> {
         let Some(expiry) = &self.ttl else { return Ok(None) };
         let query = self.relation.shortest_lifetime(cursor, window, expiry);
-        let row: LifetimeRow = self.server.fetch_one(&query, &self.what("lifetime")).await?;
-        Ok(row.micros)
+        match self.server.fetch_one::<LifetimeRow>(&query, &self.what("lifetime")).await {
+            Err(error) if !error.kind().policy().retry => {
+                tracing::warn!(table = self.relation.table, %error, "cannot evaluate the source's TTL, going on without it");
+                Ok(None)
+            }
+            row => Ok(row?.micros),
+        }
     }
 
     /// About how many bytes of Parquet, and rows, the table's parts are; none for views, tables without parts, and users who may not see them.

@@ -131,12 +131,13 @@ impl Relation {
         )
     }
 
-    /// The shortest time from the cursor of a row to its expiry, in microseconds; null where no row of the window expires.
+    /// The shortest time from the cursor of a row to its expiry, in microseconds; null where no row of the window expires. One that had
+    /// expired before its own time tells nothing.
     pub fn shortest_lifetime(&self, cursor: &Cursor, window: Window, expiry: &str) -> String {
+        let tick = ticks("k2_cursor", cursor.kind);
+        let lifetime = format!("k2_expiry * 1000000 - {tick} * {}", cursor.kind.micros());
         format!(
-            "SELECT minOrNull(k2_expiry * 1000000 - {} * {}) AS micros FROM ({})",
-            ticks("k2_cursor", cursor.kind),
-            cursor.kind.micros(),
+            "SELECT minOrNullIf({lifetime}, ifNull({lifetime} > 0, 0)) AS micros FROM ({})",
             self.rows(
                 &format!("{} AS k2_cursor, {expiry} AS k2_expiry", identifier(&cursor.name)),
                 &within(cursor, window)
