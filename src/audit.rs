@@ -14,6 +14,8 @@ use crate::cursor::{CursorType, Tick};
 use crate::histogram::Bucket;
 use crate::plan::Window;
 
+const MICROS_PER_SECOND: i64 = 1_000_000;
+
 /// What the counts of a bucket say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -146,8 +148,8 @@ impl Counts {
 }
 
 /// The last tick whose rows may have outlived the source's TTL by now, if none lives shorter than the shortest-lived row that is still there.
-pub fn outlived_to(cursor: CursorType, clock_micros: i64, shortest_lifetime_micros: i64) -> Tick {
-    cursor.tick_at(clock_micros.saturating_sub(shortest_lifetime_micros))
+pub fn outlived_to(cursor: CursorType, clock_micros: i64, shortest_lifetime_seconds: i64) -> Tick {
+    cursor.tick_at(clock_micros.saturating_sub(shortest_lifetime_seconds.saturating_mul(MICROS_PER_SECOND)))
 }
 
 #[cfg(test)]
@@ -217,10 +219,9 @@ mod tests {
 
     #[test]
     fn rows_expire_when_they_are_as_old_as_their_lifetime() {
-        let second = 1_000_000;
-        assert_eq!(outlived_to(CursorType::DateTime, 100 * second, 40 * second), 60);
-        assert_eq!(outlived_to(CursorType::DateTime, 100 * second, 40 * second + 1), 59);
-        assert_eq!(outlived_to(CursorType::Date, 86_400 * second, 86_400 * second + 1), -1);
+        assert_eq!(outlived_to(CursorType::DateTime, 100 * MICROS_PER_SECOND, 40), 60);
+        assert_eq!(outlived_to(CursorType::DateTime, 100 * MICROS_PER_SECOND - 1, 40), 59);
+        assert_eq!(outlived_to(CursorType::Date, 86_400 * MICROS_PER_SECOND, 86_401), -1);
     }
 
     proptest! {

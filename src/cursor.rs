@@ -58,7 +58,7 @@ impl CursorType {
     }
 
     /// Microseconds per tick.
-    pub const fn micros(self) -> i64 {
+    const fn micros(self) -> i64 {
         match self {
             Self::Date => MICROS_PER_DAY,
             Self::DateTime => MICROS_PER_SECOND,

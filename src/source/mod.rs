@@ -157,7 +157,7 @@ struct BucketRow {
 
 #[derive(Row, Deserialize)]
 struct LifetimeRow {
-    micros: Option<i64>,
+    seconds: Option<i64>,
 }
 
 #[derive(Row, Deserialize)]
@@ -355,10 +355,10 @@ impl Source<'_> {
     /// Reads clock, bounds and expiry of the rows from `low` on, and refuses null cursors: they are in no window (protocol.md P5).
     pub async fn facts(&self, cursor: &Cursor, low: Option<Tick>) -> Result<Facts> {
         let row = match self.ask_facts(cursor, low, self.ttl.as_deref()).await {
-            // The TTL may name what is gone, or what we may not read. It only feeds warnings, so it must not hold the rows back.
+            // It only feeds warnings, so it must not hold the rows back.
             Err(error) if self.ttl.is_some() && !error.kind().policy().retry => {
                 let row = self.ask_facts(cursor, low, None).await?;
-                tracing::warn!(table = self.relation.table, %error, "cannot evaluate the source's TTL, going on without it");
+                self.warn_of_ttl(&error);
                 row
             }
             row => row?,
@@ -401,18 +401,23 @@ impl Source<'_> {
         Ok(rows.into_iter().map(|row| Bucket { low: row.low, width, rows: row.rows }).collect())
     }
 
-    /// The shortest time from the cursor of a row of the window to its expiry, in microseconds; `None` where none of them expires, and where the
-    /// TTL names what is gone, or what we may not read.
+    /// The shortest time in seconds that the TTL lets a row of the window live, from its cursor on; `None` where none of them expires, and
+    /// where the TTL cannot be evaluated.
     pub async fn shortest_lifetime(&self, cursor: &Cursor, window: Window) -> Result<Option<i64>> {
-        let Some(expiry) = &self.ttl else { return Ok(None) };
-        let query = self.relation.shortest_lifetime(cursor, window, expiry);
+        let Some(ttl) = &self.ttl else { return Ok(None) };
+        let query = self.relation.shortest_lifetime(cursor, window, ttl);
         match self.server.fetch_one::<LifetimeRow>(&query, &self.what("lifetime")).await {
             Err(error) if !error.kind().policy().retry => {
-                tracing::warn!(table = self.relation.table, %error, "cannot evaluate the source's TTL, going on without it");
+                self.warn_of_ttl(&error);
                 Ok(None)
             }
-            row => Ok(row?.micros),
+            row => Ok(row?.seconds),
         }
+    }
+
+    /// The TTL may name what is gone, or what we may not read.
+    fn warn_of_ttl(&self, error: &Error) {
+        tracing::warn!(table = self.relation.table, %error, "cannot evaluate the source's TTL, going on without it");
     }
 
     /// About how many bytes of Parquet, and rows, the table's parts are; none for views, tables without parts, and users who may not see them.

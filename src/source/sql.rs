@@ -131,15 +131,14 @@ impl Relation {
         )
     }
 
-    /// The shortest time from the cursor of a row to its expiry, in microseconds; null where no row of the window expires. One that had
-    /// expired before its own time tells nothing.
-    pub fn shortest_lifetime(&self, cursor: &Cursor, window: Window, expiry: &str) -> String {
-        let tick = ticks("k2_cursor", cursor.kind);
-        let lifetime = format!("k2_expiry * 1000000 - {tick} * {}", cursor.kind.micros());
+    /// The shortest time in seconds from the cursor of a row to its expiry; null where no row of the window expires. One that had expired before
+    /// its own time tells nothing.
+    pub fn shortest_lifetime(&self, cursor: &Cursor, window: Window, ttl: &str) -> String {
+        let lifetime = format!("k2_expires - {}", seconds(&ticks("k2_cursor", cursor.kind), cursor.kind));
         format!(
-            "SELECT minOrNullIf({lifetime}, ifNull({lifetime} > 0, 0)) AS micros FROM ({})",
+            "SELECT minOrNullIf({lifetime}, ifNull({lifetime} > 0, 0)) AS seconds FROM ({})",
             self.rows(
-                &format!("{} AS k2_cursor, {expiry} AS k2_expiry", identifier(&cursor.name)),
+                &format!("{} AS k2_cursor, {ttl} AS k2_expires", identifier(&cursor.name)),
                 &within(cursor, window)
             )
         )
@@ -383,7 +382,7 @@ mod tests {
     /// P2: every query filters on the raw column, whatever it is called.
     #[test]
     fn a_cursor_may_bear_the_name_of_an_alias() {
-        for name in ["day", "rows", "newest", "future", "nulls", "clock_micros", "low", "key", "micros"] {
+        for name in ["day", "rows", "newest", "future", "nulls", "clock_micros", "low", "key", "seconds"] {
             let cursor = Cursor { name: name.into(), kind: CursorType::Date };
             let column = Column::map(name, "Date").unwrap();
             let by = PartitionBy { grain: Grain::Day, column: name.into() };
