@@ -12,10 +12,19 @@ Exit codes:
   0        done, or nothing to do
   1        failed; the next pass may succeed by itself (server down, query cut, conflict, disk full)
   2        usage or configuration (misspelt key, wrong password, missing table or cursor)
-  3        a person is needed (value or type refused, missing target, rollback, lag over --max-lag)
+  3        a person is needed (value or type refused, missing target, rollback, audit mismatch,
+           lag over --max-lag, rows lost to the source's TTL)
   4        skipped: another pass holds the lock
   143 130  stopped by SIGTERM, SIGINT, after cleaning up
 Over several tables the worst one counts: 3, then 2, 1, 4, 0.";
+
+const VERDICTS: &str = "\
+Verdicts, from the numbers of rows; `missing` and `extra` make the exit code 3:
+  equal              the same on both sides
+  missing            the source has more: rows that came late, or that left the target
+  extra              the target has more: rows that left the source, or that others wrote
+  expired_in_source  the target has more, and the source's TTL explains it
+  skipped            left out on purpose, by `start_at` or a reset";
 
 /// Moves the new rows of ClickHouse tables into Apache Iceberg tables, exactly once.
 ///
@@ -72,6 +81,12 @@ pub enum Command {
     /// Show how far each table has left
     #[command(subcommand)]
     Watermark(Watermark),
+    /// Compare source and target: rows of each hour below the watermark
+    ///
+    /// Counts the rows that the source still holds and those of the target in each hour (each day where the cursor is a Date) below the
+    /// watermark, and lists the hours that differ. Changes nothing.
+    #[command(after_long_help = VERDICTS)]
+    Audit(Audit),
 }
 
 /// Which tables a command is about.
@@ -113,7 +128,7 @@ pub struct Run {
 /// Subcommands of `watermark`.
 #[derive(Debug, Subcommand)]
 pub enum Watermark {
-    /// Show watermark, lag and the last pass of each table
+    /// Show watermark, lag, time left by the source's TTL, and the last passes of each table
     Show(Show),
     /// Put the watermark of a table forward, take over a table that others filled, or keep a rollback
     Reset(Reset),
@@ -151,6 +166,32 @@ pub struct Show {
     /// Exit with 3 where a table lags further than this (30m, 2h) [default: max_lag of the configuration, if any]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub max_lag: Option<std::time::Duration>,
+}
+
+/// Options of `audit`.
+#[derive(Debug, Args)]
+pub struct Audit {
+    /// Which tables.
+    #[command(flatten)]
+    pub tables: Tables,
+    /// Compare from this instant on (RFC 3339, or a date) [default: the hour of the source's earliest row]
+    #[arg(long, value_name = "TIMESTAMP", value_parser = parse_instant, conflicts_with = "last")]
+    pub since: Option<DateTime<Utc>>,
+    /// Compare up to this instant, without it [default: the watermark]
+    #[arg(long, value_name = "TIMESTAMP", value_parser = parse_instant)]
+    pub until: Option<DateTime<Utc>>,
+    /// Compare the last hours or days (24h, 7d) by the source's clock
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub last: Option<std::time::Duration>,
+    /// Compare the rows themselves (comes with a later version)
+    #[arg(long)]
+    pub checksum: bool,
+    /// Add what is missing (comes with a later version)
+    #[arg(long)]
+    pub repair: bool,
+    /// List files that nothing refers to (comes with a later version)
+    #[arg(long)]
+    pub orphans: bool,
 }
 
 #[cfg(test)]

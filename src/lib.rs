@@ -11,8 +11,10 @@
 //! | [`chunk`] | one chunk on its way: counted, streamed into files, checked |
 //! | [`progress`] | what a pass has done so far, and its report |
 //! | [`plan`], [`histogram`], [`watermark`], [`cursor`], [`partition`], [`schema`] | values and decisions: pure, synchronous, property-tested |
+//! | [`ttl`] | alarms about rows that the source drops before they leave |
 //! | [`source`] | the only user of ClickHouse |
 //! | [`mod@write`] | Parquet streams -> data files: bytes pass through, the footer gets field ids |
+//! | [`audit`] | what the counts of both sides say, hour by hour: pure |
 //! | [`target`] | catalog and read side of the Iceberg table |
 //! | [`commit`] | the only changer of a target: the exactly-once argument in one file |
 //! | [`guard`], [`storage`], [`state`] | lock, durable files, cache |
@@ -22,6 +24,7 @@
 //! watermark together; it compares the commit-id that it was planned on; unknown is not failed; the marker survives expiry; windows are half-open and bounded by
 //! the source's clock; what does not fit is refused by name; memory is bounded; durable comes before visible.
 
+pub mod audit;
 pub mod chunk;
 pub mod cli;
 pub mod commands;
@@ -45,5 +48,6 @@ pub mod stop;
 pub mod storage;
 pub mod target;
 pub mod telemetry;
+pub mod ttl;
 pub mod watermark;
 pub mod write;

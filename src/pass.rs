@@ -22,15 +22,16 @@ use crate::cursor::micros_of;
 use crate::error::{Error, Kind, Result, worst_exit};
 use crate::failpoint::{self, Action, Failpoint};
 use crate::guard::Guard;
-use crate::plan::Situation;
+use crate::plan::{Situation, lower_bound};
 use crate::progress::Progress;
 use crate::report::{RunReport, RunTable};
 use crate::source::Server;
-use crate::state::State;
+use crate::state::{Finished, State};
 use crate::stop::Stop;
 use crate::storage::local_file_io;
 use crate::target::{Catalog, Target};
 use crate::telemetry::Telemetry;
+use crate::ttl;
 use crate::watermark::Marker;
 
 /// Tries of a table within one pass.
@@ -57,11 +58,11 @@ pub async fn run(
     stop: &Stop,
     telemetry: &Telemetry,
 ) -> RunReport {
-    let started_at = now();
     let pass = Pass {
         config,
         options,
         started: Instant::now(),
+        started_at: now(),
         run_id: Uuid::now_v7().simple().to_string(),
         file_io: local_file_io(),
         state: State::open(&config.state),
@@ -71,7 +72,7 @@ pub async fn run(
     let tables = pass.layers(tables).instrument(tracing::info_span!("pass", run_id = pass.run_id)).await;
     let exit = worst_exit(tables.iter().map(RunTable::exit_code));
     let exit = if exit == Kind::Stopped.policy().exit { stop.exit_code().unwrap_or(exit) } else { exit };
-    RunReport { duration_ms: millis(pass.started), run_id: pass.run_id, started_at, exit, tables }
+    RunReport { duration_ms: millis(pass.started), run_id: pass.run_id, started_at: pass.started_at, exit, tables }
 }
 
 /// A pass under way.
@@ -79,6 +80,7 @@ struct Pass<'a> {
     config: &'a Config,
     options: Options,
     started: Instant,
+    started_at: String,
     run_id: String,
     file_io: FileIO,
     state: State,
@@ -129,7 +131,7 @@ impl Pass<'_> {
             Err(error) => Err(error.repeat()),
         };
         let report = progress.report(table, result.as_ref().err(), millis(started));
-        self.remember(&report, &progress, result);
+        self.remember(&report, &progress, result.err());
         report
     }
 
@@ -140,7 +142,9 @@ impl Pass<'_> {
         if !self.options.dry_run {
             self.state.begin(&table.target.to_string());
         }
-        self.retry(async || self.offload(table, server, &mut catalog, progress).await).await
+        self.retry(async || self.offload(table, server, &mut catalog, progress).await).await?;
+        // Rows first, alarm afterwards.
+        progress.outlived().map_or(Ok(()), Err)
     }
 
     /// One try of a table: plans its window and moves it chunk by chunk.
@@ -160,7 +164,7 @@ impl Pass<'_> {
 
         let cursor = route.cursor();
         let watermark = marker.as_ref().map(|marker| marker.watermark);
-        let low = watermark.or(table.start_at.map(|start| cursor.kind.tick_from(start.timestamp_micros())));
+        let low = lower_bound(watermark, table.start_at, cursor.kind);
         let facts = self.stop.or(route.source.facts(cursor, low)).await?;
         warn_of_clock_skew(facts.clock_micros);
         let situation = Situation {
@@ -173,6 +177,11 @@ impl Pass<'_> {
             until: self.options.until_micros.map(|until| cursor.kind.tick_at(until)),
         };
         let plan = situation.plan();
+        if progress.is_new() {
+            // P20: the cache feeds this alarm only. Without it, a table that was quiet for longer than its TTL may alarm once.
+            let checked_to = self.state.table(&table.target.to_string()).and_then(|state| state.checked_to);
+            progress.lost(ttl::guard(table, cursor.kind, watermark.and(watermark.max(checked_to)), &facts));
+        }
         progress.seen(cursor.kind, marker, &facts);
 
         if let Some(window) = plan.window {
@@ -250,27 +259,27 @@ impl Pass<'_> {
     }
 
     /// Tells the log and the state cache.
-    fn remember(&self, report: &RunTable, progress: &Progress, result: Result<()>) {
-        let duration_ms = i64::try_from(report.duration_ms).unwrap_or(i64::MAX);
-        match result {
-            Ok(()) => {
-                tracing::info!(status = ?report.status, rows = report.rows_written, duration_ms, "done");
-                if !self.options.dry_run {
-                    self.state.succeed(&report.target, progress.checked_to(), &now(), duration_ms);
-                }
+    fn remember(&self, report: &RunTable, progress: &Progress, error: Option<Error>) {
+        match error {
+            None => {
+                tracing::info!(
+                    status = ?report.status,
+                    rows = report.rows_written,
+                    duration_ms = report.duration_ms,
+                    "done"
+                );
             }
-            Err(error) => {
-                match error.kind() {
-                    Kind::Locked | Kind::Stopped => tracing::info!(%error, "not done"),
-                    Kind::Unavailable | Kind::Conflict | Kind::Unknown | Kind::Deadline => {
-                        tracing::warn!(%error, "failed, the next pass tries again")
-                    }
-                    Kind::Refused | Kind::Internal | Kind::Config => tracing::error!(%error, "failed"),
+            Some(error) => match error.kind() {
+                Kind::Locked | Kind::Stopped => tracing::info!(%error, "not done"),
+                Kind::Unavailable | Kind::Conflict | Kind::Unknown | Kind::Deadline => {
+                    tracing::warn!(%error, "failed, the next pass tries again")
                 }
-                if !self.options.dry_run && error.kind() != Kind::Locked {
-                    self.state.fail(&report.target, &error.to_string(), duration_ms);
-                }
-            }
+                Kind::Refused | Kind::Internal | Kind::Config => tracing::error!(%error, "failed"),
+            },
+        }
+        if !self.options.dry_run {
+            let (run_id, started_at) = (&self.run_id, &self.started_at);
+            self.state.finish(&Finished { run_id, started_at, report, checked_to: progress.checked_to() });
         }
     }
 }

@@ -5,6 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
+
 use crate::cursor::{CursorType, Tick, micros_of};
 
 /// What a window is planned from.
@@ -14,7 +16,7 @@ pub struct Situation {
     pub cursor: CursorType,
     /// The target's watermark, `None` before the first commit.
     pub watermark: Option<Tick>,
-    /// Lower bound of the next window: the watermark, or before the first commit where it starts; `None` for no bound (P10).
+    /// See [`lower_bound`].
     pub low: Option<Tick>,
     /// The source's own clock, microseconds since 1970.
     pub source_clock_micros: i64,
@@ -41,6 +43,11 @@ impl Window {
         self.low.is_none_or(|low| tick >= low) && tick < self.high
     }
 
+    /// Whether no tick lies in it.
+    pub fn is_empty(self) -> bool {
+        self.low.unwrap_or(Tick::MIN) >= self.high
+    }
+
     /// What lies in both this window and `[low, high)`.
     pub fn intersect(self, low: Tick, high: Tick) -> Self {
         Self { low: Some(self.low.map_or(low, |own| own.max(low))), high: self.high.min(high) }
@@ -54,6 +61,11 @@ pub struct Plan {
     pub window: Option<Window>,
     /// The bound up to which the source is looked at, rows or not; `None` where nothing below it is settled yet.
     pub checked_to: Option<Tick>,
+}
+
+/// Lower bound of the next window: the watermark, or before the first commit where the table starts, if anywhere (P10).
+pub fn lower_bound(watermark: Option<Tick>, start_at: Option<DateTime<Utc>>, cursor: CursorType) -> Option<Tick> {
+    watermark.or_else(|| start_at.map(|start| cursor.tick_from(start.timestamp_micros())))
 }
 
 impl Situation {

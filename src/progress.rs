@@ -7,6 +7,7 @@ use crate::error::{Error, Kind};
 use crate::plan::Window;
 use crate::report::{ErrorReport, PlannedChunk, RunStatus, RunTable};
 use crate::source::Facts;
+use crate::ttl;
 use crate::watermark::Marker;
 
 /// See the module.
@@ -23,9 +24,25 @@ pub struct Progress {
     chunks: u64,
     snapshot_id: Option<i64>,
     planned: Vec<Chunk>,
+    lost: Option<Window>,
 }
 
 impl Progress {
+    /// Whether source and target were not looked at yet.
+    pub fn is_new(&self) -> bool {
+        self.cursor.is_none()
+    }
+
+    /// The rows of this range expired before any pass looked at them.
+    pub fn lost(&mut self, range: Option<Window>) {
+        self.lost = range;
+    }
+
+    /// What a pass that lost rows to the source's TTL ends with.
+    pub fn outlived(&self) -> Option<Error> {
+        Some(ttl::outlived(self.cursor?, self.lost?))
+    }
+
     /// Source and target were looked at.
     pub fn seen(&mut self, cursor: CursorType, marker: Option<Marker>, facts: &Facts) {
         self.cursor = Some(cursor);

@@ -8,7 +8,7 @@ use std::fs;
 use serde_json::json;
 use support::{Case, TRADES, bare_command, finish, only_table};
 
-const COMMANDS: [&[&str]; 3] = [&["init-tables"], &["run"], &["watermark", "show"]];
+const COMMANDS: [&[&str]; 4] = [&["init-tables"], &["run"], &["watermark", "show"], &["audit"]];
 
 /// One table with the given keys in place of, or beside, those of a good one.
 fn table(source: &str, cursor: &str) -> String {
@@ -17,9 +17,14 @@ fn table(source: &str, cursor: &str) -> String {
 
 #[test]
 fn help_and_version_are_results() {
-    for arguments in
-        [&["--help"][..], &["run", "--help"], &["init-tables", "-h"], &["watermark", "show", "--help"], &["--version"]]
-    {
+    for arguments in [
+        &["--help"][..],
+        &["run", "--help"],
+        &["init-tables", "-h"],
+        &["watermark", "show", "--help"],
+        &["audit", "--help"],
+        &["--version"],
+    ] {
         let output = finish(bare_command().args(arguments)).expect(0);
         assert!(output.stdout.contains("k2-offload") && output.stderr.is_empty(), "{}", output.all());
     }
@@ -34,6 +39,7 @@ fn bad_calls_are_usage_errors() {
         &["run", "--until", "tomorrow"],
         &["watermark", "show", "--max-lag", "soon"],
         &["run", "--nope"],
+        &["audit", "--last", "yesterday"],
     ] {
         let output = finish(bare_command().args(arguments)).expect(2);
         assert!(output.stdout.is_empty() && !output.stderr.is_empty(), "{}", output.all());

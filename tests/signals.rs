@@ -5,7 +5,8 @@ mod support;
 
 use std::fs;
 
-use support::{Case, wait_until};
+use serde_json::json;
+use support::{Case, only_table, wait_until};
 
 /// Settings under which the SELECT of [`slow_case`] takes minutes.
 const SLOW: &str =
@@ -37,6 +38,8 @@ fn is_stopped_by(signal: &str, code: i32) {
     });
     pass.signal(signal);
     let output = pass.wait().expect(code);
+    let shown = only_table(&case.run(&["--format", "json", "watermark", "show"]).expect(0).json());
+    assert_eq!((&shown["failure_count"], &shown["status"]), (&json!(0), &json!("initialized")), "{shown:#}");
     assert!(target.files_on_disk().is_empty() && target.snapshots().is_empty(), "{}", output.all());
     wait_until("the query is cancelled", || running_selects(&case) == "0");
 

@@ -1,5 +1,6 @@
 //! One file per subcommand: build the clients, call the core, hand facts to [`crate::report`].
 
+mod audit;
 mod init_tables;
 mod reset;
 mod run;
@@ -16,6 +17,7 @@ pub async fn dispatch(cli: &Cli, telemetry: &Telemetry) -> Result<u8> {
     match &cli.command {
         Command::InitTables(args) => init_tables::execute(&config, args, cli.format).await,
         Command::Run(args) => run::execute(&config, args, cli.format, telemetry).await,
+        Command::Audit(args) => audit::execute(&config, args, cli.format).await,
         Command::Watermark(Watermark::Show(args)) => watermark::show(&config, args, cli.format).await,
         Command::Watermark(Watermark::Reset(args)) => reset::execute(&config, args, cli.format).await,
     }

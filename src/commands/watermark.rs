@@ -10,11 +10,13 @@ use crate::cli::{Format, Show};
 use crate::config::{Config, Table};
 use crate::cursor::{CursorType, Tick, micros_of};
 use crate::error::{Kind, Result, worst_exit};
+use crate::plan::lower_bound;
 use crate::report::{self, ErrorReport, WatermarkReport, WatermarkTable};
-use crate::source::Server;
+use crate::source::{Facts, Server};
 use crate::state::{State, TableState};
 use crate::storage::local_file_io;
 use crate::target::{Catalog, Target};
+use crate::ttl;
 use crate::watermark::Marker;
 
 const MICROS_PER_SECOND: i64 = 1_000_000;
@@ -30,11 +32,13 @@ pub async fn show(config: &Config, args: &Show, format: Format) -> Result<u8> {
     for table in tables {
         let remembered = state.table(&table.target.to_string()).unwrap_or_default();
         let marker = marker(config, table, &file_io).await;
+        let known = marker.as_ref().ok().and_then(Option::as_ref);
         let now = match &server {
-            Ok(server) => Now::ask(server, config, table).await,
+            Ok(server) => Now::ask(server, config, table, known.map(|marker| marker.watermark)).await,
             Err(error) => Err(error.repeat()),
         };
-        let mut entry = describe(table, remembered, marker.as_ref().ok().and_then(Option::as_ref), now.as_ref().ok());
+        let mut entry = describe(table, remembered, known, now.as_ref().ok());
+        ttl::warn(table, entry.ttl_seconds_left);
         if let Some(error) = marker.as_ref().err().or(now.as_ref().err()) {
             entry.error = Some(ErrorReport::from(error));
             exits.push(error.kind().policy().exit);
@@ -51,18 +55,20 @@ pub async fn show(config: &Config, args: &Show, format: Format) -> Result<u8> {
 /// What the source says at this moment.
 struct Now {
     cursor: CursorType,
-    clock_micros: i64,
+    facts: Facts,
 }
 
 impl Now {
-    async fn ask(server: &Server, config: &Config, table: &Table) -> Result<Self> {
+    async fn ask(server: &Server, config: &Config, table: &Table, watermark: Option<Tick>) -> Result<Self> {
         let source = server.open(&config.clickhouse.database, &table.source).await?;
-        Ok(Self { cursor: source.cursor(&table.cursor)?.kind, clock_micros: server.clock_micros().await? })
+        let cursor = source.cursor(&table.cursor)?;
+        let facts = source.facts(&cursor, lower_bound(watermark, table.start_at, cursor.kind)).await?;
+        Ok(Self { cursor: cursor.kind, facts })
     }
 
     /// Seconds between what a pass could have looked at by now and `checked_to`.
     fn lag_seconds(&self, settle_delay: Duration, checked_to: Tick) -> Option<i64> {
-        let reachable = self.cursor.tick_at(self.clock_micros.saturating_sub(micros_of(settle_delay)));
+        let reachable = self.cursor.tick_at(self.facts.clock_micros.saturating_sub(micros_of(settle_delay)));
         let lag = self.cursor.micros_at(reachable)?.checked_sub(self.cursor.micros_at(checked_to)?)?;
         Some((lag / MICROS_PER_SECOND).max(0))
     }
@@ -80,6 +86,7 @@ fn describe(table: &Table, remembered: TableState, marker: Option<&Marker>, now:
     let watermark = marker.map(|marker| marker.watermark);
     // checked_to is a cache: without it, the watermark is what is known to have been looked at (invariant 1).
     let checked_to = remembered.checked_to.max(watermark);
+    let (last_offload_at, last_offload_rows) = remembered.last_offload.unzip();
     WatermarkTable {
         source: table.source.clone(),
         target: table.target.to_string(),
@@ -87,8 +94,10 @@ fn describe(table: &Table, remembered: TableState, marker: Option<&Marker>, now:
         offloaded_to: time(marker.map(|marker| marker.offloaded_to)),
         checked_to: time(checked_to),
         lag_seconds: now.zip(checked_to).and_then(|(now, checked_to)| now.lag_seconds(table.settle_delay, checked_to)),
-        ttl_seconds_left: None,
+        ttl_seconds_left: now.and_then(|now| ttl::seconds_left(&now.facts)),
         last_success_at: remembered.last_success_at,
+        last_offload_at,
+        last_offload_rows,
         last_duration_ms: remembered.last_duration_ms,
         failure_count: remembered.failure_count,
         status: if remembered.status.is_empty() { "initialized".to_owned() } else { remembered.status },

@@ -95,6 +95,8 @@ pub struct Table {
     pub partition_by: Vec<PartitionBy>,
     /// About how many bytes a data file should have at most.
     pub target_file_size: u64,
+    /// Rows that the source's TTL deletes sooner than this, and that have not left, are worth a warning.
+    pub ttl_margin: Duration,
     /// Parquet compression.
     pub compression: Compression,
 }
@@ -198,6 +200,7 @@ mod tests {
         assert_eq!(format!("{:?}", all.catalog), format!("{:?}", default.catalog));
         assert_eq!((all.state, all.pass_deadline), (default.state, default.pass_deadline));
         assert_eq!(all.tables[0].settle_delay, default.tables[0].settle_delay);
+        assert_eq!(all.tables[0].ttl_margin, default.tables[0].ttl_margin);
         assert_eq!(all.tables[0].compression, default.tables[0].compression);
         assert_eq!(
             (all.tables[0].chunk_rows, all.parallel_tables),

@@ -92,6 +92,7 @@ pub struct RawDefaults {
     pub target_file_size: String,
     pub parallel_tables: usize,
     pub pass_deadline: String,
+    pub ttl_margin: String,
     pub max_lag: Option<String>,
 }
 
@@ -104,6 +105,7 @@ impl Default for RawDefaults {
             parallel_tables: 2,
             compression: "zstd(3)".into(),
             pass_deadline: "14m".into(),
+            ttl_margin: "24h".into(),
             max_lag: None,
         }
     }
@@ -123,4 +125,5 @@ pub struct RawTable {
     pub chunk_rows: Option<u64>,
     pub compression: Option<String>,
     pub target_file_size: Option<String>,
+    pub ttl_margin: Option<String>,
 }

@@ -243,6 +243,7 @@ fn validate_table(
             problems.add(&key("compression"), reason);
             Compression { codec: "zstd".into(), level: None }
         }),
+        ttl_margin: problems.duration(&key("ttl_margin"), raw.ttl_margin.as_deref().unwrap_or(&defaults.ttl_margin)),
         source: raw.source,
     }
 }

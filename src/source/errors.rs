@@ -63,6 +63,8 @@ pub fn classify(error: ClientError, columns: &[Column]) -> Error {
         Some(164 | 452 | 115) => (Kind::Config, "give the user a profile that allows this setting"),
         // UNKNOWN_FORMAT, UNKNOWN_FUNCTION, UNKNOWN_TYPE
         Some(73 | 46 | 50) => (Kind::Config, "the server is too old; ClickHouse 24.3 or newer is needed"),
+        // SYNTAX_ERROR, ILLEGAL_TYPE_OF_ARGUMENT
+        Some(62 | 43) => (Kind::Internal, Kind::Internal.policy().hint),
         _ => (Kind::Unavailable, Kind::Unavailable.policy().hint),
     };
     // The first line of an exception names the problem; what follows may quote values and the whole query.

@@ -6,6 +6,7 @@
 mod errors;
 mod settings;
 mod sql;
+mod ttl;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -61,6 +62,8 @@ pub struct Source<'a> {
     pub columns: Vec<Column>,
     /// Its UUID, nil where the engine has none.
     pub uuid: Uuid,
+    /// When a row expires, as SQL over the raw columns: seconds since 1970, null where it never does; `None` for a table without TTL.
+    pub ttl: Option<String>,
 }
 
 /// What a plan needs to know of a source. Ticks are the cursor's.
@@ -70,8 +73,14 @@ pub struct Facts {
     pub clock_micros: i64,
     /// Largest cursor that is not in the future.
     pub newest: Option<Tick>,
+    /// Smallest cursor that is not in the future.
+    pub oldest: Option<Tick>,
     /// Rows whose cursor is in the future.
     pub future: u64,
+    /// When the first of the rows expires, seconds since 1970; `None` without rows that do.
+    pub expires_at_seconds: Option<i64>,
+    /// How long, in seconds after its cursor, the TTL lets the oldest row live that expires.
+    pub lifetime_seconds: Option<i64>,
 }
 
 /// A SELECT whose answer is a Parquet file.
@@ -109,16 +118,20 @@ struct DescribeRow {
 }
 
 #[derive(Row, Deserialize)]
-struct UuidRow {
+struct DefinitionRow {
     uuid: String,
+    engine_full: String,
 }
 
 #[derive(Row, Deserialize)]
 struct FactsRow {
     clock_micros: i64,
     newest: Option<i64>,
+    oldest: Option<i64>,
     future: u64,
     nulls: u64,
+    expires_at_seconds: Option<i64>,
+    lifetime_seconds: Option<i64>,
 }
 
 /// The state of a table's mutations.
@@ -140,6 +153,11 @@ struct SizeRow {
 struct BucketRow {
     low: i64,
     rows: u64,
+}
+
+#[derive(Row, Deserialize)]
+struct LifetimeRow {
+    seconds: Option<i64>,
 }
 
 #[derive(Row, Deserialize)]
@@ -262,7 +280,7 @@ impl Server {
         Ok(row.clock_micros)
     }
 
-    /// Opens a table of `database`: its columns, mapped, and its UUID.
+    /// Opens a table of `database`: its columns, mapped, its UUID and its TTL.
     pub async fn open(&self, database: &str, table: &str) -> Result<Source<'_>> {
         let quoted = sql::table(database, table);
         self.open_quoted(database, table, &quoted).await.map_err(|e| e.context(format!("open source {quoted}")))
@@ -274,16 +292,17 @@ impl Server {
         let stored = rows.into_iter().filter(|row| !matches!(row.default_type.as_str(), "ALIAS" | "EPHEMERAL"));
         let columns: Vec<Column> = stored.map(|row| Column::map(&row.name, &row.r#type)).collect::<Result<_>>()?;
         refuse_names_that_differ_by_case(&columns)?;
-        let query = sql::uuid(database, table);
-        let uuid: Vec<UuidRow> = self.fetch(&query, "uuid").await?;
-        let uuid = uuid.first().and_then(|row| Uuid::parse_str(&row.uuid).ok()).unwrap_or_default();
+        let definition: Vec<DefinitionRow> = self.fetch(&sql::definition(database, table), "definition").await?;
+        let definition = definition.first();
+        let uuid = definition.and_then(|row| Uuid::parse_str(&row.uuid).ok()).unwrap_or_default();
+        let ttl = definition.and_then(|row| ttl::expiry(&row.engine_full));
         let relation = sql::Relation {
             database: database.to_owned(),
             name: table.to_owned(),
             table: quoted.to_owned(),
             host: self.host.clone(),
         };
-        Ok(Source { server: self, relation, name: table.to_owned(), columns, uuid })
+        Ok(Source { server: self, relation, name: table.to_owned(), columns, uuid, ttl })
     }
 }
 
@@ -333,15 +352,34 @@ impl Source<'_> {
         self.columns.iter().any(|column| column.name == cursor.name && column.nullable)
     }
 
-    /// Reads clock and bounds, and refuses null cursors: they are in no window (protocol.md P5).
+    /// Reads clock, bounds and expiry of the rows from `low` on, and refuses null cursors: they are in no window (protocol.md P5).
     pub async fn facts(&self, cursor: &Cursor, low: Option<Tick>) -> Result<Facts> {
-        let query = self.relation.facts(cursor, self.is_nullable(cursor), low);
-        let row: FactsRow = self.server.fetch_one(&query, &self.what("facts")).await?;
+        let row = match self.ask_facts(cursor, low, self.ttl.as_deref()).await {
+            // It only feeds warnings, so it must not hold the rows back.
+            Err(error) if self.ttl.is_some() && !error.kind().policy().retry => {
+                let row = self.ask_facts(cursor, low, None).await?;
+                self.warn_of_ttl(&error);
+                row
+            }
+            row => row?,
+        };
         if row.nulls > 0 {
             return Err(Error::refused(format!("cursor `{}` is null in {} rows", cursor.name, row.nulls))
                 .hint("no window ever holds them; choose a cursor without nulls, or delete or fill these rows"));
         }
-        Ok(Facts { clock_micros: row.clock_micros, newest: row.newest, future: row.future })
+        Ok(Facts {
+            clock_micros: row.clock_micros,
+            newest: row.newest,
+            oldest: row.oldest,
+            future: row.future,
+            expires_at_seconds: row.expires_at_seconds,
+            lifetime_seconds: row.lifetime_seconds,
+        })
+    }
+
+    async fn ask_facts(&self, cursor: &Cursor, low: Option<Tick>, ttl: Option<&str>) -> Result<FactsRow> {
+        let query = self.relation.facts(cursor, self.is_nullable(cursor), low, ttl);
+        self.server.fetch_one(&query, &self.what("facts")).await
     }
 
     /// The mutations of the table: an ALTER that moves a row between two SELECTs would lose or double it (P8).
@@ -361,6 +399,25 @@ impl Source<'_> {
         let query = self.relation.histogram(cursor, window, &predicates(fields, values)?, width);
         let rows: Vec<BucketRow> = self.server.fetch(&query, &self.what("histogram")).await?;
         Ok(rows.into_iter().map(|row| Bucket { low: row.low, width, rows: row.rows }).collect())
+    }
+
+    /// The shortest time in seconds that the TTL lets a row of the window live, from its cursor on; `None` where none of them expires, and
+    /// where the TTL cannot be evaluated.
+    pub async fn shortest_lifetime(&self, cursor: &Cursor, window: Window) -> Result<Option<i64>> {
+        let Some(ttl) = &self.ttl else { return Ok(None) };
+        let query = self.relation.shortest_lifetime(cursor, window, ttl);
+        match self.server.fetch_one::<LifetimeRow>(&query, &self.what("lifetime")).await {
+            Err(error) if !error.kind().policy().retry => {
+                self.warn_of_ttl(&error);
+                Ok(None)
+            }
+            row => Ok(row?.seconds),
+        }
+    }
+
+    /// The TTL may name what is gone, or what we may not read.
+    fn warn_of_ttl(&self, error: &Error) {
+        tracing::warn!(table = self.relation.table, %error, "cannot evaluate the source's TTL, going on without it");
     }
 
     /// About how many bytes of Parquet, and rows, the table's parts are; none for views, tables without parts, and users who may not see them.

@@ -26,6 +26,9 @@ pub const VALUE_KEY: &str = "=";
 /// The server's clock, microseconds since 1970.
 pub const CLOCK_MICROS: &str = "toInt64(toUnixTimestamp64Micro(now64(6, 'UTC')))";
 
+/// Seconds that nobody knows.
+const NO_SECONDS: &str = "CAST(NULL, 'Nullable(Int64)')";
+
 /// A quoted identifier.
 pub fn identifier(name: &str) -> String {
     format!("`{}`", name.replace('\\', "\\\\").replace('`', "\\`"))
@@ -41,10 +44,13 @@ pub fn table(database: &str, table: &str) -> String {
     format!("{}.{}", identifier(database), identifier(table))
 }
 
-/// The UUID of a table.
-pub fn uuid(database: &str, table: &str) -> String {
-    let (database, table) = (string(database), string(table));
-    format!("SELECT toString(uuid) AS uuid FROM system.tables WHERE database = {database} AND name = {table}")
+/// UUID and engine of a table, the latter with all its clauses.
+pub fn definition(database: &str, table: &str) -> String {
+    format!(
+        "SELECT toString(uuid) AS uuid, engine_full FROM system.tables WHERE database = {} AND name = {}",
+        string(database),
+        string(table)
+    )
 }
 
 /// A source as the queries name it.
@@ -81,8 +87,8 @@ impl Relation {
         )
     }
 
-    /// Clock, newest row, rows from the future and null cursors, in ticks; one row.
-    pub fn facts(&self, cursor: &Cursor, nullable: bool, low: Option<Tick>) -> String {
+    /// Clock, newest and oldest row, rows from the future and null cursors, in ticks, and what `ttl` says of the rows, in seconds; one row.
+    pub fn facts(&self, cursor: &Cursor, nullable: bool, low: Option<Tick>, ttl: Option<&str>) -> String {
         let column = identifier(&cursor.name);
         let mut filter = low.map_or("1".to_owned(), |low| format!("{column} >= {}", literal(low, cursor.kind)));
         if nullable {
@@ -90,13 +96,20 @@ impl Relation {
         }
         let tick = ticks("k2_cursor", cursor.kind);
         let now = tick_of_now(cursor.kind);
+        let present = format!("ifNull({tick} <= {now}, 0)");
+        // Rows of a backfill live longer than live ones, so that the oldest row tells how long those beside it lived; one that had
+        // expired before its own time tells nothing.
+        let lifetime = format!("k2_expires - {}", seconds(&tick, cursor.kind));
         format!(
             "SELECT {CLOCK_MICROS} AS clock_micros, \
-             maxOrNullIf(assumeNotNull({tick}), ifNull({tick} <= {now}, 0)) AS newest, \
+             maxOrNullIf(assumeNotNull({tick}), {present}) AS newest, \
+             minOrNullIf(assumeNotNull({tick}), {present}) AS oldest, \
              toUInt64(countIf(ifNull({tick} > {now}, 0))) AS future, \
-             toUInt64(countIf(isNull(k2_cursor))) AS nulls \
+             toUInt64(countIf(isNull(k2_cursor))) AS nulls, \
+             minOrNull(k2_expires) AS expires_at_seconds, \
+             argMinOrNullIf({lifetime}, {tick}, {present} AND ifNull({lifetime} > 0, 0)) AS lifetime_seconds \
              FROM ({})",
-            self.rows(&format!("{column} AS k2_cursor"), &filter)
+            self.rows(&format!("{column} AS k2_cursor, {} AS k2_expires", ttl.unwrap_or(NO_SECONDS)), &filter)
         )
     }
 
@@ -114,6 +127,19 @@ impl Relation {
             self.rows(
                 &format!("{} AS k2_cursor", identifier(&cursor.name)),
                 &within_partition(cursor, window, partition)
+            )
+        )
+    }
+
+    /// The shortest time in seconds from the cursor of a row to its expiry; null where no row of the window expires. One that had expired before
+    /// its own time tells nothing.
+    pub fn shortest_lifetime(&self, cursor: &Cursor, window: Window, ttl: &str) -> String {
+        let lifetime = format!("k2_expires - {}", seconds(&ticks("k2_cursor", cursor.kind), cursor.kind));
+        format!(
+            "SELECT minOrNullIf({lifetime}, ifNull({lifetime} > 0, 0)) AS seconds FROM ({})",
+            self.rows(
+                &format!("{} AS k2_cursor, {ttl} AS k2_expires", identifier(&cursor.name)),
+                &within(cursor, window)
             )
         )
     }
@@ -267,6 +293,15 @@ fn ticks(column: &str, kind: CursorType) -> String {
     }
 }
 
+/// Ticks as whole seconds.
+fn seconds(ticks: &str, kind: CursorType) -> String {
+    match kind {
+        CursorType::Date => format!("{ticks} * 86400"),
+        CursorType::DateTime => ticks.to_owned(),
+        CursorType::DateTime64 { scale } => format!("intDiv({ticks}, toInt64({}))", 10_i64.pow(u32::from(scale))),
+    }
+}
+
 /// The server's clock in ticks.
 fn tick_of_now(kind: CursorType) -> String {
     match kind {
@@ -347,7 +382,7 @@ mod tests {
     /// P2: every query filters on the raw column, whatever it is called.
     #[test]
     fn a_cursor_may_bear_the_name_of_an_alias() {
-        for name in ["day", "rows", "newest", "future", "nulls", "clock_micros", "low", "key"] {
+        for name in ["day", "rows", "newest", "future", "nulls", "clock_micros", "low", "key", "seconds"] {
             let cursor = Cursor { name: name.into(), kind: CursorType::Date };
             let column = Column::map(name, "Date").unwrap();
             let by = PartitionBy { grain: Grain::Day, column: name.into() };
@@ -359,13 +394,13 @@ mod tests {
                 relation().histogram(&cursor, window, &[], 5),
                 relation().count(&cursor, window, &[], 9),
                 relation().count(&cursor, window, day, 9),
+                relation().shortest_lifetime(&cursor, window, "toInt64(`day` + 1)"),
             ] {
                 assert!(sql.contains(&filter), "{sql}");
                 assert!(!sql.split_once(&filter).unwrap().0.split("FROM").last().unwrap().contains("count"), "{sql}");
             }
-            assert!(
-                relation().facts(&cursor, false, None).contains(&format!("(SELECT `{name}` AS k2_cursor FROM `d`.`t`"))
-            );
+            let raw = format!("(SELECT `{name}` AS k2_cursor, `rows` + 1 AS k2_expires FROM `d`.`t`");
+            assert!(relation().facts(&cursor, false, None, Some("`rows` + 1")).contains(&raw));
         }
     }
 

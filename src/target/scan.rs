@@ -34,7 +34,9 @@ impl Target {
         width: Tick,
     ) -> Result<Vec<Bucket>> {
         let failed = |e| classify(e, format!("count the rows of `{name}`"));
-        let Some(snapshot) = self.metadata.current_snapshot() else { return Ok(Vec::new()) };
+        let Some(snapshot) = self.metadata.current_snapshot().filter(|_| !window.is_empty()) else {
+            return Ok(Vec::new());
+        };
         let schema = snapshot.schema(&self.metadata).map_err(failed)?;
         let id = cursor_field(&schema, cursor)?;
         let may_be_partition_value = is_partition_value(&self.metadata, id);
@@ -146,8 +148,11 @@ fn is_partition_value(metadata: &TableMetadata, cursor: i32) -> bool {
 }
 
 fn cursor_is_null(cursor: &Cursor) -> Error {
-    Error::refused(format!("a file of the target has no value of cursor `{}` but its partition's", cursor.name))
-        .hint("this version cannot count its rows; compact the table, which rewrites it")
+    Error::refused(format!(
+        "the target is partitioned by its cursor `{}` as it is, and has rows without it",
+        cursor.name
+    ))
+    .hint("imported files may leave the value to their partition, which this version does not read; compact the table")
 }
 
 /// The ticks of a column, those of rows without a value left out.

@@ -286,6 +286,91 @@ def delete(catalog, namespace, table, filter):
     load(catalog, namespace, table).delete(filter)
 
 
+# --- committing, as engines that PyIceberg is not
+
+
+def delete_positions(catalog, namespace, table, every):
+    """Deletes each `every`th row of every data file by a position delete file (merge on read)."""
+    from pyiceberg.manifest import DataFileContent
+
+    loaded = load(catalog, namespace, table)
+    fields = pa.schema([with_id("file_path", pa.string(), 2147483546), with_id("pos", pa.int64(), 2147483545)])
+    deletes = []
+    for number, task in enumerate(loaded.scan().plan_files()):
+        positions = list(range(0, task.file.record_count, every))
+        rows = pa.Table.from_arrays([[task.file.file_path] * len(positions), positions], schema=fields)
+        deletes.append((f"positions-{number}.parquet", rows, task.file.partition, {}))
+    commit_files(loaded, DataFileContent.POSITION_DELETES, deletes)
+
+
+def delete_equal(catalog, namespace, table, column, value):
+    """Deletes the rows of the first file's partition that are equal in a column, by an equality delete file."""
+    from pyiceberg.manifest import DataFileContent
+
+    loaded = load(catalog, namespace, table)
+    first = next(iter(loaded.scan().plan_files())).file
+    field = loaded.schema().find_field(column)
+    fields = pa.schema([with_id(column, loaded.schema().as_arrow().field(column).type, field.field_id)])
+    rows = pa.Table.from_arrays([[value]], schema=fields)
+    commit_files(
+        loaded,
+        DataFileContent.EQUALITY_DELETES,
+        [("equal.parquet", rows, first.partition, {"equality_ids": [field.field_id]})],
+    )
+
+
+def append_without(catalog, namespace, table, column, partition, name="imported.parquet"):
+    """Adds one row in a file without a column, as imported tables leave their partition columns; by its name it may claim another format."""
+    from pyiceberg.manifest import DataFileContent
+    from pyiceberg.typedef import Record
+
+    loaded = load(catalog, namespace, table)
+    fields = pa.schema([field for field in loaded.schema().as_arrow() if field.name != column])
+    rows = pa.Table.from_pylist([{}], schema=fields)
+    commit_files(loaded, DataFileContent.DATA, [(name, rows, Record(*partition), {})])
+
+
+def with_id(name, kind, number):
+    return pa.field(name, kind, nullable=False, metadata={"PARQUET:field_id": str(number)})
+
+
+def commit_files(loaded, content, files):
+    """Writes files below the table's location and commits them in one snapshot: name, rows, partition, further fields of the manifest entry."""
+    from pyiceberg.manifest import DataFile, DataFileContent, FileFormat, ManifestContent, ManifestWriterV2
+
+    class DeleteManifestWriter(ManifestWriterV2):
+        def content(self):
+            return ManifestContent.DELETES
+
+        @property
+        def _meta(self):
+            return {**super()._meta, "content": "deletes"}
+
+    with loaded.transaction() as transaction:
+        with transaction.update_snapshot().fast_append() as append:
+            if content != DataFileContent.DATA:
+                append.new_manifest_writer = lambda spec: DeleteManifestWriter(
+                    spec, loaded.schema(), append.new_manifest_output(), append.snapshot_id, "gzip"
+                )
+            for name, rows, partition, further in files:
+                path = f"{loaded.location()}/data/{uuid.uuid4()}-{name}"
+                pq.write_table(rows, local_path(path))
+                file = DataFile.from_args(
+                    content=content,
+                    file_path=path,
+                    file_format=FileFormat[name.rsplit(".", 1)[1].upper()],
+                    partition=partition,
+                    record_count=len(rows),
+                    file_size_in_bytes=os.path.getsize(local_path(path)),
+                    **further,
+                )
+                file.spec_id = loaded.spec().spec_id
+                append.append_data_file(file)
+
+
+# --- changing history and the catalog
+
+
 def rollback(catalog, namespace, table):
     """To the parent of the current snapshot."""
     loaded = load(catalog, namespace, table)
@@ -353,7 +438,8 @@ def local_path(location):
 
 COMMANDS = [
     compare, count, count_duckdb, count_where, plan_files, data_files, snapshots, referenced_files, manifests, count_at, properties, schema,
-    metadata_location, append, delete, drop, rollback, expire, tag, branch, set_properties, create_other_table, create_catalog,
+    metadata_location, append, delete, delete_positions, delete_equal, append_without, drop, rollback, expire, tag, branch, set_properties,
+    create_other_table, create_catalog,
 ]
 
 if __name__ == "__main__":

@@ -1,0 +1,266 @@
+//! What an audit compares, and what it makes of it: pure (protocol.md "Audit").
+//!
+//! Both sides are counted in the same half-open buckets of ticks: an hour each, a day where a tick is a day, cut at the ends of the audited
+//! range and of the ranges that were skipped on purpose. Nothing at or above the watermark is compared, so that rows that have not
+//! left yet are never called missing.
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::cursor::{CursorType, Tick};
+use crate::histogram::Bucket;
+use crate::plan::Window;
+
+const MICROS_PER_SECOND: i64 = 1_000_000;
+
+/// What the counts of a bucket say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// As many rows on both sides.
+    Equal,
+    /// The source has more.
+    Missing,
+    /// The target has more.
+    Extra,
+    /// The target has more, and the source's TTL has begun to delete rows of the bucket.
+    ExpiredInSource,
+    /// A reset skipped the bucket, or it lies below `start_at`: its rows were not asked for (P25).
+    Skipped,
+}
+
+/// For people, as `verdict` of the JSON.
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Equal => "equal",
+            Self::Missing => "missing",
+            Self::Extra => "extra",
+            Self::ExpiredInSource => "expired_in_source",
+            Self::Skipped => "skipped",
+        })
+    }
+}
+
+impl Verdict {
+    /// Whether a person must look at it.
+    pub fn is_mismatch(self) -> bool {
+        matches!(self, Self::Missing | Self::Extra)
+    }
+}
+
+/// A part of the audited range that was skipped as a whole, or not at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Section {
+    /// Its ticks.
+    pub window: Window,
+    /// Whether its rows were left out on purpose.
+    pub skipped: bool,
+}
+
+/// Rows of both sides in one bucket, more than none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counts {
+    /// First tick.
+    pub low: Tick,
+    /// First tick behind it.
+    pub high: Tick,
+    /// Rows of the source.
+    pub source: u64,
+    /// Rows of the target, whoever wrote them.
+    pub target: u64,
+    /// Whether they were left out on purpose.
+    pub skipped: bool,
+}
+
+/// Ticks of a bucket: an hour, or a day where there is nothing finer.
+pub fn bucket_width(cursor: CursorType) -> Tick {
+    (cursor.ticks_per_day() / 24).max(1)
+}
+
+/// Cuts a range at the ends of what was skipped.
+pub fn sections(range: Window, skipped: &[(Tick, Tick)]) -> Vec<Section> {
+    let mut skipped = skipped.to_vec();
+    skipped.sort_unstable();
+    let mut sections = Vec::new();
+    let mut low = range.low;
+    let mut add = |high: Tick, skipped: bool| {
+        let window = Window { low, high: high.min(range.high) };
+        if !window.is_empty() {
+            sections.push(Section { window, skipped });
+            low = Some(window.high);
+        }
+    };
+    for (from, to) in skipped {
+        add(from, false);
+        add(to, true);
+    }
+    add(range.high, false);
+    sections
+}
+
+/// Puts both sides of a section together, in ascending order.
+pub fn pair(section: Section, source: &[Bucket], target: &[Bucket]) -> Vec<Counts> {
+    let Section { window, skipped } = section;
+    let mut rows: BTreeMap<(Tick, Tick), (u64, u64)> = BTreeMap::new();
+    for bucket in source {
+        rows.entry((bucket.low, bucket.high())).or_default().0 += bucket.rows;
+    }
+    for bucket in target {
+        rows.entry((bucket.low, bucket.high())).or_default().1 += bucket.rows;
+    }
+    let counts = rows.into_iter().map(|((low, high), (source, target))| Counts {
+        low: window.low.map_or(low, |first| first.max(low)),
+        high: high.min(window.high),
+        source,
+        target,
+        skipped,
+    });
+    counts.collect()
+}
+
+impl Counts {
+    /// Rows of the source that the target has not.
+    pub fn missing(&self) -> u64 {
+        self.source.saturating_sub(self.target)
+    }
+
+    /// Rows of the target that the source has not.
+    pub fn extra(&self) -> u64 {
+        self.target.saturating_sub(self.source)
+    }
+
+    /// What they say, where rows up to the tick `outlived_to` have begun to expire in the source.
+    pub fn verdict(&self, outlived_to: Option<Tick>) -> Verdict {
+        if self.skipped {
+            return Verdict::Skipped;
+        }
+        match self.source.cmp(&self.target) {
+            Ordering::Equal => Verdict::Equal,
+            Ordering::Greater => Verdict::Missing,
+            Ordering::Less if outlived_to.is_some_and(|tick| self.low <= tick) => Verdict::ExpiredInSource,
+            Ordering::Less => Verdict::Extra,
+        }
+    }
+}
+
+/// The last tick whose rows may have outlived the source's TTL by now, if none lives shorter than the shortest-lived row that is still there.
+pub fn outlived_to(cursor: CursorType, clock_micros: i64, shortest_lifetime_seconds: i64) -> Tick {
+    cursor.tick_at(clock_micros.saturating_sub(shortest_lifetime_seconds.saturating_mul(MICROS_PER_SECOND)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const HOUR: Tick = 3_600_000;
+
+    fn section(low: Option<Tick>, high: Tick, skipped: bool) -> Section {
+        Section { window: Window { low, high }, skipped }
+    }
+
+    fn buckets(rows: &BTreeMap<Tick, u64>, window: Window, width: Tick) -> Vec<Bucket> {
+        let mut buckets: BTreeMap<Tick, u64> = BTreeMap::new();
+        for (tick, count) in rows.iter().filter(|(tick, _)| window.contains(**tick)) {
+            *buckets.entry(tick - tick.rem_euclid(width)).or_default() += count;
+        }
+        buckets.into_iter().map(|(low, rows)| Bucket { low, width, rows }).collect()
+    }
+
+    #[test]
+    fn a_bucket_is_an_hour_or_a_day() {
+        assert_eq!(bucket_width(CursorType::Date), 1);
+        assert_eq!(bucket_width(CursorType::DateTime), 3600);
+        assert_eq!(bucket_width(CursorType::DateTime64 { scale: 3 }), HOUR);
+    }
+
+    #[test]
+    fn ranges_are_cut_at_the_ends_of_what_was_skipped() {
+        let all = Window { low: None, high: 100 };
+        assert_eq!(sections(all, &[]), [section(None, 100, false)]);
+        assert_eq!(
+            sections(all, &[(50, 60), (Tick::MIN, 10), (55, 58), (60, 70), (90, 200), (300, 400)]),
+            [
+                section(None, 10, true),
+                section(Some(10), 50, false),
+                section(Some(50), 60, true),
+                section(Some(60), 70, true),
+                section(Some(70), 90, false),
+                section(Some(90), 100, true),
+            ]
+        );
+        let inside = Window { low: Some(55), high: 58 };
+        assert_eq!(sections(inside, &[(50, 60)]), [section(Some(55), 58, true)]);
+        assert_eq!(sections(Window { low: Some(5), high: 5 }, &[(0, 9)]), []);
+    }
+
+    #[test]
+    fn counts_give_a_verdict() {
+        let verdict = |source, target, skipped, outlived_to| {
+            Counts { low: 10, high: 20, source, target, skipped }.verdict(outlived_to)
+        };
+        assert_eq!(verdict(5, 5, false, None), Verdict::Equal);
+        assert_eq!(verdict(6, 5, false, None), Verdict::Missing);
+        assert_eq!(verdict(6, 5, false, Some(99)), Verdict::Missing, "no TTL explains a row that is there");
+        assert_eq!(verdict(5, 6, false, None), Verdict::Extra);
+        assert_eq!(verdict(5, 6, false, Some(9)), Verdict::Extra);
+        assert_eq!(verdict(5, 6, false, Some(10)), Verdict::ExpiredInSource);
+        assert_eq!(verdict(0, 6, true, None), Verdict::Skipped);
+        assert_eq!(verdict(6, 0, true, None), Verdict::Skipped);
+        let mismatches = [Verdict::Missing, Verdict::Extra];
+        for verdict in [Verdict::Equal, Verdict::Missing, Verdict::Extra, Verdict::ExpiredInSource, Verdict::Skipped] {
+            assert_eq!(verdict.is_mismatch(), mismatches.contains(&verdict), "{verdict:?}");
+        }
+    }
+
+    #[test]
+    fn rows_expire_when_they_are_as_old_as_their_lifetime() {
+        assert_eq!(outlived_to(CursorType::DateTime, 100 * MICROS_PER_SECOND, 40), 60);
+        assert_eq!(outlived_to(CursorType::DateTime, 100 * MICROS_PER_SECOND - 1, 40), 59);
+        assert_eq!(outlived_to(CursorType::Date, 86_400 * MICROS_PER_SECOND, 86_401), -1);
+    }
+
+    proptest! {
+        /// Invariant 10, as far as counts go: every row of the range is in one bucket, whatever was skipped and whichever side holds it.
+        #[test]
+        fn every_row_of_the_range_is_compared_once(
+            source in proptest::collection::btree_map(-9 * HOUR..9 * HOUR, 1_u64..5, 0..60),
+            target in proptest::collection::btree_map(-9 * HOUR..9 * HOUR, 1_u64..5, 0..60),
+            low in proptest::option::of(-10 * HOUR..10 * HOUR),
+            high in -10 * HOUR..10 * HOUR,
+            skipped in proptest::collection::vec((-10 * HOUR..10 * HOUR, -10 * HOUR..10 * HOUR), 0..4),
+        ) {
+            let range = Window { low, high };
+            let mut all = Vec::new();
+            for section in sections(range, &skipped) {
+                let side = |rows| buckets(rows, section.window, HOUR);
+                all.extend(pair(section, &side(&source), &side(&target)));
+            }
+            prop_assert!(all.windows(2).all(|w| w[0].high <= w[1].low), "ascending and disjoint: {:?}", all);
+            for counts in &all {
+                let window = Window { low: Some(counts.low), high: counts.high };
+                let sum = |rows: &BTreeMap<Tick, u64>| -> u64 {
+                    rows.iter().filter(|(tick, _)| window.contains(**tick)).map(|(_, rows)| rows).sum()
+                };
+                prop_assert_eq!((sum(&source), sum(&target)), (counts.source, counts.target));
+                prop_assert!(counts.source + counts.target > 0);
+                prop_assert!(counts.low.div_euclid(HOUR) == (counts.high - 1).div_euclid(HOUR), "within an hour");
+                prop_assert!(low.is_none_or(|low| counts.low >= low) && counts.high <= high);
+                let on_purpose = |tick: Tick| skipped.iter().any(|(from, to)| (*from..*to).contains(&tick));
+                prop_assert!(on_purpose(counts.low) == counts.skipped && on_purpose(counts.high - 1) == counts.skipped);
+                prop_assert_eq!(counts.missing() as i64 - counts.extra() as i64, counts.source as i64 - counts.target as i64);
+            }
+            for (rows, counted) in [
+                (&source, all.iter().map(|counts| counts.source).sum::<u64>()),
+                (&target, all.iter().map(|counts| counts.target).sum::<u64>()),
+            ] {
+                let within: u64 = rows.iter().filter(|(tick, _)| range.contains(**tick)).map(|(_, rows)| rows).sum();
+                prop_assert_eq!(within, counted);
+            }
+        }
+    }
+}

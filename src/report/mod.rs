@@ -1,0 +1,69 @@
+//! Facts -> text or JSON on stdout, a document per command. No other module prints results.
+
+mod audit;
+mod init;
+mod reset;
+mod run;
+mod watermark;
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+pub use self::audit::{AuditBucket, AuditReport, AuditTable};
+pub use self::init::{InitReport, InitStatus, InitTable};
+pub use self::reset::{ResetReport, ResetStatus, confirm};
+pub use self::run::{PlannedChunk, RunReport, RunStatus, RunTable};
+pub use self::watermark::{WatermarkReport, WatermarkTable};
+use crate::cli::Format;
+use crate::error::{Error, Kind};
+
+/// An error, as the JSON contract has it.
+#[derive(Debug, Clone, Serialize)]
+pub struct ErrorReport {
+    /// What it means.
+    pub kind: Kind,
+    /// The chain of causes.
+    pub message: String,
+    /// What to do.
+    pub hint: String,
+}
+
+impl From<&Error> for ErrorReport {
+    fn from(error: &Error) -> Self {
+        Self { kind: error.kind(), message: error.to_string(), hint: error.hint_text().to_owned() }
+    }
+}
+
+/// A document that people can read too.
+pub trait Report: Serialize {
+    /// Its lines for people.
+    fn lines(&self) -> Vec<String>;
+
+    /// Tables that something went wrong with, and what.
+    fn errors(&self) -> Vec<(&str, &ErrorReport)>;
+}
+
+/// Prints a document on stdout and, for people, its errors on stderr. A reader that went away is no error.
+pub fn print(report: &impl Report, format: Format) {
+    match format {
+        Format::Json => {
+            let _ = writeln!(io::stdout(), "{}", serde_json::to_string_pretty(report).unwrap_or_default());
+        }
+        Format::Text => {
+            let _ = writeln!(io::stdout(), "{}", report.lines().join("\n"));
+            for (table, error) in report.errors() {
+                let _ = writeln!(io::stderr(), "k2-offload: {table}: {}\nhint: {}", error.message, error.hint);
+            }
+        }
+    }
+}
+
+/// Prints why the process ends, on stderr.
+pub fn print_error(error: &Error) {
+    let _ = writeln!(io::stderr(), "k2-offload: {error}\nhint: {}", error.hint_text());
+}
+
+fn or_dash(text: &Option<String>) -> &str {
+    text.as_deref().unwrap_or("-")
+}

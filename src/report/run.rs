@@ -1,0 +1,157 @@
+//! The document of `run`.
+
+use indicatif::{HumanBytes, HumanCount};
+use serde::Serialize;
+
+use super::{ErrorReport, Report, or_dash};
+
+/// What a pass did about a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RunStatus {
+    /// Rows were committed.
+    Offloaded,
+    /// There was nothing new.
+    Nothing,
+    /// Another pass holds the table.
+    Skipped,
+    /// See `error`.
+    Failed,
+    /// `--dry-run`: rows would leave.
+    Planned,
+}
+
+/// One table of `run`. Timestamps are RFC 3339 in UTC.
+#[derive(Debug, Clone, Serialize)]
+pub struct RunTable {
+    /// Source table.
+    pub source: String,
+    /// Target table.
+    pub target: String,
+    /// Its layer.
+    pub layer: String,
+    /// What was done.
+    pub status: RunStatus,
+    /// Inclusive lower bound of the window; null where it has none.
+    pub low: Option<String>,
+    /// Exclusive upper bound of the window.
+    pub high: Option<String>,
+    /// Watermark after the pass.
+    pub watermark: Option<String>,
+    /// Highest watermark ever committed.
+    pub offloaded_to: Option<String>,
+    /// How far the source was looked at.
+    pub checked_to: Option<String>,
+    /// Rows that came from the source; with `--dry-run`, that would.
+    pub rows_read: u64,
+    /// Rows that were committed.
+    pub rows_written: u64,
+    /// Duplicates that were dropped.
+    pub rows_duplicate: u64,
+    /// Rows that were kept out.
+    pub rows_rejected: u64,
+    /// Late rows; null: this version does not look for them.
+    pub rows_late: Option<u64>,
+    /// Rows that changed after they left; null: this version does not look for them.
+    pub rows_changed: Option<u64>,
+    /// Rows whose cursor is in the source's future; null where the source was not asked.
+    pub rows_future: Option<u64>,
+    /// Bytes of the new data files.
+    pub bytes_written: u64,
+    /// New data files.
+    pub files: u64,
+    /// Commits.
+    pub chunks: u64,
+    /// The last commit's snapshot.
+    pub snapshot_id: Option<i64>,
+    /// Duration of the table.
+    pub duration_ms: u64,
+    /// `--dry-run`: the chunks that would be committed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub planned: Vec<PlannedChunk>,
+    /// Why it failed.
+    pub error: Option<ErrorReport>,
+}
+
+/// A chunk of `run --dry-run`.
+#[derive(Debug, Clone, Serialize)]
+pub struct PlannedChunk {
+    /// Inclusive lower bound; null where it has none.
+    pub low: Option<String>,
+    /// Exclusive upper bound.
+    pub high: Option<String>,
+    /// Raw rows in the source.
+    pub rows: u64,
+    /// Data files that are expected.
+    pub files: u64,
+}
+
+/// The document of `run`.
+#[derive(Debug, Serialize)]
+pub struct RunReport {
+    /// Names the pass in logs, query ids and locks.
+    pub run_id: String,
+    /// Start of the pass.
+    pub started_at: String,
+    /// Duration of the pass.
+    pub duration_ms: u64,
+    /// Exit code.
+    pub exit: u8,
+    /// One entry per table.
+    pub tables: Vec<RunTable>,
+}
+
+impl Report for RunReport {
+    fn lines(&self) -> Vec<String> {
+        self.tables.iter().flat_map(RunTable::lines).collect()
+    }
+
+    fn errors(&self) -> Vec<(&str, &ErrorReport)> {
+        self.tables.iter().filter_map(|table| Some((table.target.as_str(), table.error.as_ref()?))).collect()
+    }
+}
+
+impl RunTable {
+    /// The exit code that this table alone would give.
+    pub fn exit_code(&self) -> u8 {
+        self.error.as_ref().map_or(0, |error| error.kind.policy().exit)
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let seconds = self.duration_ms as f64 / 1000.0;
+        let what = match self.status {
+            RunStatus::Offloaded => format!(
+                "offloaded {} rows in {} file(s), {}, watermark {}, {seconds:.2} s",
+                HumanCount(self.rows_written),
+                self.files,
+                HumanBytes(self.bytes_written),
+                or_dash(&self.watermark)
+            ),
+            RunStatus::Nothing => format!("nothing new up to {}", or_dash(&self.checked_to)),
+            RunStatus::Skipped => "skipped".to_owned(),
+            RunStatus::Failed if self.chunks > 0 => {
+                format!(
+                    "failed, but offloaded {} rows, watermark {}",
+                    HumanCount(self.rows_written),
+                    or_dash(&self.watermark)
+                )
+            }
+            RunStatus::Failed => "failed".to_owned(),
+            RunStatus::Planned => format!(
+                "would offload {} rows in {} commit(s)",
+                HumanCount(self.planned.iter().map(|chunk| chunk.rows).sum()),
+                self.planned.len()
+            ),
+        };
+        let future = match self.rows_future {
+            Some(rows @ 1..) => format!(", {} rows from the future wait", HumanCount(rows)),
+            _ => String::new(),
+        };
+        let mut lines = vec![format!("{} -> {}: {what}{future}", self.source, self.target)];
+        lines.extend(self.planned.iter().map(|chunk| {
+            let (low, high) = (chunk.low.as_deref().unwrap_or("beginning"), or_dash(&chunk.high));
+            format!("  [{low}, {high}): {} rows, {} file(s)", HumanCount(chunk.rows), chunk.files)
+        }));
+        lines
+    }
+}
