@@ -9,8 +9,9 @@ use std::time::Duration;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
 
 use crate::config::{Catalog as Config, TableName};
-use crate::error::{Classify, Error, Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::failpoint::{self, Action, Failpoint};
+use crate::storage::file_error;
 
 /// How long a statement waits for another process that holds the file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -73,7 +74,7 @@ impl Catalog {
     /// Opens the catalog file, or creates it with the two tables.
     pub fn open_or_create(config: &Config) -> Result<Self> {
         if let Some(parent) = config.path.parent() {
-            std::fs::create_dir_all(parent).or_error(Kind::Unavailable, format!("create {}", parent.display()))?;
+            std::fs::create_dir_all(parent).map_err(|e| file_error("create", parent, e))?;
         }
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
         let mut connection = connect(&config.path, flags)?;

@@ -5,6 +5,7 @@ mod history;
 mod scan;
 
 use std::collections::HashMap;
+use std::{io, iter};
 
 use iceberg::io::FileIO;
 use iceberg::spec::{
@@ -19,7 +20,7 @@ use crate::error::{Error, Kind, Result};
 use crate::partition::{Grain, PartitionBy};
 use crate::plan::Window;
 use crate::schema::{Column, iceberg_schema};
-use crate::storage::delete_own_file;
+use crate::storage::{delete_own_file, judge};
 use crate::watermark::Marker;
 
 /// Iceberg's property for the age in milliseconds at which snapshots may go, and its value where a table does not say: 7 days.
@@ -235,23 +236,18 @@ fn iceberg_codec(codec: &str) -> &str {
 
 /// Sorts an error of iceberg by its kind and, where storage failed, by the cause that [`crate::storage`] kept.
 pub fn classify(error: iceberg::Error, context: String) -> Error {
-    let kind = match error.kind() {
-        ErrorKind::FeatureUnsupported => Kind::Refused,
-        ErrorKind::Unexpected if has_io_cause(&error) => Kind::Unavailable,
-        _ => Kind::Internal,
+    let of_kind = |kind: Kind| (kind, kind.policy().hint);
+    let (kind, hint) = match (error.kind(), io_cause(&error)) {
+        (ErrorKind::FeatureUnsupported, _) => of_kind(Kind::Refused),
+        (ErrorKind::Unexpected, Some(cause)) => judge(cause.kind()),
+        _ => of_kind(Kind::Internal),
     };
-    Error::from_cause(kind, error).context(context)
+    Error::from_cause(kind, error).context(context).hint(hint)
 }
 
-fn has_io_cause(error: &iceberg::Error) -> bool {
-    let mut cause = std::error::Error::source(error);
-    while let Some(current) = cause {
-        if current.is::<std::io::Error>() {
-            return true;
-        }
-        cause = current.source();
-    }
-    false
+fn io_cause(error: &iceberg::Error) -> Option<&io::Error> {
+    let mut causes = iter::successors(std::error::Error::source(error), |cause| cause.source());
+    causes.find_map(|cause| cause.downcast_ref())
 }
 
 #[cfg(test)]
