@@ -13,8 +13,9 @@ use crate::error::{Error, Kind, Result};
 use crate::failpoint::{self, Action, Failpoint};
 use crate::storage::file_error;
 
-/// How long a statement waits for another process that holds the file.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a statement waits for another process that holds the file. Writers of a catalog take milliseconds: one that takes this long hangs,
+/// and then every table of a pass waits this long.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS iceberg_tables (
@@ -188,8 +189,9 @@ fn classify(error: rusqlite::Error, path: &Path, verb: &str) -> Error {
     let (kind, hint) = match error.sqlite_error_code() {
         Some(ErrorCode::NotADatabase) => (Kind::Config, "catalog.uri names a file that is not SQLite; correct it"),
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
-            (Kind::Unavailable, "another process holds the catalog file; the next pass tries again")
+            (Kind::Busy, "another process holds the catalog file, see which (`fuser FILE`); the next pass tries again")
         }
+        Some(ErrorCode::CannotOpen) if path.is_dir() => (Kind::Config, "catalog.uri names a folder; it must be a file"),
         Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen) => {
             (Kind::Unavailable, "the catalog file and its folder must be writable for this user")
         }
