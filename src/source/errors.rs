@@ -14,6 +14,12 @@ pub fn stalled(after: Duration) -> Error {
         .hint("see whether it is overloaded; `clickhouse.idle_timeout` and `connect_timeout` bound the wait")
 }
 
+/// An answer that is not the JSON that was asked for.
+pub fn not_clickhouse() -> Error {
+    Error::new(Kind::Config, "the server does not answer as ClickHouse does")
+        .hint("clickhouse.url must be the HTTP interface of a ClickHouse server")
+}
+
 fn other_server() -> Error {
     Error::new(Kind::Unavailable, "another server answered than the one that the pass began on")
         .hint("point clickhouse.url at one replica, or make the balancer keep a client on its server")
