@@ -52,7 +52,7 @@ pub enum Swap {
     Stale,
 }
 
-/// A swap that did not answer.
+/// A change of the catalog that did not answer.
 #[derive(Debug)]
 pub enum SwapError {
     /// Certainly not done.
@@ -120,23 +120,23 @@ impl Catalog {
     }
 
     /// Adds a table and its namespace; `false` where the table exists.
-    pub fn insert(&mut self, table: &TableName, location: &str) -> Result<bool> {
-        let (name, has_type) = (&self.name, self.has_type);
-        let inserted = begin(&mut self.connection).and_then(|tx| {
-            let (column, value) = if has_type { (", iceberg_type", ", 'TABLE'") } else { ("", "") };
-            let statement = format!(
-                "INSERT OR IGNORE INTO iceberg_tables (catalog_name, table_namespace, table_name, metadata_location{column}) \
-                 VALUES (?1, ?2, ?3, ?4{value})"
-            );
-            let rows = tx.execute(&statement, params![name, table.namespace, table.name, location])?;
-            tx.execute(
-                "INSERT OR IGNORE INTO iceberg_namespace_properties VALUES (?1, ?2, 'exists', 'true')",
-                params![name, table.namespace],
-            )?;
-            tx.commit()?;
-            Ok(rows == 1)
-        });
-        inserted.map_err(|e| classify(e, &self.path, "add a table to"))
+    pub fn insert(&mut self, table: &TableName, location: &str) -> Result<bool, SwapError> {
+        let (name, path) = (&self.name, &self.path);
+        let not_done = |e| SwapError::NotDone(classify(e, path, "add a table to"));
+        let (column, value) = if self.has_type { (", iceberg_type", ", 'TABLE'") } else { ("", "") };
+        let statement = format!(
+            "INSERT OR IGNORE INTO iceberg_tables (catalog_name, table_namespace, table_name, metadata_location{column}) \
+             VALUES (?1, ?2, ?3, ?4{value})"
+        );
+        let tx = begin(&mut self.connection).map_err(not_done)?;
+        let rows = tx.execute(&statement, params![name, table.namespace, table.name, location]).map_err(not_done)?;
+        tx.execute(
+            "INSERT OR IGNORE INTO iceberg_namespace_properties VALUES (?1, ?2, 'exists', 'true')",
+            params![name, table.namespace],
+        )
+        .map_err(not_done)?;
+        tx.commit().map_err(|e| SwapError::Unknown(classify(e, path, "add a table to")))?;
+        Ok(rows == 1)
     }
 
     /// Replaces the metadata location `old` by `new`, if it still is `old`.

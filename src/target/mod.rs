@@ -190,13 +190,13 @@ impl NewTable {
             delete_own_file(&location)?;
             return Err(classify(error, format!("write the metadata of `{name}`")));
         }
-        let inserted = catalog.insert(name, &location).inspect_err(|_| {
+        let inserted = catalog.insert(name, &location);
+        if let Err(SwapError::Unknown(_)) = inserted {
             tracing::warn!(location, "kept, because nobody could tell whether the catalog took it");
-        })?;
-        if !inserted {
+        } else if !matches!(inserted, Ok(true)) {
             delete_own_file(&location)?;
         }
-        Ok(inserted)
+        inserted.map_err(|(SwapError::NotDone(error) | SwapError::Unknown(error))| error)
     }
 }
 
