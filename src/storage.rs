@@ -58,7 +58,9 @@ pub fn file_error(verb: &str, path: &Path, cause: io::Error) -> Error {
 pub fn judge(kind: io::ErrorKind) -> (Kind, &'static str) {
     use io::ErrorKind as E;
     match kind {
-        E::StorageFull | E::QuotaExceeded => (Kind::Unavailable, "the disk is full; the next pass goes on once there is space"),
+        E::StorageFull | E::QuotaExceeded => {
+            (Kind::Unavailable, "the disk is full; the next pass goes on once there is space")
+        }
         E::ReadOnlyFilesystem | E::PermissionDenied => {
             (Kind::Unavailable, "it must be writable for this user; the next pass tries again")
         }

@@ -31,8 +31,18 @@ const BAD: [Bad; 16] = [
         says: &["`exchange_time`", "`cursorless`", "DESCRIBE TABLE"],
         ..CONFIG
     },
-    Bad { name: "textual", keys: &[("cursor", "symbol")], says: &["`symbol`", "String", "not time", "DateTime"], ..CONFIG },
-    Bad { name: "numbered", keys: &[("cursor", "sequence_number")], says: &["`sequence_number`", "UInt64", "not time"], ..CONFIG },
+    Bad {
+        name: "textual",
+        keys: &[("cursor", "symbol")],
+        says: &["`symbol`", "String", "not time", "DateTime"],
+        ..CONFIG
+    },
+    Bad {
+        name: "numbered",
+        keys: &[("cursor", "sequence_number")],
+        says: &["`sequence_number`", "UInt64", "not time"],
+        ..CONFIG
+    },
     Bad {
         name: "null_cursor",
         change: "ALTER TABLE {} MODIFY COLUMN event_time Nullable(DateTime64(3)), UPDATE event_time = NULL WHERE sequence_number = 749 \
@@ -53,7 +63,12 @@ const BAD: [Bad; 16] = [
         says: &["garbled", "`symbol` (String)", "UTF-8"],
         ..REFUSED
     },
-    Bad { name: "wider", change: "ALTER TABLE {} ADD COLUMN venue String", says: &["`venue`", "init-tables"], ..REFUSED },
+    Bad {
+        name: "wider",
+        change: "ALTER TABLE {} ADD COLUMN venue String",
+        says: &["`venue`", "init-tables"],
+        ..REFUSED
+    },
     Bad { name: "narrower", change: "ALTER TABLE {} DROP COLUMN price", says: &["`price`", "init-tables"], ..REFUSED },
     Bad {
         name: "retyped",
@@ -67,7 +82,12 @@ const BAD: [Bad; 16] = [
         says: &["`exotic`", "`address`", "IPv4", "without this column"],
         ..REFUSED
     },
-    Bad { name: "another", keys: &[("source_id", "staging.trades")], says: &["staging.trades", ".another", "source_id"], ..REFUSED },
+    Bad {
+        name: "another",
+        keys: &[("source_id", "staging.trades")],
+        says: &["staging.trades", ".another", "source_id"],
+        ..REFUSED
+    },
     Bad { name: "foreign", says: &["did not write", "new target"], ..REFUSED },
     Bad { name: "dropped", says: &["`cold.dropped`", "init-tables"], ..REFUSED },
     Bad { name: "emptied", says: &["`cold.emptied`", ".metadata.json", "No such file", "restore"], ..REFUSED },
@@ -148,7 +168,9 @@ fn every_bad_table_is_told_by_name_and_holds_no_other_back() {
 fn tables_that_can_be_created_are_created_beside_those_that_cannot() {
     let case = Case::new("created");
     case.bronze("good");
-    case.sql("CREATE TABLE exotic (exchange_timestamp DateTime64(3), address IPv4) ENGINE = MergeTree ORDER BY tuple()");
+    case.sql(
+        "CREATE TABLE exotic (exchange_timestamp DateTime64(3), address IPv4) ENGINE = MergeTree ORDER BY tuple()",
+    );
     let table = |source: &str, keys: &str| {
         format!("[[table]]\nsource = '{source}'\ntarget = 'cold.{source}'\ncursor = 'exchange_timestamp'\n{keys}")
     };

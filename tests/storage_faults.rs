@@ -102,9 +102,13 @@ fn tables_are_not_created_by_halves() {
     let in_vain = |code: i32, kind: &str, texts: &[&str]| {
         let document = case.run(&["--format", "json", "init-tables"]).expect(code).json();
         fails(table_of(&document, "cold.trades"), kind, texts);
-        let rows = case.target("trades").catalog().query_row("SELECT count(*) FROM iceberg_tables", [], |row| row.get(0));
+        let rows =
+            case.target("trades").catalog().query_row("SELECT count(*) FROM iceberg_tables", [], |row| row.get(0));
         assert_eq!(rows, Ok(0));
-        assert_eq!(support::files_below(&case.path("small")).iter().filter(|file| !file.ends_with("filler")).count(), 0);
+        assert_eq!(
+            support::files_below(&case.path("small")).iter().filter(|file| !file.ends_with("filler")).count(),
+            0
+        );
     };
     config("small");
     disk.fill_but(0);
