@@ -165,7 +165,7 @@ impl NewTable {
         }
         let creation = TableCreation::builder()
             .name(config.target.name.clone())
-            .location(format!("{warehouse}/{}/{}", config.target.namespace, config.target.name))
+            .location(format!("{warehouse}/{}/{}", folder(&config.target.namespace), folder(&config.target.name)))
             .schema(schema)
             .partition_spec(spec)
             .properties(properties)
@@ -198,6 +198,14 @@ impl NewTable {
         }
         inserted.map_err(|(SwapError::NotDone(error) | SwapError::Unknown(error))| error)
     }
+}
+
+/// A name as a folder that readers take as it is: PyIceberg cuts a location at `?` and `#` and drops control characters, ClickHouse takes `*`
+/// and `{}` for patterns, DuckDB ends at `"`. No two names have the same folder.
+fn folder(name: &str) -> String {
+    let literal = |c: char| !c.is_control() && !"%?#*{}\"".contains(c);
+    let encode = |c| if literal(c) { c.to_string() } else { format!("%{:02X}", u32::from(c)) };
+    name.chars().map(encode).collect()
 }
 
 fn partition_spec(partition_by: &[PartitionBy], schema: &Schema) -> Result<UnboundPartitionSpec> {
