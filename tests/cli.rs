@@ -6,7 +6,7 @@ mod support;
 use std::fs;
 
 use serde_json::json;
-use support::{Case, TRADES, bare_command, finish, only_table};
+use support::{Case, TRADES, bare_command, fails, finish, only_table};
 
 const COMMANDS: [&[&str]; 3] = [&["init-tables"], &["run"], &["watermark", "show"]];
 
@@ -103,7 +103,8 @@ fn all_problems_of_a_configuration_are_told_at_once() {
 }
 
 /// Section, key, bad value, and what is said of it beside the key.
-const BAD_VALUES: [(&str, &str, &str, &str); 44] = [
+const BAD_VALUES: [(&str, &str, &str, &str); 45] = [
+    ("[clickhouse]", "user", "\"me\\nyou\"", "line break"),
     ("[clickhouse]", "connect_timeout", "'soon'", "`soon` is no duration"),
     ("[clickhouse]", "idle_timeout", "'5'", "`5` is no duration such as 90s"),
     ("[clickhouse]", "query_timeout", "'10ms'", "`10ms` is too short"),
@@ -173,6 +174,29 @@ fn a_bad_value_is_told_with_its_key_before_anything_is_done() {
 }
 
 #[test]
+fn a_setting_that_the_server_does_not_take_is_told_by_name() {
+    let case = Case::with_trades("settings");
+    case.trades("trades", "2024-03-10", 10);
+    for (name, settings) in [
+        ("max_threads", "{ max_block_size = 1000, max_threads = 'many' }"),
+        ("max_thread", "{ max_thread = 1 }"),
+        ("load_balancing", "{ load_balancing = 'fair' }"),
+    ] {
+        case.config_file("bad.toml", &format!("settings = {settings}"), "", TRADES);
+        for command in ["run", "init-tables"] {
+            let said = format!("clickhouse.settings.{name}: ");
+            case.run_with("bad.toml", &[command]).expect(2).says(&[&case.url, &said, "hint: correct it"]);
+        }
+    }
+    assert!(case.target("trades").files_on_disk().is_empty());
+    case.config_file("good.toml", "settings = { max_threads = 1, load_balancing = 'random' }", "", TRADES);
+    assert_eq!(
+        only_table(&case.run_with("good.toml", &["--format", "json", "run"]).expect(0).json())["rows_written"],
+        10
+    );
+}
+
+#[test]
 fn a_configuration_that_is_no_toml_is_told_by_name() {
     let case = Case::new("no_toml");
     fs::create_dir(case.path("folder")).unwrap();
@@ -209,10 +233,13 @@ fn a_server_that_is_down_may_be_up_at_the_next_pass() {
     let case = Case::with_trades("down");
     let config = fs::read_to_string(case.path("offload.toml")).unwrap();
     fs::write(case.path("offload.toml"), config.replace(&case.url, "http://127.0.0.1:1")).unwrap();
-    let output = case.run(&["--format", "json", "run"]).expect(1).says(&["127.0.0.1:1"]);
-    let table = only_table(&output.json());
-    assert_eq!((&table["status"], &table["error"]["kind"]), (&json!("failed"), &json!("unavailable")));
-    case.run(&["init-tables"]).expect(1);
+    let before = case.target("trades").state();
+    let output = case.run(&["--format", "json", "run"]).expect(1);
+    fails(&only_table(&output.json()), "unavailable", &["http://127.0.0.1:1", "next pass"]);
+    for command in [&["init-tables"][..], &["watermark", "show"]] {
+        case.run(command).expect(1).says(&["http://127.0.0.1:1", "hint: "]);
+    }
+    assert_eq!(case.target("trades").state(), before);
     let shown = case.run(&["--format", "json", "watermark", "show"]);
     assert_eq!(only_table(&shown.json())["failure_count"], 1);
 
@@ -235,10 +262,12 @@ fn sources_that_do_not_exist_are_errors_of_the_configuration() {
     ] {
         fs::write(case.path("offload.toml"), good.replace(from, to)).unwrap();
         for command in ["run", "init-tables"] {
-            case.run(&[command]).expect(2).says(&[names]);
+            case.run(&[command]).expect(2).says(&[names, "hint: "]);
         }
     }
-    assert!(case.target("trades").snapshots().is_empty());
+    let target = case.target("trades");
+    assert_eq!(support::files_below(&case.path("warehouse")), [target.metadata_file()]);
+    assert_eq!(target.count(), 0);
 }
 
 #[test]

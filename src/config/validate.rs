@@ -139,6 +139,11 @@ fn validate_clickhouse(
             Secret(text.trim_end_matches(['\r', '\n']).to_owned())
         }
     };
+    for (key, text) in [("clickhouse.user", raw.user.as_str()), ("clickhouse.password", password.expose())] {
+        if text.contains(char::is_control) {
+            problems.add(key, "holds a line break or another control character");
+        }
+    }
     let settings = raw.settings.into_iter().filter_map(|(name, value)| {
         let text = match value {
             toml::Value::String(text) => text,

@@ -21,7 +21,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use self::errors::{classify, not_clickhouse, stalled};
+use self::errors::{classify, not_clickhouse, of_setting, stalled};
 use self::settings::ServerSetting;
 pub use self::settings::reserved_setting;
 use crate::config::{ClickHouse, Compression};
@@ -199,6 +199,9 @@ impl Server {
             .into_iter()
             .map(|row| (row.name, ServerSetting { value: row.value, readonly: row.readonly != 0 }))
             .collect();
+        for (name, value) in &config.settings {
+            self.try_setting(name, value).await.map_err(|e| e.context(format!("clickhouse.settings.{name}")))?;
+        }
         let mut client = self.client.clone();
         for (name, value) in settings::pinned(&self.settings)?.into_iter().chain(config.settings.clone()) {
             client = client.with_setting(name, value);
@@ -211,6 +214,15 @@ impl Server {
         }
         self.client = client;
         Ok(())
+    }
+
+    /// Later, an error would not say which setting it is about.
+    async fn try_setting(&self, name: &str, value: &str) -> Result<()> {
+        let query = self.client.query_raw("SELECT 1").with_setting("query_id", self.query_id("setting"));
+        match timeout(self.idle_timeout, query.with_setting(name, value).execute()).await {
+            Ok(answered) => answered.map_err(of_setting),
+            Err(_) => Err(stalled(self.idle_timeout)),
+        }
     }
 
     fn may_set(&self, name: &str) -> bool {
