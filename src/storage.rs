@@ -64,7 +64,6 @@ pub fn judge(kind: io::ErrorKind) -> (Kind, &'static str) {
         E::ReadOnlyFilesystem | E::PermissionDenied => {
             (Kind::Unavailable, "it must be writable for this user; the next pass tries again")
         }
-        E::NotFound => (Kind::Refused, "a file or folder is gone: restore it, or mount the disk that it lies on"),
         E::NotADirectory | E::IsADirectory | E::AlreadyExists | E::InvalidFilename => {
             (Kind::Config, "there can be no such file or folder here; correct names and paths in the configuration")
         }

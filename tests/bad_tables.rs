@@ -90,7 +90,11 @@ const BAD: [Bad; 16] = [
     },
     Bad { name: "foreign", says: &["did not write", "new target"], ..REFUSED },
     Bad { name: "dropped", says: &["`cold.dropped`", "init-tables"], ..REFUSED },
-    Bad { name: "emptied", says: &["`cold.emptied`", ".metadata.json", "No such file", "restore"], ..REFUSED },
+    Bad {
+        name: "emptied",
+        says: &["`cold.emptied`", ".metadata.json", "No such file", "restore the warehouse"],
+        ..REFUSED
+    },
     Bad {
         name: "mutating",
         change: "ALTER TABLE {} UPDATE price = throwIf(1) WHERE 1 SETTINGS mutations_sync = 0",

@@ -55,9 +55,7 @@ impl Target {
     /// Loads a table, `None` where the catalog has no such table.
     pub async fn load(catalog: &Catalog, file_io: &FileIO, name: &TableName) -> Result<Option<Self>> {
         let Some(metadata_location) = catalog.location(name)? else { return Ok(None) };
-        let metadata = TableMetadata::read_from(file_io, &metadata_location)
-            .await
-            .map_err(|e| classify(e, format!("load table metadata of `{name}`")))?;
+        let metadata = TableMetadata::read_from(file_io, &metadata_location).await.map_err(|e| unreadable(e, name))?;
         Ok(Some(Self { metadata, metadata_location }))
     }
 
@@ -240,6 +238,17 @@ fn partition_name(by: &PartitionBy, schema: &Schema) -> String {
 /// Iceberg's name of a codec.
 fn iceberg_codec(codec: &str) -> &str {
     if codec == "none" { "uncompressed" } else { codec }
+}
+
+/// Metadata that the catalog names and that is gone does not come back by itself; other files can be gone because somebody expired them meanwhile.
+fn unreadable(error: iceberg::Error, name: &TableName) -> Error {
+    let context = format!("load table metadata of `{name}`");
+    if io_cause(&error).is_none_or(|cause| cause.kind() != io::ErrorKind::NotFound) {
+        return classify(error, context);
+    }
+    Error::from_cause(Kind::Refused, error)
+        .context(context)
+        .hint("restore the warehouse, or mount its disk; where the table was dropped, remove it from the catalog too")
 }
 
 /// Sorts an error of iceberg by its kind and, where storage failed, by the cause that [`crate::storage`] kept.
