@@ -27,6 +27,8 @@ pub enum Kind {
     Refused,
     /// Another pass works on this table.
     Locked,
+    /// Another process holds the catalog; it was waited for.
+    Busy,
     /// The time of this pass is over.
     Deadline,
     /// SIGTERM or SIGINT asked us to stop.
@@ -58,6 +60,7 @@ impl Kind {
             }
             Kind::Refused => (3, false, "nothing was changed; a person has to decide"),
             Kind::Locked => (4, false, "another pass is at work on this table; the next one takes over"),
+            Kind::Busy => (1, false, "nothing was changed; the next pass tries again"),
             Kind::Deadline => (1, false, "what was committed stays; the next pass goes on where this one ended"),
             Kind::Stopped => (143, false, "stopped by a signal; the next pass goes on where this one ended"),
             Kind::Internal => (3, false, "this is a bug or a damaged file; nothing more was changed"),

@@ -10,7 +10,8 @@ use std::path::PathBuf;
 use chrono::{SecondsFormat, Utc};
 
 use crate::config::{Catalog, TableName};
-use crate::error::{Classify, Error, Kind, Result};
+use crate::error::{Error, Kind, Result};
+use crate::storage::file_error;
 
 /// Held while it lives.
 #[derive(Debug)]
@@ -22,11 +23,11 @@ impl Guard {
     /// Takes the lock of a table, or says who holds it.
     pub fn acquire(catalog: &Catalog, table: &TableName, run_id: &str) -> Result<Self> {
         let path = lock_file(catalog, table)?;
-        let failed = || format!("lock {}", path.display());
+        let failed = |e| file_error("lock", &path, e);
         let folder = path.parent().unwrap_or(&path);
-        std::fs::create_dir_all(folder).or_error(Kind::Unavailable, failed())?;
+        std::fs::create_dir_all(folder).map_err(failed)?;
         let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
-        let mut file = options.or_error(Kind::Unavailable, failed())?;
+        let mut file = options.map_err(failed)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -35,7 +36,7 @@ impl Guard {
                 let holder = if known { holder.trim_end() } else { "another pass" };
                 return Err(Error::new(Kind::Locked, format!("`{table}` is locked by {holder}")));
             }
-            Err(TryLockError::Error(e)) => return Err(e).or_error(Kind::Unavailable, failed()),
+            Err(TryLockError::Error(e)) => return Err(failed(e)),
         }
         let since = Utc::now().to_rfc3339_opts(SecondsFormat::Secs, true);
         let holder = format!("pid {} on {}, run {run_id}, since {since}\n", std::process::id(), host());
@@ -46,7 +47,7 @@ impl Guard {
 }
 
 fn lock_file(catalog: &Catalog, table: &TableName) -> Result<PathBuf> {
-    let path = catalog.path.canonicalize().or_error(Kind::Unavailable, format!("find {}", catalog.path.display()))?;
+    let path = catalog.path.canonicalize().map_err(|e| file_error("find", &catalog.path, e))?;
     let mut folder = path.into_os_string();
     folder.push(".locks");
     Ok(PathBuf::from(folder).join(format!("{}.{table}.lock", catalog.name.replace('/', "_"))))

@@ -92,7 +92,11 @@ impl Pass<'_> {
     /// Layer by layer, the tables of a layer side by side. Layers order work, they are no dependency: a failed one does not hold the next back.
     async fn layers(&self, tables: &[&Table]) -> Vec<RunTable> {
         let connect = async || self.stop.or(Server::connect(&self.config.clickhouse, &self.run_id)).await;
-        let server = self.retry(connect).await;
+        // A catalog that cannot be opened is waited for once, and not by every table.
+        let server = match Catalog::open(&self.config.catalog) {
+            Ok(_) => self.retry(connect).await,
+            Err(error) => Err(error),
+        };
         let mut reports = Vec::with_capacity(tables.len());
         for layer in tables.chunk_by(|a, b| a.layer == b.layer) {
             let tables = layer.iter().map(|table| {
@@ -271,7 +275,7 @@ impl Pass<'_> {
             }
             Some(error) => match error.kind() {
                 Kind::Locked | Kind::Stopped => tracing::info!(%error, "not done"),
-                Kind::Unavailable | Kind::Conflict | Kind::Unknown | Kind::Deadline => {
+                Kind::Unavailable | Kind::Conflict | Kind::Unknown | Kind::Busy | Kind::Deadline => {
                     tracing::warn!(%error, "failed, the next pass tries again")
                 }
                 Kind::Refused | Kind::Internal | Kind::Config => tracing::error!(%error, "failed"),

@@ -22,7 +22,7 @@ use iceberg::io::{
 use iceberg::{Error as IcebergError, ErrorKind as IcebergErrorKind};
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Classify, Error, Kind, Result};
+use crate::error::{Error, Kind, Result};
 
 /// A `FileIO` over durable local files.
 pub fn local_file_io() -> FileIO {
@@ -42,11 +42,32 @@ pub fn local_path(location: &str) -> Result<PathBuf> {
 /// Deletes a file that we created and nobody refers to; a file that is not there is fine.
 pub fn delete_own_file(location: &str) -> Result<()> {
     let path = local_path(location)?;
-    match fs::remove_file(&path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            Err(e).or_error(Kind::Unavailable, format!("delete {}", path.display()))
+    let Err(error) = fs::remove_file(&path) else { return Ok(()) };
+    // A file system that is read-only refuses before it looks whether there is such a file.
+    let is_gone = error.kind() == io::ErrorKind::NotADirectory || matches!(path.try_exists(), Ok(false));
+    if is_gone { Ok(()) } else { Err(file_error("delete", &path, error)) }
+}
+
+/// Puts what was to be done with which file in front of its error, and sorts that.
+pub fn file_error(verb: &str, path: &Path, cause: io::Error) -> Error {
+    let (kind, hint) = judge(cause.kind());
+    Error::from_cause(kind, cause).context(format!("{verb} {}", path.display())).hint(hint)
+}
+
+/// What an error of the file system means, and what to do about it.
+pub fn judge(kind: io::ErrorKind) -> (Kind, &'static str) {
+    use io::ErrorKind as E;
+    match kind {
+        E::StorageFull | E::QuotaExceeded => {
+            (Kind::Unavailable, "the disk is full; the next pass goes on once there is space")
         }
-        _ => Ok(()),
+        E::ReadOnlyFilesystem | E::PermissionDenied => {
+            (Kind::Unavailable, "it must be writable for this user; the next pass tries again")
+        }
+        E::NotADirectory | E::IsADirectory | E::AlreadyExists | E::InvalidFilename => {
+            (Kind::Config, "there can be no such file or folder here; correct names and paths in the configuration")
+        }
+        _ => (Kind::Unavailable, Kind::Unavailable.policy().hint),
     }
 }
 
@@ -65,6 +86,11 @@ impl DurableFile {
         }
         let file = OpenOptions::new().write(true).create_new(true).open(path)?;
         Ok(Self { file, path: path.to_owned() })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Appends `bytes`.
@@ -91,6 +117,7 @@ fn create_directories(path: &Path) -> io::Result<()> {
     let Some(parent) = path.parent() else { return Ok(()) };
     create_directories(parent)?;
     match fs::create_dir(path) {
+        // Another process was faster; a file of that name fails right below.
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(e) => Err(e),
         Ok(()) => sync_directory(parent),

@@ -1,12 +1,14 @@
-//! Users and their limits, on a server of the test's own (tests/server/users.xml): what a profile may do to a pass, and secrets.
+//! Users and their limits, on a server of the test's own (tests/server/users.xml): what a profile may do to a pass, and secrets. And a server
+//! that is too old for anybody.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
 
 use std::fs;
 
-use support::{Case, Server, TRADES, finish};
+use support::{Case, Server, TRADES, Target, fails, finish, server, table_of};
 
+const JSON_RUN: [&str; 3] = ["--format", "json", "run"];
 const PASSWORD: &str = "correct-horse-battery";
 
 fn case_of(server: &Server, name: &str, user: &str) -> Case {
@@ -21,16 +23,37 @@ fn case_of(server: &Server, name: &str, user: &str) -> Case {
 fn users_get_what_their_profile_allows_or_are_told_why_not() {
     let server = Server::start("UTC");
     wrong_passwords_are_errors_of_the_configuration_and_stay_secret(&server);
-    missing_grants_are_told(&server);
+    a_missing_grant_is_told_and_holds_no_other_table_back(&server);
     readers_may_work_where_nothing_unsafe_is_fixed(&server);
     limits_that_would_cut_the_rows_are_refused_by_name(&server);
     limits_that_may_be_changed_are_lifted(&server);
     a_server_that_ends_in_the_middle_of_a_pass_loses_nothing(&server);
 }
 
+#[test]
+fn a_server_that_is_too_old_is_told_with_its_version_and_what_is_needed() {
+    let case = Case::with_trades("old");
+    case.trades("trades", "2024-03-10", 100);
+    let before = case.target("trades").state();
+    let old = Server::old();
+    server::post(&old.url, "default", &format!("CREATE DATABASE {}", case.database)).unwrap();
+    let good = fs::read_to_string(case.path("offload.toml")).unwrap();
+    fs::write(case.path("offload.toml"), good.replace(&case.url, &old.url)).unwrap();
+    for command in [&["run"][..], &["init-tables"], &["watermark", "show"]] {
+        case.run(command).expect(2).says(&[
+            &old.url,
+            "ClickHouse 18.16.1, which is too old",
+            "hint: ClickHouse 24.3 or newer",
+        ]);
+    }
+    assert_eq!((case.target("trades").state(), case.target("trades").count()), (before, 0));
+    fs::write(case.path("offload.toml"), good).unwrap();
+    assert_eq!(case.pass_one()["rows_written"], 100);
+}
+
 fn wrong_passwords_are_errors_of_the_configuration_and_stay_secret(server: &Server) {
     let case = case_of(server, "passwords", "offload");
-    case.run(&["init-tables"]).expect(2).says(&["clickhouse.user"]);
+    case.run(&["init-tables"]).expect(2).says(&[&server.url, "hint: check clickhouse.user and the password"]);
     case.config_file("offload.toml", "user = 'offload'\npassword_env = 'SECRET_OF_TEST'", "", TRADES);
     let run = |password: &str, arguments: &[&str]| finish(case.command(arguments).env("SECRET_OF_TEST", password));
     run("wrong-password", &["-vv", "init-tables"]).expect(2).keeps_back(&["wrong-password"]);
@@ -42,7 +65,12 @@ fn wrong_passwords_are_errors_of_the_configuration_and_stay_secret(server: &Serv
     ] {
         run(PASSWORD, arguments).expect(0).keeps_back(&[PASSWORD]);
     }
-    run("wrong-password", &["-vv", "run"]).expect(2).keeps_back(&["wrong-password"]);
+    let before = case.target("trades").state();
+    run("wrong-password", &["-vv", "run"])
+        .expect(2)
+        .keeps_back(&["wrong-password"])
+        .says(&["hint: check clickhouse.user"]);
+    assert_eq!(case.target("trades").state(), before);
     fs::write(case.path("secret"), format!("{PASSWORD}\n")).unwrap();
     case.config_file("offload.toml", "user = 'offload'\npassword_file = 'secret'", "", TRADES);
     case.run(&["-vv", "run"]).expect(0).keeps_back(&[PASSWORD]);
@@ -53,9 +81,38 @@ fn wrong_passwords_are_errors_of_the_configuration_and_stay_secret(server: &Serv
     }));
 }
 
-fn missing_grants_are_told(server: &Server) {
-    let case = case_of(server, "grants", "grantless");
-    case.run(&["init-tables"]).expect(2).says(&["grant"]);
+fn a_missing_grant_is_told_and_holds_no_other_table_back(server: &Server) {
+    let mut case = Case::on(&server.url, "grants");
+    case.sql("CREATE DATABASE granted");
+    case.database = "granted".to_owned();
+    let mut tables = String::new();
+    for table in ["closed", "listed", "open"] {
+        case.bronze(table);
+        case.trades(table, "2024-03-10", 100);
+        tables += &TRADES.replace("'trades'", &format!("'{table}'")).replace("cold.trades", &format!("cold.{table}"));
+    }
+    case.config(&tables);
+    case.init_tables();
+    let targets = ["closed", "listed"].map(|table| case.target(table));
+    let before = targets.each_ref().map(Target::state);
+    case.config_file("offload.toml", "user = 'granted'", "", &tables);
+    let document = case.run(&JSON_RUN).expect(2).json();
+    for table in ["closed", "listed"] {
+        fails(
+            table_of(&document, &format!("cold.{table}")),
+            "config",
+            &[&format!("granted.{table}"), "grant the user"],
+        );
+        case.run(&["run", "--table", table]).expect(2).says(&["hint: grant"]);
+    }
+    fails(
+        table_of(&case.run(&["--format", "json", "init-tables"]).expect(2).json(), "cold.closed"),
+        "config",
+        &["grant"],
+    );
+    assert_eq!(targets.each_ref().map(Target::state), before);
+    assert_eq!(table_of(&document, "cold.open")["rows_written"], 100);
+    case.target("open").holds_all("open");
 }
 
 fn readers_may_work_where_nothing_unsafe_is_fixed(server: &Server) {
@@ -78,8 +135,14 @@ fn readers_may_work_where_nothing_unsafe_is_fixed(server: &Server) {
 }
 
 fn limits_that_would_cut_the_rows_are_refused_by_name(server: &Server) {
-    let case = case_of(server, "cut", "cut");
-    case.run(&["init-tables"]).expect(2).says(&["read_overflow_mode", "break"]);
+    let case = case_of(server, "cut", "default");
+    case.init_tables();
+    let before = case.target("trades").state();
+    case.config_file("offload.toml", "user = 'cut'", "", TRADES);
+    for command in ["init-tables", "run"] {
+        case.run(&[command]).expect(2).says(&["read_overflow_mode = `break`", "hint: ", "profile"]);
+    }
+    assert_eq!((case.target("trades").state(), case.target("trades").count()), (before, 0));
 }
 
 fn limits_that_may_be_changed_are_lifted(server: &Server) {

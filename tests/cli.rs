@@ -6,7 +6,7 @@ mod support;
 use std::fs;
 
 use serde_json::json;
-use support::{Case, TRADES, bare_command, finish, only_table};
+use support::{Case, TRADES, bare_command, fails, finish, only_table};
 
 const COMMANDS: [&[&str]; 4] = [&["init-tables"], &["run"], &["watermark", "show"], &["audit"]];
 
@@ -108,6 +108,119 @@ fn all_problems_of_a_configuration_are_told_at_once() {
     case.run(&["run"]).expect(2).says(&["settings.final", "settings.max_rows_to_read"]);
 }
 
+/// Section, key, bad value, and what is said of it beside the key.
+const BAD_VALUES: [(&str, &str, &str, &str); 45] = [
+    ("[clickhouse]", "user", "\"me\\nyou\"", "line break"),
+    ("[clickhouse]", "connect_timeout", "'soon'", "`soon` is no duration"),
+    ("[clickhouse]", "idle_timeout", "'5'", "`5` is no duration such as 90s"),
+    ("[clickhouse]", "query_timeout", "'10ms'", "`10ms` is too short"),
+    ("[clickhouse]", "query_timeout", "10", "expected a string"),
+    ("[clickhouse]", "url", "'ftp://127.0.0.1'", "no http URL"),
+    ("[clickhouse]", "url", "'https://127.0.0.1'", "https is not supported"),
+    ("[clickhouse]", "url", "'http://127.0.0.1:99999'", "port"),
+    ("[clickhouse]", "url", "'http://me:s3cret@127.0.0.1'", "credentials"),
+    ("[clickhouse]", "password_env", "'NO_SUCH_VARIABLE'", "`NO_SUCH_VARIABLE` is not set"),
+    ("[clickhouse]", "password_env", "'s3cret'", "is not set"),
+    ("[clickhouse]", "password_file", "'nowhere'", "/nowhere: No such file"),
+    ("[clickhouse]", "password_file", "'folder'", "/folder: Is a directory"),
+    ("[clickhouse]", "password_file", "'binary'", "/binary: stream did not contain valid UTF-8"),
+    ("[clickhouse]", "settings", "{ final = 1 }", "settings.final: is set by k2-offload itself"),
+    ("[clickhouse]", "settings", "{ max_threads = [1] }", "settings.max_threads: must be text"),
+    ("[catalog]", "type", "'glue'", "`glue` is not supported"),
+    ("[catalog]", "uri", "'postgresql://me:s3cret@host/catalog'", "is not sqlite:///FILE"),
+    ("[catalog]", "uri", "'sqlite:///'", "is not sqlite:///FILE"),
+    ("[catalog]", "warehouse", "'s3://me:s3cret@bucket'", "file:///FOLDER"),
+    ("[catalog]", "warehouse", "'file://host/folder'", "needs three slashes"),
+    ("[state]", "path", "'catalog.db'", "is the catalog's file"),
+    ("[defaults]", "settle_delay", "'-5m'", "`-5m` is no duration"),
+    ("[defaults]", "pass_deadline", "'14 parsecs'", "`14 parsecs` is no duration"),
+    ("[defaults]", "max_lag", "''", "`` is no duration"),
+    ("[defaults]", "target_file_size", "'big'", "`big` is no size such as 64MB"),
+    ("[defaults]", "target_file_size", "'0MB'", "`0MB` is no size"),
+    ("[defaults]", "chunk_rows", "'many'", "invalid type"),
+    ("[defaults]", "chunk_rows", "-1", "`-1`"),
+    ("[defaults]", "parallel_tables", "0", "must be 1 or more"),
+    ("[defaults]", "parallel_tables", "1.5", "`1.5`"),
+    ("[defaults]", "compression", "'zstd(23)'", "`zstd(23)` is none of zstd(1..22)"),
+    ("[[table]]", "settle_delay", "'5 mins and a bit'", "`5 mins and a bit` is no duration"),
+    ("[[table]]", "target_file_size", "'128 bananas'", "`128 bananas` is no size"),
+    ("[[table]]", "chunk_rows", "0", "must be 1 or more"),
+    ("[[table]]", "compression", "'zip'", "`zip` is none of zstd"),
+    ("[[table]]", "start_at", "'yesterday'", "yesterday"),
+    ("[[table]]", "partition_by", "['truncate(symbol)']", "`truncate(symbol)` is none of year(C)"),
+    ("[[table]]", "partition_by", "['day(ts)', 'days(ts)']", "stands twice"),
+    ("[[table]]", "source", "''", "is empty"),
+    ("[[table]]", "cursor", "''", "is empty"),
+    ("[[table]]", "target", "'trades'", "`trades` is not namespace.table"),
+    ("[[table]]", "target", "'cold./etc/passwd'", "is not namespace.table"),
+    ("[[table]]", "layer", "1", "expected a string"),
+    ("[[table]]", "layers", "'bronze'", "unknown field"),
+];
+
+#[test]
+fn a_bad_value_is_told_with_its_key_before_anything_is_done() {
+    let case = Case::new("values");
+    fs::create_dir(case.path("folder")).unwrap();
+    fs::write(case.path("binary"), [0xff]).unwrap();
+    let (url, database) = (&case.url, &case.database);
+    let good = format!(
+        "[clickhouse]\nurl = '{url}'\ndatabase = '{database}'\n[catalog]\n[state]\n[defaults]\n[[table]]\nsource = 'trades'\n\
+         target = 'cold.trades'\ncursor = 'exchange_timestamp'\n"
+    );
+    for (section, key, value, reason) in BAD_VALUES {
+        let others = good.lines().filter(|line| !line.starts_with(&format!("{key} = ")));
+        let config: String = others.map(|line| format!("{line}\n")).collect();
+        let config = config.replacen(section, &format!("{section}\n{key} = {value}"), 1);
+        fs::write(case.path("offload.toml"), config).unwrap();
+        let output =
+            case.run(&["run"]).expect(2).says(&["offload.toml: ", key, reason, "\nhint: "]).keeps_back(&["s3cret"]);
+        assert_eq!((output.stderr.lines().count(), output.stdout.as_str()), (2, ""), "{}", output.all());
+    }
+    assert_eq!(support::files_below(case.folder()), [case.path("binary"), case.path("offload.toml")]);
+}
+
+#[test]
+fn a_setting_that_the_server_does_not_take_is_told_by_name() {
+    let case = Case::with_trades("settings");
+    case.trades("trades", "2024-03-10", 10);
+    for (name, settings) in [
+        ("max_threads", "{ max_block_size = 1000, max_threads = 'many' }"),
+        ("max_thread", "{ max_thread = 1 }"),
+        ("load_balancing", "{ load_balancing = 'fair' }"),
+    ] {
+        case.config_file("bad.toml", &format!("settings = {settings}"), "", TRADES);
+        for command in ["run", "init-tables"] {
+            let said = format!("clickhouse.settings.{name}: ");
+            case.run_with("bad.toml", &[command]).expect(2).says(&[&case.url, &said, "hint: correct it"]);
+        }
+    }
+    assert!(case.target("trades").files_on_disk().is_empty());
+    case.config_file("good.toml", "settings = { max_threads = 1, load_balancing = 'random' }", "", TRADES);
+    assert_eq!(
+        only_table(&case.run_with("good.toml", &["--format", "json", "run"]).expect(0).json())["rows_written"],
+        10
+    );
+}
+
+#[test]
+fn a_configuration_that_is_no_toml_is_told_by_name() {
+    let case = Case::new("no_toml");
+    fs::create_dir(case.path("folder")).unwrap();
+    for (name, content) in
+        [("empty", &b""[..]), ("nul", b"a = \"\0\"\n"), ("binary", &[0xff, 0xfe]), ("prose", b"dear diary")]
+    {
+        fs::write(case.path(name), content).unwrap();
+    }
+    for name in ["empty", "nul", "binary", "prose", "folder", "nowhere"] {
+        for command in COMMANDS {
+            let output = case.run_with(name, command).expect(2).says(&[&format!("/{name}"), "hint: "]);
+            assert!(output.stdout.is_empty(), "{}", output.all());
+        }
+    }
+    case.run_with("empty", &["run"]).says(&["[[table]]: there is none"]);
+    assert_eq!(support::files_below(case.folder()).len(), 4);
+}
+
 #[test]
 fn tables_and_layers_that_are_not_configured_are_told() {
     let case = Case::with_trades("unknown");
@@ -126,10 +239,13 @@ fn a_server_that_is_down_may_be_up_at_the_next_pass() {
     let case = Case::with_trades("down");
     let config = fs::read_to_string(case.path("offload.toml")).unwrap();
     fs::write(case.path("offload.toml"), config.replace(&case.url, "http://127.0.0.1:1")).unwrap();
-    let output = case.run(&["--format", "json", "run"]).expect(1).says(&["127.0.0.1:1"]);
-    let table = only_table(&output.json());
-    assert_eq!((&table["status"], &table["error"]["kind"]), (&json!("failed"), &json!("unavailable")));
-    case.run(&["init-tables"]).expect(1);
+    let before = case.target("trades").state();
+    let output = case.run(&["--format", "json", "run"]).expect(1);
+    fails(&only_table(&output.json()), "unavailable", &["http://127.0.0.1:1", "next pass"]);
+    for command in [&["init-tables"][..], &["watermark", "show"]] {
+        case.run(command).expect(1).says(&["http://127.0.0.1:1", "hint: "]);
+    }
+    assert_eq!(case.target("trades").state(), before);
     let shown = case.run(&["--format", "json", "watermark", "show"]);
     assert_eq!(only_table(&shown.json())["failure_count"], 1);
 
@@ -152,10 +268,12 @@ fn sources_that_do_not_exist_are_errors_of_the_configuration() {
     ] {
         fs::write(case.path("offload.toml"), good.replace(from, to)).unwrap();
         for command in ["run", "init-tables"] {
-            case.run(&[command]).expect(2).says(&[names]);
+            case.run(&[command]).expect(2).says(&[names, "hint: "]);
         }
     }
-    assert!(case.target("trades").snapshots().is_empty());
+    let target = case.target("trades");
+    assert_eq!(support::files_below(&case.path("warehouse")), [target.metadata_file()]);
+    assert_eq!(target.count(), 0);
 }
 
 #[test]

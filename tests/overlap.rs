@@ -124,6 +124,22 @@ fn a_table_that_was_made_anew_in_between_gets_its_rows_once() {
 }
 
 #[test]
+fn a_table_that_was_dropped_in_between_gets_nothing() {
+    let case = Case::with_trades("dropped");
+    case.trades("trades", "2024-03-10 00:00:00", 100);
+    let gate = case.gate("gate");
+    let mut pass = case.spawn("offload.toml", &format!("written={}", gate.pause()), &JSON_RUN);
+    gate.wait_for(&mut pass);
+    let files = case.target("trades").state().1;
+    assert_eq!(files.iter().filter(|file| file.to_string_lossy().ends_with(".parquet")).count(), 1);
+    case.target("trades").ask("drop", json!({}));
+    gate.open();
+    support::fails(&only_table(&pass.wait().expect(3).json()), "refused", &["`cold.trades`", "init-tables"]);
+    let left = support::files_below(&case.path("warehouse"));
+    assert_eq!(left.len(), 1, "the dropped table's metadata alone: {left:#?}");
+}
+
+#[test]
 fn a_second_pass_on_this_host_is_skipped_and_says_who_holds_the_table() {
     let case = Case::with_trades("guarded");
     second_host(&case);

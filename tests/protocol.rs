@@ -207,16 +207,6 @@ fn p20_a_state_cache_of_another_table_moves_no_watermark() {
 }
 
 #[test]
-fn p19_a_catalog_file_that_is_none_is_refused() {
-    let case = Case::with_trades("no_catalog");
-    fs::write(case.path("catalog.db"), "certainly no SQLite database ".repeat(100)).unwrap();
-    for command in ["run", "init-tables"] {
-        case.run(&[command]).expect(2).says(&["catalog.db", "hint"]);
-    }
-    assert!(fs::read_to_string(case.path("catalog.db")).unwrap().starts_with("certainly"));
-}
-
-#[test]
 fn p19_a_missing_catalog_or_target_is_told_with_the_way_on() {
     let case = Case::new("missing");
     case.bronze("trades");

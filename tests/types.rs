@@ -241,18 +241,27 @@ fn a_column_that_is_named_like_the_partition_is_no_obstacle() {
 }
 
 #[test]
-fn odd_names_of_targets_lead_to_readable_tables() {
+fn odd_names_of_targets_and_folders_lead_to_readable_tables() {
     let case = Case::new("targets");
     case.bronze("trades");
     case.trades("trades", "2024-03-10 00:00:00", 20);
-    case.config(
-        "[[table]]\nsource = 'trades'\ntarget = \"cold.hot.tra des 'ü' 100%\"\ncursor = 'exchange_timestamp'\n",
-    );
+    // What a URI, a pattern or SQL would take for something else.
+    let names = ["tra des 'ü' 100%", "what? #1 *", "{\"a\tb\"} `c` %41; [d]"];
+    let config = |name: &&str| {
+        let target = serde_json::to_string(&format!("cold.h#t.{name}")).unwrap();
+        format!("[[table]]\nsource = 'trades'\ntarget = {target}\ncursor = 'exchange_timestamp'\n")
+    };
+    let warehouse = "[catalog]\nwarehouse = \"ware 'house' 100% ü\"\n";
+    case.config_file("offload.toml", "", warehouse, &names.iter().map(config).collect::<String>());
     case.init_tables();
     case.pass();
-    let mut target = case.target("tra des 'ü' 100%");
-    target.namespace = "cold.hot".to_owned();
-    target.holds_for_all_readers("trades");
+    for name in names {
+        let mut target = case.target(name);
+        target.namespace = "cold.h#t".to_owned();
+        target.holds_for_all_readers("trades");
+        target.has_no_other_files();
+        case.run(&["run", "--table", &format!("cold.h#t.{name}")]).expect(0).says(&["nothing new"]);
+    }
 }
 
 fn quoted(name: &str) -> String {

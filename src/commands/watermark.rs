@@ -25,13 +25,17 @@ pub async fn show(config: &Config, args: &Show, format: Format) -> Result<u8> {
     let tables = select(config, &args.tables)?;
     let state = State::open(&config.state);
     let file_io = local_file_io();
+    let catalog = Catalog::open(&config.catalog);
     let server = Server::connect(&config.clickhouse, &Uuid::now_v7().simple().to_string()).await;
     let max_lag = args.max_lag.or(config.max_lag);
     let mut report = WatermarkReport { tables: Vec::with_capacity(tables.len()) };
     let mut exits = Vec::new();
     for table in tables {
         let remembered = state.table(&table.target.to_string()).unwrap_or_default();
-        let marker = marker(config, table, &file_io).await;
+        let marker = match &catalog {
+            Ok(catalog) => marker(catalog, table, &file_io).await,
+            Err(error) => Err(error.repeat()),
+        };
         let known = marker.as_ref().ok().and_then(Option::as_ref);
         let now = match &server {
             Ok(server) => Now::ask(server, config, table, known.map(|marker| marker.watermark)).await,
@@ -74,9 +78,8 @@ impl Now {
     }
 }
 
-async fn marker(config: &Config, table: &Table, file_io: &FileIO) -> Result<Option<Marker>> {
-    let catalog = Catalog::open(&config.catalog)?;
-    let target = Target::load_existing(&catalog, file_io, &table.target).await?;
+async fn marker(catalog: &Catalog, table: &Table, file_io: &FileIO) -> Result<Option<Marker>> {
+    let target = Target::load_existing(catalog, file_io, &table.target).await?;
     target.marker(file_io, &table.target).await
 }
 

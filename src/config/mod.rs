@@ -162,11 +162,13 @@ impl Config {
 
     /// Validates `text`; `environment` looks up the variables that it names.
     pub fn parse(text: &str, folder: &Path, environment: impl Fn(&str) -> Option<String>) -> Result<Self> {
-        let raw: RawFile = toml::from_str(text).map_err(|e| {
-            // Not the error's own text: it quotes the line, which may hold a misplaced secret.
+        let raw: RawFile = toml::from_str(text).map_err(|mut e| {
             let line =
                 e.span().and_then(|span| text.get(..span.start)).map_or(1, |before| before.matches('\n').count() + 1);
-            Error::new(Kind::Config, format!("line {line}: {}", e.message()))
+            // Without its input, the error names the key instead of quoting the line, which may hold a misplaced secret.
+            e.set_input(None);
+            let message = e.to_string().trim_end().replace('\n', " ");
+            Error::new(Kind::Config, format!("line {line}: {message}"))
                 .hint("the shipped offload.toml lists every key that this version knows")
         })?;
         let mut problems = Problems::default();
@@ -215,6 +217,7 @@ mod tests {
         for section in ["[clickhouse]", "[catalog]", "[state]", "[defaults]", "[[table]]"] {
             let error = parse(&format!("{section}\nnothing = 1\n")).unwrap_err().to_string();
             let (_, known) = error.split_once("expected").unwrap();
+            let (known, _) = known.rsplit_once(" in ").unwrap();
             let keys: Vec<&str> = known.split('`').skip(1).step_by(2).collect();
             assert!(!keys.is_empty(), "{error}");
             for key in keys {
@@ -246,11 +249,26 @@ mod tests {
     }
 
     #[test]
+    fn values_of_a_wrong_type_are_told_with_their_key() {
+        for (text, key) in [
+            ("[defaults]\nchunk_rows = 'many'\n", "defaults.chunk_rows"),
+            ("[clickhouse]\nurl = 5\n", "clickhouse.url"),
+            ("[[table]]\nsource = 'a'\n", "`target` in `table`"),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains(key) && !error.contains('\n'), "{key} is missing in: {error}");
+        }
+    }
+
+    #[test]
     fn misplaced_secrets_are_not_repeated() {
         for text in [
             "[clickhouse]\npassword = 's3cret'\n",
             "[clickhouse]\nurl = 'htp://u:s3cret@h'\n",
             "[clickhouse]\npassword_env = s3cret\n",
+            "[clickhouse]\npassword_env = 's3cret'\n",
+            "[catalog]\nuri = 'postgresql://u:s3cret@h/catalog'\n",
+            "[catalog]\nwarehouse = 's3://u:s3cret@h/bucket'\n",
         ] {
             let error = parse(&format!("{text}{MINIMAL}")).unwrap_err();
             assert!(!error.to_string().contains("s3cret"), "{error}");

@@ -20,9 +20,10 @@ impl Problems {
 
     /// A duration that bounds a wait; ClickHouse counts in seconds, and takes 0 for no limit.
     fn timeout(&mut self, key: &str, text: &str) -> Duration {
+        let known = self.0.len();
         let timeout = self.duration(key, text);
-        if timeout < Duration::from_secs(1) {
-            self.add(key, "must be 1s or more");
+        if timeout < Duration::from_secs(1) && self.0.len() == known {
+            self.add(key, format_args!("`{text}` is too short, it must be 1s or more"));
         }
         timeout
     }
@@ -123,7 +124,10 @@ fn validate_clickhouse(
             Secret::default()
         }
         (Some(name), None) => environment(&name).map(Secret).unwrap_or_else(|| {
-            problems.add("clickhouse.password_env", format_args!("the variable `{name}` is not set"));
+            // Who puts the password itself there must not find it in a log.
+            let is_name = name.chars().all(|c| matches!(c, 'A'..='Z' | '0'..='9' | '_'));
+            let variable = if is_name { format!("variable `{name}`") } else { "variable that it names".to_owned() };
+            problems.add("clickhouse.password_env", format_args!("the {variable} is not set"));
             Secret::default()
         }),
         (None, Some(file)) => {
@@ -135,6 +139,11 @@ fn validate_clickhouse(
             Secret(text.trim_end_matches(['\r', '\n']).to_owned())
         }
     };
+    for (key, text) in [("clickhouse.user", raw.user.as_str()), ("clickhouse.password", password.expose())] {
+        if text.contains(char::is_control) {
+            problems.add(key, "holds a line break or another control character");
+        }
+    }
     let settings = raw.settings.into_iter().filter_map(|(name, value)| {
         let text = match value {
             toml::Value::String(text) => text,
@@ -168,8 +177,9 @@ fn validate_catalog(raw: RawCatalog, folder: &Path, problems: &mut Problems) -> 
     if raw.kind != "sql" {
         problems.add("catalog.type", format_args!("`{}` is not supported by this version, which has `sql`", raw.kind));
     }
+    // URIs of other schemes are not repeated: they may hold a password.
     let path = raw.uri.strip_prefix("sqlite:///").filter(|path| !path.is_empty()).unwrap_or_else(|| {
-        problems.add("catalog.uri", format_args!("`{}` is not sqlite:///FILE", raw.uri));
+        problems.add("catalog.uri", "is not sqlite:///FILE, the only catalog of this version");
         ""
     });
     let warehouse = if let Some(path) = raw.warehouse.strip_prefix("file://") {
@@ -178,7 +188,7 @@ fn validate_catalog(raw: RawCatalog, folder: &Path, problems: &mut Problems) -> 
         }
         raw.warehouse.trim_end_matches('/').to_owned()
     } else if raw.warehouse.contains("://") {
-        problems.add("catalog.warehouse", format_args!("`{}`: this version writes to file:/// only", raw.warehouse));
+        problems.add("catalog.warehouse", "is neither a folder nor file:///FOLDER, to which alone this version writes");
         raw.warehouse
     } else {
         format!("file://{}", folder.join(&raw.warehouse).display()).trim_end_matches('/').to_owned()

@@ -14,9 +14,29 @@ pub fn stalled(after: Duration) -> Error {
         .hint("see whether it is overloaded; `clickhouse.idle_timeout` and `connect_timeout` bound the wait")
 }
 
+/// An answer that is not the JSON that was asked for.
+pub fn not_clickhouse() -> Error {
+    Error::new(Kind::Config, "the server does not answer as ClickHouse does")
+        .hint("clickhouse.url must be the HTTP interface of a ClickHouse server")
+}
+
 fn other_server() -> Error {
     Error::new(Kind::Unavailable, "another server answered than the one that the pass began on")
         .hint("point clickhouse.url at one replica, or make the balancer keep a client on its server")
+}
+
+/// Sorts the error of a query with a setting of the configuration, where a moment before it one without was answered.
+pub fn of_setting(error: ClientError) -> Error {
+    match &error {
+        // Not TIMEOUT_EXCEEDED, QUOTA_EXCEEDED, TOO_MANY_SIMULTANEOUS_QUERIES, MEMORY_LIMIT_EXCEEDED, CANNOT_SCHEDULE_TASK
+        ClientError::BadResponse(message)
+            if !matches!(exception_code(message), None | Some(159 | 201 | 202 | 241 | 439)) =>
+        {
+            Error::new(Kind::Config, format!("ClickHouse: {}", first_line(message)))
+                .hint("correct it, or give the user a profile that allows it")
+        }
+        _ => classify(error, &[]),
+    }
 }
 
 /// Sorts an error of the client by its type, and a server's exception by its code.
@@ -67,9 +87,12 @@ pub fn classify(error: ClientError, columns: &[Column]) -> Error {
         Some(62 | 43) => (Kind::Internal, Kind::Internal.policy().hint),
         _ => (Kind::Unavailable, Kind::Unavailable.policy().hint),
     };
-    // The first line of an exception names the problem; what follows may quote values and the whole query.
-    let first_line = message.lines().next().unwrap_or_default().to_owned();
-    Error::new(kind, format!("ClickHouse: {first_line}")).hint(hint)
+    Error::new(kind, format!("ClickHouse: {}", first_line(message))).hint(hint)
+}
+
+/// What names the problem of an exception; the lines that follow may quote values and the whole query.
+fn first_line(message: &str) -> &str {
+    message.lines().next().unwrap_or_default()
 }
 
 /// The number in `Code: 516. DB::Exception: ...`.

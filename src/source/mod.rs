@@ -18,10 +18,11 @@ use clickhouse::{Client, Row, RowOwned, RowRead};
 use hyper_util::client::legacy::{self, connect::HttpConnector};
 use hyper_util::rt::TokioExecutor;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use self::errors::{classify, stalled};
+use self::errors::{classify, not_clickhouse, of_setting, stalled};
 use self::settings::ServerSetting;
 pub use self::settings::reserved_setting;
 use crate::config::{ClickHouse, Compression};
@@ -91,7 +92,8 @@ pub struct ParquetStream {
     columns: Vec<Column>,
 }
 
-#[derive(Row, Deserialize)]
+/// Read as JSON, because servers that are too old have no better format.
+#[derive(Deserialize)]
 struct HostRow {
     host: String,
     version: String,
@@ -196,7 +198,8 @@ impl Server {
     }
 
     async fn learn(&mut self, config: &ClickHouse) -> Result<()> {
-        let row: HostRow = self.fetch_one("SELECT hostName() AS host, version() AS version", "hello").await?;
+        let rows = self.fetch_json("SELECT hostName() AS host, version() AS version", "hello").await?;
+        let row: HostRow = rows.into_iter().next().ok_or_else(not_clickhouse)?;
         if is_too_old(&row.version) {
             let (major, minor) = OLDEST;
             return Err(Error::new(
@@ -214,6 +217,9 @@ impl Server {
             .into_iter()
             .map(|row| (row.name, ServerSetting { value: row.value, readonly: row.readonly != 0 }))
             .collect();
+        for (name, value) in &config.settings {
+            self.try_setting(name, value).await.map_err(|e| e.context(format!("clickhouse.settings.{name}")))?;
+        }
         let mut client = self.client.clone();
         for (name, value) in settings::pinned(&self.settings)?.into_iter().chain(config.settings.clone()) {
             client = client.with_setting(name, value);
@@ -226,6 +232,15 @@ impl Server {
         }
         self.client = client;
         Ok(())
+    }
+
+    /// Later, an error would not say which setting it is about.
+    async fn try_setting(&self, name: &str, value: &str) -> Result<()> {
+        let query = self.client.query_raw("SELECT 1").with_setting("query_id", self.query_id("setting"));
+        match timeout(self.idle_timeout, query.with_setting(name, value).execute()).await {
+            Ok(answered) => answered.map_err(of_setting),
+            Err(_) => Err(stalled(self.idle_timeout)),
+        }
     }
 
     fn may_set(&self, name: &str) -> bool {
@@ -260,18 +275,16 @@ impl Server {
         row.ok_or_else(|| Error::new(Kind::Internal, format!("the query for {what} returned no row")))
     }
 
-    async fn describe(&self, quoted: &str) -> Result<Vec<DescribeRow>> {
-        let query = self.client.query_raw(&format!("DESCRIBE TABLE {quoted}"));
-        let mut cursor = query
-            .with_setting("query_id", self.query_id("describe"))
-            .fetch_bytes("JSONEachRow")
-            .map_err(|e| classify(e, &[]))?;
+    /// Runs a query that every server can answer, with whatever further columns.
+    async fn fetch_json<T: DeserializeOwned>(&self, query: &str, what: &str) -> Result<Vec<T>> {
+        let query = self.client.query_raw(query).with_setting("query_id", self.query_id(what));
+        let mut cursor = query.fetch_bytes("JSONEachRow").map_err(|e| classify(e, &[]))?;
         let bytes = match timeout(self.idle_timeout, cursor.collect()).await {
             Ok(bytes) => bytes.map_err(|e| classify(e, &[]))?,
             Err(_) => return Err(stalled(self.idle_timeout)),
         };
         let rows = serde_json::Deserializer::from_slice(&bytes).into_iter().collect::<Result<_, _>>();
-        rows.or_error(Kind::Internal, format!("read the columns of {quoted}"))
+        rows.map_err(|_| not_clickhouse())
     }
 
     /// The server's clock, microseconds since 1970.
@@ -287,7 +300,7 @@ impl Server {
     }
 
     async fn open_quoted(&self, database: &str, table: &str, quoted: &str) -> Result<Source<'_>> {
-        let rows = self.describe(quoted).await?;
+        let rows: Vec<DescribeRow> = self.fetch_json(&format!("DESCRIBE TABLE {quoted}"), "columns").await?;
         // ALIAS and EPHEMERAL columns are not stored; MATERIALIZED ones are, and may hold what nothing else does.
         let stored = rows.into_iter().filter(|row| !matches!(row.default_type.as_str(), "ALIAS" | "EPHEMERAL"));
         let columns: Vec<Column> = stored.map(|row| Column::map(&row.name, &row.r#type)).collect::<Result<_>>()?;
@@ -499,7 +512,7 @@ impl ParquetStream {
     pub async fn next(&mut self) -> Result<Option<Bytes>> {
         match timeout(self.idle_timeout, self.cursor.next()).await {
             Ok(bytes) => bytes.map_err(|e| classify(e, &self.columns).context(format!("read {}", self.table))),
-            Err(_) => Err(stalled(self.idle_timeout)),
+            Err(_) => Err(stalled(self.idle_timeout).context(format!("read {}", self.table))),
         }
     }
 }

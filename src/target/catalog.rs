@@ -9,11 +9,13 @@ use std::time::Duration;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
 
 use crate::config::{Catalog as Config, TableName};
-use crate::error::{Classify, Error, Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::failpoint::{self, Action, Failpoint};
+use crate::storage::file_error;
 
-/// How long a statement waits for another process that holds the file.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a statement waits for another process that holds the file. Writers of a catalog take milliseconds: one that takes this long hangs,
+/// and then every table of a pass waits this long.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS iceberg_tables (
@@ -50,7 +52,7 @@ pub enum Swap {
     Stale,
 }
 
-/// A swap that did not answer.
+/// A change of the catalog that did not answer.
 #[derive(Debug)]
 pub enum SwapError {
     /// Certainly not done.
@@ -73,7 +75,7 @@ impl Catalog {
     /// Opens the catalog file, or creates it with the two tables.
     pub fn open_or_create(config: &Config) -> Result<Self> {
         if let Some(parent) = config.path.parent() {
-            std::fs::create_dir_all(parent).or_error(Kind::Unavailable, format!("create {}", parent.display()))?;
+            std::fs::create_dir_all(parent).map_err(|e| file_error("create", parent, e))?;
         }
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
         let mut connection = connect(&config.path, flags)?;
@@ -118,23 +120,23 @@ impl Catalog {
     }
 
     /// Adds a table and its namespace; `false` where the table exists.
-    pub fn insert(&mut self, table: &TableName, location: &str) -> Result<bool> {
-        let (name, has_type) = (&self.name, self.has_type);
-        let inserted = begin(&mut self.connection).and_then(|tx| {
-            let (column, value) = if has_type { (", iceberg_type", ", 'TABLE'") } else { ("", "") };
-            let statement = format!(
-                "INSERT OR IGNORE INTO iceberg_tables (catalog_name, table_namespace, table_name, metadata_location{column}) \
-                 VALUES (?1, ?2, ?3, ?4{value})"
-            );
-            let rows = tx.execute(&statement, params![name, table.namespace, table.name, location])?;
-            tx.execute(
-                "INSERT OR IGNORE INTO iceberg_namespace_properties VALUES (?1, ?2, 'exists', 'true')",
-                params![name, table.namespace],
-            )?;
-            tx.commit()?;
-            Ok(rows == 1)
-        });
-        inserted.map_err(|e| classify(e, &self.path, "add a table to"))
+    pub fn insert(&mut self, table: &TableName, location: &str) -> Result<bool, SwapError> {
+        let (name, path) = (&self.name, &self.path);
+        let not_done = |e| SwapError::NotDone(classify(e, path, "add a table to"));
+        let (column, value) = if self.has_type { (", iceberg_type", ", 'TABLE'") } else { ("", "") };
+        let statement = format!(
+            "INSERT OR IGNORE INTO iceberg_tables (catalog_name, table_namespace, table_name, metadata_location{column}) \
+             VALUES (?1, ?2, ?3, ?4{value})"
+        );
+        let tx = begin(&mut self.connection).map_err(not_done)?;
+        let rows = tx.execute(&statement, params![name, table.namespace, table.name, location]).map_err(not_done)?;
+        tx.execute(
+            "INSERT OR IGNORE INTO iceberg_namespace_properties VALUES (?1, ?2, 'exists', 'true')",
+            params![name, table.namespace],
+        )
+        .map_err(not_done)?;
+        tx.commit().map_err(|e| SwapError::Unknown(classify(e, path, "add a table to")))?;
+        Ok(rows == 1)
     }
 
     /// Replaces the metadata location `old` by `new`, if it still is `old`.
@@ -187,8 +189,9 @@ fn classify(error: rusqlite::Error, path: &Path, verb: &str) -> Error {
     let (kind, hint) = match error.sqlite_error_code() {
         Some(ErrorCode::NotADatabase) => (Kind::Config, "catalog.uri names a file that is not SQLite; correct it"),
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
-            (Kind::Unavailable, "another process holds the catalog file; the next pass tries again")
+            (Kind::Busy, "another process holds the catalog file, see which (`fuser FILE`); the next pass tries again")
         }
+        Some(ErrorCode::CannotOpen) if path.is_dir() => (Kind::Config, "catalog.uri names a folder; it must be a file"),
         Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen) => {
             (Kind::Unavailable, "the catalog file and its folder must be writable for this user")
         }

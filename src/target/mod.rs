@@ -5,6 +5,7 @@ mod history;
 mod scan;
 
 use std::collections::HashMap;
+use std::{io, iter};
 
 use iceberg::io::FileIO;
 use iceberg::spec::{
@@ -19,7 +20,7 @@ use crate::error::{Error, Kind, Result};
 use crate::partition::{Grain, PartitionBy};
 use crate::plan::Window;
 use crate::schema::{Column, iceberg_schema};
-use crate::storage::delete_own_file;
+use crate::storage::{delete_own_file, judge};
 use crate::watermark::Marker;
 
 /// Iceberg's property for the age in milliseconds at which snapshots may go, and its value where a table does not say: 7 days.
@@ -54,9 +55,7 @@ impl Target {
     /// Loads a table, `None` where the catalog has no such table.
     pub async fn load(catalog: &Catalog, file_io: &FileIO, name: &TableName) -> Result<Option<Self>> {
         let Some(metadata_location) = catalog.location(name)? else { return Ok(None) };
-        let metadata = TableMetadata::read_from(file_io, &metadata_location)
-            .await
-            .map_err(|e| classify(e, format!("load table metadata of `{name}`")))?;
+        let metadata = TableMetadata::read_from(file_io, &metadata_location).await.map_err(|e| unreadable(e, name))?;
         Ok(Some(Self { metadata, metadata_location }))
     }
 
@@ -164,7 +163,7 @@ impl NewTable {
         }
         let creation = TableCreation::builder()
             .name(config.target.name.clone())
-            .location(format!("{warehouse}/{}/{}", config.target.namespace, config.target.name))
+            .location(format!("{warehouse}/{}/{}", folder(&config.target.namespace), folder(&config.target.name)))
             .schema(schema)
             .partition_spec(spec)
             .properties(properties)
@@ -189,14 +188,22 @@ impl NewTable {
             delete_own_file(&location)?;
             return Err(classify(error, format!("write the metadata of `{name}`")));
         }
-        let inserted = catalog.insert(name, &location).inspect_err(|_| {
+        let inserted = catalog.insert(name, &location);
+        if let Err(SwapError::Unknown(_)) = inserted {
             tracing::warn!(location, "kept, because nobody could tell whether the catalog took it");
-        })?;
-        if !inserted {
+        } else if !matches!(inserted, Ok(true)) {
             delete_own_file(&location)?;
         }
-        Ok(inserted)
+        inserted.map_err(|(SwapError::NotDone(error) | SwapError::Unknown(error))| error)
     }
+}
+
+/// A name as a folder that readers take as it is: PyIceberg cuts a location at `?` and `#` and drops control characters, ClickHouse takes `*`
+/// and `{}` for patterns, DuckDB ends at `"`. No two names have the same folder.
+fn folder(name: &str) -> String {
+    let literal = |c: char| !c.is_control() && !"%?#*{}\"".contains(c);
+    let encode = |c| if literal(c) { c.to_string() } else { format!("%{:02X}", u32::from(c)) };
+    name.chars().map(encode).collect()
 }
 
 fn partition_spec(partition_by: &[PartitionBy], schema: &Schema) -> Result<UnboundPartitionSpec> {
@@ -233,25 +240,31 @@ fn iceberg_codec(codec: &str) -> &str {
     if codec == "none" { "uncompressed" } else { codec }
 }
 
-/// Sorts an error of iceberg by its kind and, where storage failed, by the cause that [`crate::storage`] kept.
-pub fn classify(error: iceberg::Error, context: String) -> Error {
-    let kind = match error.kind() {
-        ErrorKind::FeatureUnsupported => Kind::Refused,
-        ErrorKind::Unexpected if has_io_cause(&error) => Kind::Unavailable,
-        _ => Kind::Internal,
-    };
-    Error::from_cause(kind, error).context(context)
+/// Metadata that the catalog names and that is gone does not come back by itself; other files can be gone because somebody expired them meanwhile.
+fn unreadable(error: iceberg::Error, name: &TableName) -> Error {
+    let context = format!("load table metadata of `{name}`");
+    if io_cause(&error).is_none_or(|cause| cause.kind() != io::ErrorKind::NotFound) {
+        return classify(error, context);
+    }
+    Error::from_cause(Kind::Refused, error)
+        .context(context)
+        .hint("restore the warehouse, or mount its disk; where the table was dropped, remove it from the catalog too")
 }
 
-fn has_io_cause(error: &iceberg::Error) -> bool {
-    let mut cause = std::error::Error::source(error);
-    while let Some(current) = cause {
-        if current.is::<std::io::Error>() {
-            return true;
-        }
-        cause = current.source();
-    }
-    false
+/// Sorts an error of iceberg by its kind and, where storage failed, by the cause that [`crate::storage`] kept.
+pub fn classify(error: iceberg::Error, context: String) -> Error {
+    let of_kind = |kind: Kind| (kind, kind.policy().hint);
+    let (kind, hint) = match (error.kind(), io_cause(&error)) {
+        (ErrorKind::FeatureUnsupported, _) => of_kind(Kind::Refused),
+        (ErrorKind::Unexpected, Some(cause)) => judge(cause.kind()),
+        _ => of_kind(Kind::Internal),
+    };
+    Error::from_cause(kind, error).context(context).hint(hint)
+}
+
+fn io_cause(error: &iceberg::Error) -> Option<&io::Error> {
+    let mut causes = iter::successors(std::error::Error::source(error), |cause| cause.source());
+    causes.find_map(|cause| cause.downcast_ref())
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use iceberg::spec::{DataFile, Schema, Struct};
 
 use crate::error::{Classify, Error, Kind, Result};
-use crate::storage::{DurableFile, delete_own_file, local_path};
+use crate::storage::{DurableFile, delete_own_file, file_error, local_path};
 
 /// Bytes at the end of a stream that are held back because the footer may begin there.
 pub const HOLD_BACK: usize = 1 << 20;
@@ -60,7 +60,7 @@ impl Passthrough {
     /// Creates the file.
     pub fn create(location: &str, hold_back: usize) -> Result<Self> {
         let path = local_path(location)?;
-        let file = DurableFile::create(&path).or_error(Kind::Unavailable, format!("create {}", path.display()))?;
+        let file = DurableFile::create(&path).map_err(|e| file_error("create", &path, e))?;
         Ok(Self { file, tail: VecDeque::new(), tail_length: 0, hold_back, flushed: 0 })
     }
 
@@ -72,7 +72,7 @@ impl Passthrough {
             if self.tail_length - front.len() < self.hold_back {
                 break;
             }
-            self.file.write(front).or_error(Kind::Unavailable, "write a data file")?;
+            append(&mut self.file, front)?;
             self.flushed += front.len() as u64;
             self.tail_length -= front.len();
             self.tail.pop_front();
@@ -97,14 +97,19 @@ impl Passthrough {
         }
         let size = self.flushed + (pages.len() + rewritten.bytes.len()) as u64;
         let data_file = bounds::data_file(&rewritten.metadata, placement, size)?;
-        self.file.write(pages).or_error(Kind::Unavailable, "write a data file")?;
-        self.file.write(&rewritten.bytes).or_error(Kind::Unavailable, "write a data file")?;
+        append(&mut self.file, pages)?;
+        append(&mut self.file, &rewritten.bytes)?;
+        let path = self.file.path().to_owned();
         // On a thread of its own: a disk takes its time, and another table may stream meanwhile.
         let synced = tokio::task::spawn_blocking(move || self.file.finish()).await;
         let synced = synced.or_error(Kind::Internal, "wait for a sync")?;
-        synced.or_error(Kind::Unavailable, format!("sync {}", placement.location))?;
+        synced.map_err(|e| file_error("sync", &path, e))?;
         Ok(Written::File(Box::new(data_file)))
     }
+}
+
+fn append(file: &mut DurableFile, bytes: &[u8]) -> Result<()> {
+    file.write(bytes).map_err(|e| file_error("write", file.path(), e))
 }
 
 fn needs(hold_back: usize, location: &str) -> Result<Written> {

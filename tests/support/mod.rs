@@ -5,6 +5,7 @@
 #![allow(dead_code, unused_imports)]
 
 pub mod data;
+pub mod disk;
 pub mod proxy;
 pub mod readers;
 pub mod server;
@@ -19,6 +20,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 pub use data::{BRONZE, HASH_OF_BRONZE};
+pub use disk::Disk;
 pub use readers::Target;
 pub use server::Server;
 
@@ -331,6 +333,15 @@ pub fn only_table(document: &Value) -> Value {
 pub fn table_of<'a>(document: &'a Value, target: &str) -> &'a Value {
     let tables = document["tables"].as_array().unwrap();
     tables.iter().find(|t| t["target"] == target).unwrap_or_else(|| panic!("no `{target}` in {document:#}"))
+}
+
+/// The entry of a table must be a failure of this kind, whose error and hint together say `texts`.
+pub fn fails(table: &Value, kind: &str, texts: &[&str]) {
+    let error = &table["error"];
+    assert_eq!((&table["status"], &error["kind"]), (&"failed".into(), &kind.into()), "{table:#}");
+    let (message, hint) = (error["message"].as_str().unwrap(), error["hint"].as_str().unwrap());
+    let said = format!("{message}\nhint: {hint}");
+    assert!(!hint.is_empty() && texts.iter().all(|text| said.contains(text)), "{texts:?} in: {said}");
 }
 
 /// All files below a folder, sorted; none where it does not exist.

@@ -1,8 +1,8 @@
-//! A TCP proxy before the server that cuts the answers to our SELECTs short.
+//! A TCP proxy before the server that cuts the answers to the SELECTs of one table short, or lets them stall.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -19,18 +19,29 @@ pub struct Proxy {
 
 struct State {
     server: String,
+    /// The quoted name of the table.
+    table: String,
     /// Bytes of an answer that may pass.
     limit: AtomicUsize,
+    /// Whether the connection stays open after them.
+    stalls: AtomicBool,
     /// Length of the longest answer so far.
     longest: AtomicUsize,
 }
 
 impl Proxy {
-    pub fn start(server_url: &str) -> Self {
+    /// Starts one for the answers in Parquet to queries over `table`; all others pass.
+    pub fn start(server_url: &str, table: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let server = server_url.strip_prefix("http://").unwrap().to_owned();
-        let state = Arc::new(State { server, limit: AtomicUsize::new(usize::MAX), longest: AtomicUsize::new(0) });
+        let state = Arc::new(State {
+            server,
+            table: format!("`{table}`"),
+            limit: AtomicUsize::new(usize::MAX),
+            stalls: AtomicBool::new(false),
+            longest: AtomicUsize::new(0),
+        });
         let shared = Arc::clone(&state);
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
@@ -41,17 +52,29 @@ impl Proxy {
         Self { url, state }
     }
 
-    /// From now on, all but the last bytes of an answer in Parquet pass: the empty chunk by which HTTP says that it is whole.
+    /// From now on, all but the last bytes of an answer pass: the empty chunk by which HTTP says that it is whole.
     pub fn cut_before_end(&self) {
         self.cut_after(ALL_BUT_END);
     }
 
-    /// From now on, at most `limit` bytes of an answer in Parquet pass.
+    /// From now on, at most `limit` bytes of an answer pass; then the connection ends.
     pub fn cut_after(&self, limit: usize) {
+        self.state.stalls.store(false, Ordering::SeqCst);
         self.state.limit.store(limit, Ordering::SeqCst);
     }
 
-    /// Bytes of the longest answer in Parquet, with its HTTP frame.
+    /// From now on, at most `limit` bytes of an answer pass; then nothing more comes, and the connection stays.
+    pub fn stall_after(&self, limit: usize) {
+        self.state.stalls.store(true, Ordering::SeqCst);
+        self.state.limit.store(limit, Ordering::SeqCst);
+    }
+
+    /// From now on, answers pass whole.
+    pub fn let_pass(&self) {
+        self.cut_after(usize::MAX);
+    }
+
+    /// Bytes of the longest answer so far, with its HTTP frame.
     pub fn longest(&self) -> usize {
         self.state.longest.load(Ordering::SeqCst)
     }
@@ -67,7 +90,7 @@ impl State {
         });
     }
 
-    /// Passes requests on; one that asks for Parquet sets the count of its answer's bytes to zero, any other clears it.
+    /// Passes requests on; one that asks for the table's Parquet sets the count of its answer's bytes to zero, any other clears it.
     fn requests(&self, mut client: &TcpStream, mut server: &TcpStream, passed: &Mutex<Option<usize>>) {
         let mut buffer = [0; 65_536];
         let mut request = Vec::new();
@@ -77,7 +100,8 @@ impl State {
                 *passed.lock().unwrap() = None;
             }
             request.extend_from_slice(&buffer[..length]);
-            if contains(&request, b"FORMAT Parquet") || contains(&request, b"=Parquet") {
+            let for_parquet = contains(&request, b"FORMAT Parquet") || contains(&request, b"=Parquet");
+            if for_parquet && contains(&request, self.table.as_bytes()) {
                 *passed.lock().unwrap() = Some(0);
             }
             if server.write_all(&buffer[..length]).is_err() {
@@ -100,7 +124,8 @@ impl State {
                 *passed += pass;
                 self.longest.fetch_max(*passed, Ordering::SeqCst);
             }
-            if client.write_all(&buffer[..pass]).is_err() || pass < length {
+            let ends = pass < length && !self.stalls.load(Ordering::SeqCst);
+            if client.write_all(&buffer[..pass]).is_err() || ends {
                 break;
             }
         }

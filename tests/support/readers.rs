@@ -85,10 +85,9 @@ impl Target<'_> {
         self.case.sql(&format!("{query} icebergLocal('{}', {settings})", folder.display()))
     }
 
-    /// The folder of the table.
+    /// The folder of the table, in whichever warehouse.
     pub fn folder(&self) -> PathBuf {
-        let namespace: PathBuf = self.namespace.split('.').collect();
-        self.case.path("warehouse").join(namespace).join(&self.table)
+        self.metadata_file().ancestors().nth(2).unwrap().to_owned()
     }
 
     /// Paths below data/ on disk, whether a snapshot refers to them or not.
@@ -103,6 +102,11 @@ impl Target<'_> {
             known.as_array().unwrap().iter().map(|f| f["path"].as_str().unwrap().into()).collect();
         known.sort();
         assert_eq!(self.files_on_disk(), known, "files on disk, files of the table");
+    }
+
+    /// The metadata file that the catalog names, and every file of the table: the same again where a pass changed nothing and left nothing.
+    pub fn state(&self) -> (PathBuf, Vec<PathBuf>) {
+        (self.metadata_file(), files_below(&self.folder()))
     }
 
     /// The metadata file that the catalog names.

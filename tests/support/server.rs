@@ -44,24 +44,41 @@ pub fn post(url: &str, database: &str, query: &str) -> Result<String, String> {
 /// A server of one test's own, stopped when the test ends.
 pub struct Server {
     pub url: String,
+    pid: String,
     folder: TempDir,
 }
 
 impl Server {
     /// Starts one with the users of tests/server/users.xml in the time zone `zone`.
     pub fn start(zone: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
         let config = repository().join("tests/server/config.xml");
-        let mut start = script(folder.path(), "start");
-        let output = start.arg("--config").arg(config).env("TZ", zone).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let stdout = String::from_utf8(output.stdout).unwrap();
-        let facts: BTreeMap<&str, &str> = stdout.lines().filter_map(|line| line.split_once('=')).collect();
-        Self { url: facts["url"].to_owned(), folder }
+        Self::launch(&["--config", config.to_str().unwrap()], zone)
+    }
+
+    /// Starts ClickHouse 18.16.
+    pub fn old() -> Self {
+        Self::launch(&["--old"], "UTC")
+    }
+
+    fn launch(flags: &[&str], zone: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (url, pid) = start(script(folder.path(), "start").args(flags).env("TZ", zone));
+        Self { url, pid, folder }
     }
 
     pub fn stop(&self) {
         script(self.folder.path(), "stop").output().unwrap();
+    }
+
+    /// kill -9.
+    pub fn kill(&self) {
+        let killed = Command::new("kill").args(["-9", &self.pid]).status().unwrap();
+        assert!(killed.success(), "kill -9 {}", self.pid);
+    }
+
+    /// Starts it again after its end, on its data, as the server that scripts/clickhouse starts by itself.
+    pub fn start_again(&mut self) {
+        (self.url, self.pid) = start(&mut script(self.folder.path(), "start"));
     }
 }
 
@@ -69,6 +86,15 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// URL and process of the server that a call of scripts/clickhouse starts.
+fn start(call: &mut Command) -> (String, String) {
+    let output = call.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    let facts: BTreeMap<&str, &str> = stdout.lines().filter_map(|line| line.split_once('=')).collect();
+    (facts["url"].to_owned(), facts["pid"].to_owned())
 }
 
 fn script(folder: &Path, command: &str) -> Command {
