@@ -69,8 +69,8 @@ pub fn outlived(cursor: CursorType, lost: Window) -> Error {
         "what stood in the source from {low} to {high} has outlived its TTL before any pass looked at it"
     ))
     .hint(
-        "the rows that are there have left; bring the others back from a backup, or accept the loss: the next pass goes on and \
-         does not repeat this; let passes run more often than the TTL",
+        "the rows that are there leave all the same; restore the others from a backup, or accept the loss: the next pass goes on \
+         and does not repeat this; let passes run more often than the TTL",
     )
 }
 
