@@ -67,7 +67,7 @@ fn a_full_warehouse_fails_its_own_table_wherever_the_space_ends() {
 fn a_warehouse_that_is_full_at_the_commit_fails_its_own_table() {
     let (case, disk) = on_small_disk("full_commit");
     case.trades("trades", "2024-03-10 00:00:00", 100);
-    let texts = ["commit of `cold.trades`", "/small/cold/trades/metadata/", "No space left", "disk is full"];
+    let texts = ["`cold.trades`: write /", "/small/cold/trades/metadata/", "No space left", "disk is full"];
     only_the_small_disk_fails(&case, &texts, || {
         let gate = case.gate("gate");
         let mut pass = case.spawn("offload.toml", &format!("written={}", gate.pause()), &JSON_RUN);

@@ -243,23 +243,27 @@ fn iceberg_codec(codec: &str) -> &str {
 /// Metadata that the catalog names and that is gone does not come back by itself; other files can be gone because somebody expired them meanwhile.
 fn unreadable(error: iceberg::Error, name: &TableName) -> Error {
     let context = format!("load table metadata of `{name}`");
-    if io_cause(&error).is_none_or(|cause| cause.kind() != io::ErrorKind::NotFound) {
-        return classify(error, context);
+    match io_cause(&error) {
+        Some(cause) if cause.kind() == io::ErrorKind::NotFound => {
+            Error::refused(format!("{}: {cause}", error.message())).context(context).hint(
+                "restore the warehouse, or mount its disk; where the table was dropped, remove it from the catalog too",
+            )
+        }
+        _ => classify(error, context),
     }
-    Error::from_cause(Kind::Refused, error)
-        .context(context)
-        .hint("restore the warehouse, or mount its disk; where the table was dropped, remove it from the catalog too")
 }
 
 /// Sorts an error of iceberg by its kind and, where storage failed, by the cause that [`crate::storage`] kept.
 pub fn classify(error: iceberg::Error, context: String) -> Error {
-    let of_kind = |kind: Kind| (kind, kind.policy().hint);
-    let (kind, hint) = match (error.kind(), io_cause(&error)) {
-        (ErrorKind::FeatureUnsupported, _) => of_kind(Kind::Refused),
-        (ErrorKind::Unexpected, Some(cause)) => judge(cause.kind()),
-        _ => of_kind(Kind::Internal),
+    let error = match (error.kind(), io_cause(&error)) {
+        (ErrorKind::FeatureUnsupported, _) => Error::from_cause(Kind::Refused, error),
+        (ErrorKind::Unexpected, Some(cause)) => {
+            let (kind, hint) = judge(cause.kind());
+            Error::new(kind, format!("{}: {cause}", error.message())).hint(hint)
+        }
+        _ => Error::from_cause(Kind::Internal, error),
     };
-    Error::from_cause(kind, error).context(context).hint(hint)
+    error.context(context)
 }
 
 fn io_cause(error: &iceberg::Error) -> Option<&io::Error> {
