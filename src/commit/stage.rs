@@ -105,7 +105,7 @@ async fn manifests(
     prefix: &str,
     files: &mut Vec<String>,
 ) -> Result<Vec<ManifestFile>> {
-    let failed = |e| classify(e, format!("write the manifests of `{}`", commit.name));
+    let failed = |e| classify(e, format!("write the commit of `{}`", commit.name));
     let mut manifests = match metadata.current_snapshot() {
         Some(parent) => manifests_of(parent, metadata, file_io).await.map_err(failed)?,
         None => Vec::new(),
