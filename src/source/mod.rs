@@ -4,6 +4,7 @@
 //! server when we drop its stream; every query over rows and mutations throws on another server than the pass began on (P4).
 
 mod errors;
+mod projection;
 mod settings;
 mod sql;
 mod ttl;
@@ -303,7 +304,7 @@ impl Server {
         let rows: Vec<DescribeRow> = self.fetch_json(&format!("DESCRIBE TABLE {quoted}"), "columns").await?;
         // ALIAS and EPHEMERAL columns are not stored; MATERIALIZED ones are, and may hold what nothing else does.
         let stored = rows.into_iter().filter(|row| !matches!(row.default_type.as_str(), "ALIAS" | "EPHEMERAL"));
-        let columns: Vec<Column> = stored.map(|row| Column::map(&row.name, &row.r#type)).collect::<Result<_>>()?;
+        let columns: Vec<Column> = stored.map(|row| Column::map(&row.name, &row.r#type, types.get(&row.name).map(String::as_str))).collect::<Result<_>>()?;
         refuse_names_that_differ_by_case(&columns)?;
         let definition: Vec<DefinitionRow> = self.fetch(&sql::definition(database, table), "definition").await?;
         let definition = definition.first();
@@ -362,7 +363,7 @@ impl Source<'_> {
     }
 
     fn is_nullable(&self, cursor: &Cursor) -> bool {
-        self.columns.iter().any(|column| column.name == cursor.name && column.nullable)
+        self.columns.iter().any(|column| column.name == cursor.name && column.nullable())
     }
 
     /// Reads clock, bounds and expiry of the rows from `low` on, and refuses null cursors: they are in no window (protocol.md P5).

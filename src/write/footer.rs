@@ -132,7 +132,7 @@ mod tests {
     }
 
     fn schema() -> Schema {
-        iceberg_schema(&[Column::map("n", "Int64").unwrap(), Column::map("price", "Nullable(Decimal(18, 2))").unwrap()])
+        iceberg_schema(&[Column::map("n", "Int64", None).unwrap(), Column::map("price", "Nullable(Decimal(18, 2))").unwrap()])
             .unwrap()
     }
 
@@ -156,7 +156,7 @@ mod tests {
         let file = own_file();
         let (_, footer) = split(&file);
         let schema_of = |columns: &[(&str, &str)]| {
-            iceberg_schema(&columns.iter().map(|(n, t)| Column::map(n, t).unwrap()).collect::<Vec<_>>()).unwrap()
+            iceberg_schema(&columns.iter().map(|(n, t)| Column::map(n, t, None).unwrap()).collect::<Vec<_>>()).unwrap()
         };
         for columns in
             [&[("n", "Int32"), ("price", "Int64")][..], &[("n", "Int64"), ("cost", "Int64")], &[("n", "Int64")]]
