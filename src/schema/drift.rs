@@ -35,7 +35,8 @@ fn is_same(a: &Type, b: &Type) -> bool {
         (Type::Primitive(a), Type::Primitive(b)) => a == b,
         (Type::List(a), Type::List(b)) => is_same(&a.element_field.field_type, &b.element_field.field_type),
         (Type::Map(a), Type::Map(b)) => {
-            is_same(&a.key_field.field_type, &b.key_field.field_type) && is_same(&a.value_field.field_type, &b.value_field.field_type)
+            is_same(&a.key_field.field_type, &b.key_field.field_type)
+                && is_same(&a.value_field.field_type, &b.value_field.field_type)
         }
         (Type::Struct(a), Type::Struct(b)) => {
             let same = |(a, b): (&iceberg::spec::NestedFieldRef, &iceberg::spec::NestedFieldRef)| {
@@ -67,8 +68,15 @@ mod tests {
     fn drift_is_seen_at_any_depth() {
         let of = |kind: &str| columns(&[("n", kind)]);
         let target = iceberg_schema(&of("Array(Tuple(a Int8, m Map(String, Array(UInt8))))")).unwrap();
-        assert!(drift(&of("Nested(a UInt16, m Map(LowCardinality(String), Array(Nullable(Int32))))"), &target).is_empty());
-        for kind in ["Array(Tuple(a Int8))", "Array(Tuple(b Int8, m Map(String, Array(UInt8))))", "Array(Tuple(a Int8, m Map(String, Array(Int64))))", "String"] {
+        assert!(
+            drift(&of("Nested(a UInt16, m Map(LowCardinality(String), Array(Nullable(Int32))))"), &target).is_empty()
+        );
+        for kind in [
+            "Array(Tuple(a Int8))",
+            "Array(Tuple(b Int8, m Map(String, Array(UInt8))))",
+            "Array(Tuple(a Int8, m Map(String, Array(Int64))))",
+            "String",
+        ] {
             assert_eq!(drift(&of(kind), &target).len(), 1, "{kind}");
         }
     }

@@ -76,10 +76,14 @@ pub fn leaf(node: &DataTypeNode, nullable: bool) -> Result<Leaf, &'static str> {
         T::DateTime(_) => (I::Timestamptz, cast(TO_MICROS)),
         T::DateTime64(precision, _) if datetime64_scale(precision).is_some() => (I::Timestamptz, cast(TO_MICROS)),
         T::DateTime64(..) => {
-            return Err("Iceberg's timestamptz holds microseconds: ask for it with types = { column = \"timestamptz\" }, which cuts the rest, or for a \"string\"");
+            return Err(
+                "Iceberg's timestamptz holds microseconds: ask for it with types = { column = \"timestamptz\" }, which cuts the rest, or for a \"string\"",
+            );
         }
         T::Int128 | T::Int256 | T::UInt128 | T::UInt256 => {
-            return Err("Iceberg has no such wide integer: ask for types = { column = \"decimal(38,0)\" }, which is checked, or for a \"string\"");
+            return Err(
+                "Iceberg has no such wide integer: ask for types = { column = \"decimal(38,0)\" }, which is checked, or for a \"string\"",
+            );
         }
         T::Decimal(..) => return Err("Iceberg's decimals have 38 digits: ask for types = { column = \"string\" }"),
         _ => return Err("offload a view or table without this column, or convert it there"),

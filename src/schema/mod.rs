@@ -45,7 +45,8 @@ impl Column {
     /// Maps a column, as `wanted` (`types` of the configuration) says where it is given; or says which type is refused and what would work.
     pub fn map(name: &str, source_type: &str, wanted: Option<&str>) -> Result<Self> {
         let refused = |hint: &str| {
-            Error::refused(format!("column `{name}` has type {source_type}, which is not offloaded as it is")).hint(hint)
+            Error::refused(format!("column `{name}` has type {source_type}, which is not offloaded as it is"))
+                .hint(hint)
         };
         let parsed = parse::parse(source_type).ok_or_else(|| refused(leaf::unknown(source_type)))?;
         let shape = match wanted {
@@ -80,7 +81,8 @@ fn shape(source: &SourceType) -> Result<Shape, &'static str> {
         Structure::Array(of) => Shape::List(Box::new(shape(of)?)),
         Structure::Map(key, value) => Shape::Map(Box::new(shape(key)?), Box::new(shape(value)?)),
         Structure::Tuple(elements) => {
-            Shape::Struct(elements.iter().map(|(name, of)| Ok((name.clone(), shape(of)?))).collect::<Result<_, _>>()?)
+            let fields = elements.iter().map(|(name, of)| shape(of).map(|shape| (name.clone(), shape)));
+            Shape::Struct(fields.collect::<Result<_, _>>()?)
         }
     })
 }
@@ -157,16 +159,23 @@ pub fn parquet_leaf(iceberg: &PrimitiveType) -> Option<(Physical, Option<Logical
 mod tests {
     use super::*;
 
+    fn leaf(source: &str, wanted: Option<&str>) -> Leaf {
+        match Column::map("c", source, wanted).unwrap().shape {
+            Shape::Leaf(leaf) => leaf,
+            nested => panic!("{nested:?}"),
+        }
+    }
+
     #[test]
     fn the_type_table() {
         use Projection as P;
-        let micros = P::Cast("DateTime64(6, 'UTC')");
+        let micros = || P::Cast("DateTime64(6, 'UTC')".into());
         let rows = [
             ("Bool", "boolean", P::Plain),
             ("Int8", "int", P::Plain),
             ("UInt16", "int", P::Plain),
             ("Int32", "int", P::Plain),
-            ("UInt32", "long", P::Cast("Int64")),
+            ("UInt32", "long", P::Cast("Int64".into())),
             ("Int64", "long", P::Plain),
             ("UInt64", "long", P::CheckedLong),
             ("Float32", "float", P::Plain),
@@ -174,22 +183,47 @@ mod tests {
             ("Decimal(9, 2)", "decimal(9, 2)", P::Unscaled32),
             ("Decimal(18, 8)", "decimal(18, 8)", P::Unscaled64),
             ("Decimal(38, 8)", "decimal(38, 8)", P::Plain),
+            ("SimpleAggregateFunction(sum, Decimal(38, 8))", "decimal(38, 8)", P::Plain),
             ("String", "string", P::CheckedText),
             ("LowCardinality(Nullable(String))", "string", P::CheckedText),
             ("Enum8('it\\'s' = 1, 'b, c' = -2)", "string", P::CheckedText),
+            ("IPv4", "string", P::CheckedText),
+            ("Nullable(IPv6)", "string", P::CheckedText),
+            ("JSON", "string", P::CheckedText),
+            ("FixedString(4)", "fixed(4)", P::Plain),
             ("UUID", "uuid", P::Plain),
             ("Date", "date", P::Plain),
             ("Date32", "date", P::Plain),
-            ("DateTime", "timestamptz", micros),
-            ("DateTime('America/New_York')", "timestamptz", micros),
-            ("DateTime64(3)", "timestamptz", micros),
-            ("Nullable(DateTime64(6, 'UTC'))", "timestamptz", micros),
+            ("DateTime", "timestamptz", micros()),
+            ("DateTime('America/New_York')", "timestamptz", micros()),
+            ("DateTime64(3)", "timestamptz", micros()),
+            ("Nullable(DateTime64(6, 'UTC'))", "timestamptz", micros()),
         ];
         for (source, iceberg, projection) in rows {
-            let column = Column::map("c", source, None).unwrap();
-            assert_eq!((column.iceberg.to_string().as_str(), column.projection), (iceberg, projection), "{source}");
-            assert_eq!(column.nullable, source.contains("Nullable"));
-            assert!(parquet_leaf(&column.iceberg).is_some(), "{source}");
+            let leaf = leaf(source, None);
+            assert_eq!((leaf.iceberg.to_string().as_str(), leaf.projection), (iceberg, projection), "{source}");
+            assert_eq!(leaf.nullable, source.contains("Nullable"));
+            assert!(parquet_leaf(&leaf.iceberg).is_some(), "{source}");
+        }
+        assert!(leaf("Dynamic", None).nullable && leaf("Variant(Int8, String)", None).nullable);
+    }
+
+    #[test]
+    fn types_can_be_asked_for() {
+        for (source, wanted, iceberg) in [
+            ("String", "binary", "binary"),
+            ("UInt64", "decimal(20, 0)", "decimal(20, 0)"),
+            ("Nullable(UInt256)", "decimal(38,0)", "decimal(38, 0)"),
+            ("Int128", "string", "string"),
+            ("Decimal(76, 2)", "string", "string"),
+            ("DateTime64(9)", "timestamptz", "timestamptz"),
+        ] {
+            assert_eq!(leaf(source, Some(wanted)).iceberg.to_string(), iceberg, "{source}");
+        }
+        for (source, wanted) in
+            [("Int32", "long"), ("String", "int"), ("Array(UInt64)", "string"), ("Float64", "decimal(20,0)")]
+        {
+            assert_eq!(Column::map("c", source, Some(wanted)).unwrap_err().kind(), Kind::Config, "{source} {wanted}");
         }
     }
 
@@ -200,29 +234,29 @@ mod tests {
             "UInt256",
             "Decimal(76, 2)",
             "DateTime64(9)",
-            "Array(String)",
-            "Map(String, String)",
-            "IPv4",
-            "Tuple(a Int8)",
+            "Array(Int256)",
+            "Map(String, Tuple(a Int8, b AggregateFunction(sum, UInt64)))",
             "AggregateFunction(sum, UInt64)",
-            "FixedString(4)",
-            "JSON",
+            "Nullable(Tuple(a Int8))",
             "Nothing",
             "",
         ] {
             let error = Column::map("price `x`", source, None).unwrap_err();
             assert_eq!(error.kind(), Kind::Refused);
             assert!(error.to_string().contains("column `price `x``") && error.to_string().contains(source), "{error}");
+            assert!(!error.hint_text().is_empty());
         }
     }
 
     #[test]
-    fn drift_is_named() {
-        let columns = |list: &[(&str, &str)]| -> Vec<Column> {
-            list.iter().map(|(name, kind)| Column::map(name, kind, None).unwrap()).collect()
-        };
-        let target = iceberg_schema(&columns(&[("a", "Int32"), ("b", "String")])).unwrap();
-        assert!(drift(&columns(&[("b", "LowCardinality(String)"), ("a", "UInt16")]), &target).is_empty());
-        assert_eq!(drift(&columns(&[("a", "Int64"), ("c", "Date")]), &target).len(), 3);
+    fn nested_types_get_ids_of_their_own() {
+        let columns = [("n", "Array(Tuple(a Int8, b Map(String, UInt32)))"), ("c", "Date")];
+        let columns = columns.map(|(name, kind)| Column::map(name, kind, None).unwrap());
+        let schema = iceberg_schema(&columns).unwrap();
+        let found: Vec<Option<i32>> = ["n", "c", "n.element.a", "n.element.b.key", "n.element.b.value"]
+            .map(|name| schema.field_id_by_name(name))
+            .into();
+        assert!(found.iter().all(Option::is_some), "{found:?}");
+        assert_eq!(schema.highest_field_id(), 7);
     }
 }

@@ -50,8 +50,15 @@ fn parse_at(text: &str, depth: usize) -> Option<SourceType> {
         },
         Some(("Tuple", of)) => plain(elements(of, depth)?),
         Some(("Nested", of)) => plain(Structure::Array(Box::new(plain(elements(of, depth)?)))),
-        _ => plain(Structure::Leaf(DataTypeNode::new(text).ok()?)),
+        _ => plain(Structure::Leaf(leaf(text)?)),
     })
+}
+
+/// The crate's parser cuts off a last parenthesis unseen, and panics where that is no character's border.
+fn leaf(text: &str) -> Option<DataTypeNode> {
+    let (name, is_closed) = text.split_once('(').map_or((text, true), |(name, of)| (name, of.ends_with(')')));
+    let is_name = !name.is_empty() && name.chars().all(|character| character.is_ascii_alphanumeric());
+    if is_name && is_closed { DataTypeNode::new(text).ok() } else { None }
 }
 
 fn elements(text: &str, depth: usize) -> Option<Structure> {
@@ -130,14 +137,27 @@ mod tests {
         let map = SourceType { nullable: false, structure: map };
         assert_eq!(parse(text), Some(array(tuple(&[("a", string), ("b c`,(", map)]))));
         assert_eq!(parse("Nested(a Int8)"), Some(array(tuple(&[("a", leaf("Int8"))]))));
-        assert_eq!(parse("Tuple(Enum8('a b' = 1), UUID)"), Some(tuple(&[("1", leaf("Enum8('a b' = 1)")), ("2", leaf("UUID"))])));
+        assert_eq!(
+            parse("Tuple(Enum8('a b' = 1), UUID)"),
+            Some(tuple(&[("1", leaf("Enum8('a b' = 1)")), ("2", leaf("UUID"))]))
+        );
         assert_eq!(parse("SimpleAggregateFunction(sum, Decimal(38, 8))"), Some(leaf("Decimal(38, 8)")));
         assert_eq!(parse("Enum8('a\\'(,' = 1, 'b' = 2)"), Some(leaf("Enum8('a\\'(,' = 1, 'b' = 2)")));
     }
 
     #[test]
     fn what_is_no_type_is_unknown() {
-        for text in ["", "Array", "Array(", "Array()", "Map(String)", "Tuple(`a Int8)", "Array(Int8))", "Nothing", &"Array(".repeat(500)] {
+        for text in [
+            "",
+            "Array",
+            "Array(",
+            "Array()",
+            "Map(String)",
+            "Tuple(`a Int8)",
+            "Array(Int8))",
+            "Nothing",
+            &"Array(".repeat(500),
+        ] {
             assert_eq!(parse(text), None, "{text}");
         }
         assert_eq!(parse(&format!("{}Int8{}", "Array(".repeat(100), ")".repeat(100))), None);

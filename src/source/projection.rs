@@ -31,7 +31,8 @@ fn convert(shape: &Shape, value: &str, number: usize, depth: usize) -> Option<St
         }
         Shape::Map(key, of) => {
             let names = (format!("k2_key{depth}"), format!("k2_value{depth}"));
-            let (new_key, new_value) = (convert(key, &names.0, number, depth + 1), convert(of, &names.1, number, depth + 1));
+            let (new_key, new_value) =
+                (convert(key, &names.0, number, depth + 1), convert(of, &names.1, number, depth + 1));
             if new_key.is_none() && new_value.is_none() {
                 return None;
             }
@@ -68,7 +69,11 @@ fn convert_leaf(leaf: &Leaf, value: &str, number: usize) -> Option<String> {
         Projection::CheckedDecimal => {
             let wide = |sign: &str| format!("toInt256('{sign}{MOST_DIGITS}')");
             let zero = format!("CAST(0, {to})");
-            checked(&format!("{value} > {} OR {value} < {}", wide(""), wide("-")), &zero, &format!("CAST({value}, {to})"))
+            checked(
+                &format!("{value} > {} OR {value} < {}", wide(""), wide("-")),
+                &zero,
+                &format!("CAST({value}, {to})"),
+            )
         }
         Projection::CheckedText => {
             let text = format!("CAST({value}, {to})");
@@ -115,7 +120,8 @@ mod tests {
 
     #[test]
     fn what_is_right_as_it_is_stays() {
-        for kind in ["Int32", "Array(Int64)", "Map(UUID, Array(Float64))", "Tuple(a Date, b Array(Tuple(Int8, Bool)))"] {
+        for kind in ["Int32", "Array(Int64)", "Map(UUID, Array(Float64))", "Tuple(a Date, b Array(Tuple(Int8, Bool)))"]
+        {
             assert_eq!(of(kind), "`c`", "{kind}");
         }
     }
