@@ -7,7 +7,7 @@ use serde_json::json;
 use support::Case;
 
 /// Type, and values that reach its ends, as SQL.
-const KINDS: [(&str, &[&str]); 34] = [
+const KINDS: [(&str, &[&str]); 39] = [
     ("Bool", &["true", "false"]),
     ("Int8", &["-128", "127"]),
     ("Int16", &["-32768", "32767"]),
@@ -59,12 +59,22 @@ const KINDS: [(&str, &[&str]); 34] = [
             "'ffffffff-ffff-ffff-ffff-ffffffffffff'",
         ],
     ),
+    ("FixedString(5)", &["'abc'", "'\\0\\0\\0\\0\\0'", "'12345'"]),
+    ("IPv4", &["'0.0.0.0'", "'255.255.255.255'"]),
+    ("IPv6", &["'::'", "'2001:db8::ff'"]),
+    ("SimpleAggregateFunction(max, Decimal(38, 8))", &["'-1.5'", "'0.00000001'"]),
+    ("SimpleAggregateFunction(anyLast, String)", &["'ü'"]),
     ("FLOAT", &["1.5"]),
     ("DECIMAL(10, 3)", &["'-1.005'"]),
 ];
 const ROWS: usize = 6;
 
 fn nullable(kind: &str) -> String {
+    if let Some((function, inner)) =
+        kind.strip_suffix(')').and_then(|kind| kind.split_once(", ")).filter(|_| kind.starts_with("Simple"))
+    {
+        return format!("{function}, Nullable({inner}))");
+    }
     match kind.strip_prefix("LowCardinality(").and_then(|rest| rest.strip_suffix(')')) {
         Some(inner) => format!("LowCardinality(Nullable({inner}))"),
         None => format!("Nullable({kind})"),
@@ -95,6 +105,52 @@ fn every_type_arrives_bit_for_bit_with_and_without_nulls() {
     case.sql("INSERT INTO kinds (* EXCEPT ts, ts) SELECT * EXCEPT ts, ts + 60 FROM kinds");
     assert_eq!(case.pass_one()["rows_written"], ROWS);
     case.target("kinds").holds_for_all_readers("kinds");
+}
+
+/// Nested types, and values of them as SQL.
+const NESTED: [(&str, &[&str]); 13] = [
+    ("Array(String)", &["[]", "['a', '', 'ünï 🦀']"]),
+    ("Array(Nullable(String))", &["[NULL, 'a', NULL]", "[]"]),
+    ("Array(UInt64)", &["[0, 9223372036854775807]", "[]"]),
+    ("Array(LowCardinality(String))", &["['x', 'x', 'y']"]),
+    (
+        "Array(Array(Nullable(DateTime64(3, 'UTC'))))",
+        &["[[], ['2024-03-10 01:02:03.004', NULL], ['1969-12-31 23:59:59.999']]"],
+    ),
+    ("Array(Decimal(18, 8))", &["['-1.5', '0.00000001']", "[]"]),
+    ("Map(String, String)", &["map()", "map('k', 'v', '', 'w')"]),
+    ("Map(LowCardinality(String), Array(UInt32))", &["map('k', [0, 4294967295], 'none', [])"]),
+    ("Map(UInt32, Map(String, Nullable(Float64)))", &["map(7, map('a', 0.1, 'b', NULL))", "map()"]),
+    (
+        "Tuple(a Int8, `b c` Nullable(String), d Tuple(e UInt32, f Date))",
+        &["(1, NULL, (2, '2024-03-10'))", "(-1, 'x', (0, '1970-01-01'))"],
+    ),
+    ("Tuple(UUID, Bool)", &["('0188aaaa-bbbb-7ccc-8ddd-eeeeffff0001', true)"]),
+    (
+        "Array(Tuple(name String, tags Array(Enum8('it\\'s' = 1, 'b' = 2))))",
+        &["[('n', ['it\\'s', 'b']), ('m', [])]", "[]"],
+    ),
+    ("Nested(price Decimal(38, 8), size Float32)", &["[('0.00000001', 0.1), ('-3', 2)]", "[]"]),
+];
+
+#[test]
+fn nested_types_arrive_as_they_are_at_any_depth() {
+    let case = Case::new("nested");
+    let columns: Vec<String> =
+        NESTED.iter().enumerate().map(|(number, (kind, _))| format!("nested_{number} {kind}")).collect();
+    case.sql(&format!(
+        "CREATE TABLE nested (ts DateTime64(3, 'UTC'), {}) ENGINE = MergeTree ORDER BY ts SETTINGS flatten_nested = 0",
+        columns.join(", ")
+    ));
+    for row in 0..4 {
+        let values: Vec<&str> = NESTED.iter().map(|(_, values)| values[row % values.len()]).collect();
+        case.sql(&format!("INSERT INTO nested VALUES ('2024-03-10 00:00:00.00{row}', {})", values.join(", ")));
+    }
+    case.config("[[table]]\nsource = 'nested'\ntarget = 'cold.nested'\ncursor = 'ts'\n");
+    case.init_tables();
+    assert_eq!(case.pass_one()["rows_written"], 4);
+    case.target("nested").holds_for_all_readers("nested");
+    assert_eq!(case.pass_one()["status"], "nothing");
 }
 
 #[test]
