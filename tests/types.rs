@@ -154,6 +154,120 @@ fn nested_types_arrive_as_they_are_at_any_depth() {
 }
 
 #[test]
+fn values_that_do_not_fit_are_refused_by_column_at_any_depth() {
+    for (kind, value) in [
+        ("Array(UInt64)", "[1, 18446744073709551615]"),
+        ("Array(Array(String))", "[['fine'], [concat('private', unhex('FF'))]]"),
+        ("Map(String, String)", "map('k', concat('private', unhex('FF')))"),
+        ("Map(String, UInt8)", "map(concat('private', unhex('FF')), 1)"),
+        ("Tuple(a Int8, b Tuple(c Nullable(UInt64)))", "(1, tuple(18446744073709551615))"),
+    ] {
+        let case = Case::new("deep");
+        case.sql(&format!("CREATE TABLE deep (ts DateTime64(3), odd_one {kind}) ENGINE = MergeTree ORDER BY ts"));
+        case.sql(&format!("INSERT INTO deep SELECT '2024-03-10 00:00:00', {value}"));
+        case.config("[[table]]\nsource = 'deep'\ntarget = 'cold.deep'\ncursor = 'ts'\n");
+        case.init_tables();
+        case.run(&["run"]).expect(3).says(&["odd_one", kind]).keeps_back(&["private", "18446744073709551615"]);
+        assert!(case.target("deep").files_on_disk().is_empty(), "{kind}");
+    }
+}
+
+/// What the type table refuses, or would keep otherwise, with what `types` asks for.
+const OVERRIDES: [(&str, &str, &[&str]); 8] = [
+    ("UInt64", "decimal(20,0)", &["0", "18446744073709551615"]),
+    ("Int128", "decimal(38,0)", &["toInt128('-99999999999999999999999999999999999999')", "1"]),
+    ("UInt256", "decimal(38, 0)", &["toUInt256('99999999999999999999999999999999999999')", "0"]),
+    (
+        "Int256",
+        "string",
+        &["toInt256('-57896044618658097711785492504343953926634992332820282019728792003956564819968')"],
+    ),
+    ("UInt128", "string", &["toUInt128('340282366920938463463374607431768211455')"]),
+    ("Decimal(76, 2)", "string", &["'-123456789012345678901234567890123456789012345678.05'", "'0.5'"]),
+    ("DateTime64(3, 'UTC')", "string", &["'2024-03-10 01:02:03.004'"]),
+    ("Int32", "string", &["-5", "5"]),
+];
+
+#[test]
+fn types_that_are_asked_for_arrive_as_they_are() {
+    let case = Case::new("overrides");
+    let columns: Vec<String> = OVERRIDES
+        .iter()
+        .enumerate()
+        .map(|(number, (kind, ..))| format!("some_{number} {kind}, maybe_{number} Nullable({kind})"))
+        .collect();
+    case.sql(&format!(
+        "CREATE TABLE asked (ts DateTime64(3, 'UTC'), {}) ENGINE = MergeTree ORDER BY ts",
+        columns.join(", ")
+    ));
+    for row in 0..4 {
+        let value = |values: &[&'static str]| values[row % values.len()];
+        let values = OVERRIDES.iter().map(|(.., values)| {
+            let maybe = if row % 2 == 0 { "NULL" } else { value(values) };
+            format!("{}, {maybe}", value(values))
+        });
+        case.sql(&format!(
+            "INSERT INTO asked VALUES ('2024-03-10 00:00:00.00{row}', {})",
+            values.collect::<Vec<_>>().join(", ")
+        ));
+    }
+    let types = OVERRIDES
+        .iter()
+        .enumerate()
+        .map(|(number, (_, wanted, _))| format!("some_{number} = '{wanted}', maybe_{number} = '{wanted}'"));
+    let types = types.collect::<Vec<_>>().join(", ");
+    case.config(&format!("[[table]]\nsource = 'asked'\ntarget = 'cold.asked'\ncursor = 'ts'\ntypes = {{ {types} }}\n"));
+    case.init_tables();
+    assert_eq!(case.pass_one()["rows_written"], 4);
+    // The oracle compares what the target holds with the text of the source.
+    let texts = OVERRIDES.iter().enumerate().map(|(number, _)| {
+        format!(
+            "CAST(some_{number}, 'String') AS some_{number}, CAST(maybe_{number}, 'Nullable(String)') AS maybe_{number}"
+        )
+    });
+    case.sql(&format!(
+        "CREATE VIEW as_text AS SELECT ts, {} FROM (SELECT * FROM asked)",
+        texts.collect::<Vec<_>>().join(", ")
+    ));
+    case.target("asked").holds_for_all_readers("as_text");
+}
+
+#[test]
+fn bytes_and_nanoseconds_are_kept_as_asked() {
+    let case = Case::new("bytes");
+    case.sql("CREATE TABLE raw (ts DateTime64(3, 'UTC'), bytes String, nanos DateTime64(9, 'UTC')) ENGINE = MergeTree ORDER BY ts");
+    case.sql("INSERT INTO raw SELECT '2024-03-10 00:00:00', unhex('00FF80'), toDateTime64('2024-03-10 01:02:03.123456789', 9, 'UTC')");
+    case.config("[[table]]\nsource = 'raw'\ntarget = 'cold.raw'\ncursor = 'ts'\ntypes = { bytes = 'binary', nanos = 'timestamptz' }\n");
+    case.init_tables();
+    assert_eq!(case.pass_one()["rows_written"], 1);
+    let target = case.target("raw");
+    let kinds: Vec<_> = target.ask("schema", json!({})).as_array().unwrap().iter().map(|f| f["type"].clone()).collect();
+    assert_eq!(kinds, ["timestamptz", "binary", "timestamptz"]);
+    case.sql("CREATE VIEW as_kept AS SELECT ts, hex(bytes) AS bytes, CAST(nanos, 'DateTime64(6, \\'UTC\\')') AS nanos FROM (SELECT * FROM raw)");
+    target.holds(&["pyiceberg", "duckdb"], "as_kept", "1");
+    assert_eq!(target.icebergs("SELECT hex(bytes) FROM"), "00FF80");
+}
+
+#[test]
+fn types_that_make_no_sense_are_told() {
+    let case = Case::new("nonsense");
+    case.sql("CREATE TABLE odd (ts DateTime64(3), n Int32, wide Int128) ENGINE = MergeTree ORDER BY ts");
+    let config = |types: &str| {
+        case.config(&format!("[[table]]\nsource = 'odd'\ntarget = 'cold.odd'\ncursor = 'ts'\ntypes = {{ {types} }}\n"));
+    };
+    config("wide = 'decimal(38,0)', n = 'uuid'");
+    case.run(&["init-tables"]).expect(2).says(&["`n` (Int32) cannot become uuid", "decimal(20,0)"]);
+    config("wide = 'decimal(38,0)', nothing = 'string'");
+    case.run(&["init-tables"]).expect(2).says(&["`nothing` is no column"]);
+    config("n = 'string'");
+    case.run(&["init-tables"]).expect(3).says(&["`wide` has type Int128", "decimal(38,0)"]);
+    config("wide = 'decimal(38,0)'");
+    case.init_tables();
+    case.sql("INSERT INTO odd VALUES ('2024-03-10 00:00:00', 1, toInt128('100000000000000000000000000000000000000'))");
+    case.run(&["run"]).expect(3).says(&["`wide` (Int128)"]).keeps_back(&["100000000000000000000"]);
+}
+
+#[test]
 fn targets_have_the_types_that_the_contract_names() {
     let case = Case::with_trades("contract");
     let fields = case.target("trades").ask("schema", json!({}));

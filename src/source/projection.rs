@@ -69,11 +69,10 @@ fn convert_leaf(leaf: &Leaf, value: &str, number: usize) -> Option<String> {
         Projection::CheckedDecimal => {
             let wide = |sign: &str| format!("toInt256('{sign}{MOST_DIGITS}')");
             let zero = format!("CAST(0, {to})");
-            checked(
-                &format!("{value} > {} OR {value} < {}", wide(""), wide("-")),
-                &zero,
-                &format!("CAST({value}, {to})"),
-            )
+            // ClickHouse converts wide integers to decimals by way of their digits only.
+            let digits = string(if leaf.nullable { "Nullable(String)" } else { "String" });
+            let converted = format!("CAST(CAST({value}, {digits}), {to})");
+            checked(&format!("{value} > {} OR {value} < {}", wide(""), wide("-")), &zero, &converted)
         }
         Projection::CheckedText => {
             let text = format!("CAST({value}, {to})");
