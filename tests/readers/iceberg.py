@@ -108,7 +108,7 @@ def nested_value(value, kind):
     if isinstance(kind, pa.BaseExtensionType):
         return nested_value(value, kind.storage_type)
     if pa.types.is_map(kind):
-        return [[nested_key(nested_value(k, kind.key_type)), nested_value(v, kind.item_type)] for k, v in value]
+        return [[nested_key(nested_value(k, kind.key_type), kind.key_type), nested_value(v, kind.item_type)] for k, v in value]
     if pa.types.is_struct(kind):
         return struct([[f.name, nested_value(value[f.name], f.type)] for f in kind])
     if pa.types.is_nested(kind):
@@ -143,8 +143,9 @@ def struct(pairs):
     return [value for _, value in pairs] if numbered and pairs else pairs
 
 
-def nested_key(key):
-    return key[1:] if isinstance(key, str) and key.startswith("#") else key
+def nested_key(key, kind):
+    """JSON has texts as keys only."""
+    return key[1:] if pa.types.is_integer(kind) else key
 
 
 def number(value):
@@ -152,7 +153,9 @@ def number(value):
 
 
 def simple_time(text):
-    return re.sub(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)(\.\d*?)0*$", r"\1\2", text).removesuffix(".")
+    """A time without zeros at its end; other texts stay."""
+    time = re.fullmatch(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)(\.\d*)?", text)
+    return time[1] + (time[2] or "").rstrip("0").rstrip(".") if time else text
 
 
 # --- readers
