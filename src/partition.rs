@@ -130,13 +130,14 @@ impl PartitionField {
     /// Checks that a column can be partitioned so.
     pub fn new(by: PartitionBy, number: usize, column: &Column, time: Option<CursorType>) -> Result<Self> {
         use PrimitiveType as I;
+        let iceberg = column.primitive().cloned();
         let fits = match by.grain {
-            Grain::Identity => time.is_some() || matches!(column.iceberg, I::Int | I::Long | I::String | I::Boolean),
+            Grain::Identity => time.is_some() || matches!(iceberg, Some(I::Int | I::Long | I::String | I::Boolean)),
             Grain::Hour => time.is_some_and(|time| time != CursorType::Date),
             Grain::Year | Grain::Month | Grain::Day => time.is_some(),
         };
-        if fits {
-            return Ok(Self { by, time, iceberg: column.iceberg.clone(), number });
+        if let Some(iceberg) = iceberg.filter(|_| fits) {
+            return Ok(Self { by, time, iceberg, number });
         }
         Err(Error::new(Kind::Config, format!("`{by}` cannot partition a column of type {}", column.source_type))
             .hint("calendar transforms need a time column; a column as it is can be time, text, integer or boolean"))
@@ -252,7 +253,7 @@ mod tests {
     #[test]
     fn columns_that_cannot_be_partitioned_so_are_refused() {
         let field = |by: &str, kind: &str| {
-            let column = Column::map("c", kind).unwrap();
+            let column = Column::map("c", kind, None).unwrap();
             let time = CursorType::of(&clickhouse_types::DataTypeNode::new(kind).unwrap());
             PartitionField::new(PartitionBy::parse(by).unwrap(), 0, &column, time)
         };
@@ -269,7 +270,7 @@ mod tests {
     #[test]
     fn folders_are_named_as_by_other_writers() {
         let folder = |by: &str, kind: &str, number: i64| {
-            let column = Column::map("c", kind).unwrap();
+            let column = Column::map("c", kind, None).unwrap();
             let time = CursorType::of(&clickhouse_types::DataTypeNode::new(kind).unwrap());
             let field = PartitionField::new(PartitionBy::parse(by).unwrap(), 0, &column, time).unwrap();
             field.folder(Some(&Value::Number(number)))

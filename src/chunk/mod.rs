@@ -115,7 +115,7 @@ impl<'a> Route<'a> {
     /// Opens the source of `table` and finds cursor and partition column in it.
     pub async fn open(server: &'a Server, database: &str, table: &'a Table, target: Target) -> Result<Self> {
         target.check_format()?;
-        let source = server.open(database, &table.source).await?;
+        let source = server.open(database, table).await?;
         let cursor = source.cursor(&table.cursor)?;
         let identity = SourceIdentity { id: table.source_id.clone(), uuid: source.uuid, cursor };
         let fields = target.partition_by()?.into_iter().map(|by| source.partition_field(by)).collect::<Result<_>>()?;

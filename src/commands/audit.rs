@@ -75,7 +75,7 @@ async fn compare(
     let target = Target::load_existing(&catalog, file_io, &table.target).await?;
     target.check_format()?;
     let marker = target.marker(file_io, &table.target).await?;
-    let source = server.open(&config.clickhouse.database, &table.source).await?;
+    let source = server.open(&config.clickhouse.database, table).await?;
     let cursor = source.cursor(&table.cursor)?;
     let Some(marker) = marker else { return Ok(entry(table)) };
     marker.check_identity(&SourceIdentity {

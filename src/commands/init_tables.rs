@@ -40,7 +40,7 @@ async fn init(
     file_io: &FileIO,
     dry_run: bool,
 ) -> Result<InitTable> {
-    let source = server.open(&config.clickhouse.database, &table.source).await?;
+    let source = server.open(&config.clickhouse.database, table).await?;
     source.cursor(&table.cursor)?;
     for by in &table.partition_by {
         source.partition_field(by.clone())?;

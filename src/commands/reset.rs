@@ -33,7 +33,7 @@ async fn reset(config: &Config, table: &Table, args: &Reset, run_id: &str) -> Re
     let standing = target.standing(&file_io, &table.target).await?;
 
     let server = Server::connect(&config.clickhouse, run_id).await?;
-    let source = server.open(&config.clickhouse.database, &table.source).await?;
+    let source = server.open(&config.clickhouse.database, table).await?;
     let cursor = source.cursor(&table.cursor)?;
     let largest = match needs_largest(&standing) {
         true => target.largest(&file_io, &table.target, &cursor).await?,

@@ -64,7 +64,7 @@ struct Now {
 
 impl Now {
     async fn ask(server: &Server, config: &Config, table: &Table, watermark: Option<Tick>) -> Result<Self> {
-        let source = server.open(&config.clickhouse.database, &table.source).await?;
+        let source = server.open(&config.clickhouse.database, table).await?;
         let cursor = source.cursor(&table.cursor)?;
         let facts = source.facts(&cursor, lower_bound(watermark, table.start_at, cursor.kind)).await?;
         Ok(Self { cursor: cursor.kind, facts })

@@ -190,7 +190,7 @@ mod tests {
         let creation = TableCreation::builder()
             .name("t".into())
             .location("file:///w/t".into())
-            .schema(iceberg_schema(&[Column::map("ts", "DateTime64(3)").unwrap()]).unwrap())
+            .schema(iceberg_schema(&[Column::map("ts", "DateTime64(3)", None).unwrap()]).unwrap())
             .properties(
                 properties
                     .iter()

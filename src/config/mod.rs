@@ -85,6 +85,8 @@ pub struct Table {
     pub layer: String,
     /// Column that orders the source in time.
     pub cursor: String,
+    /// Types that columns shall have in the target instead of those of the type table.
+    pub types: BTreeMap<String, String>,
     /// Lower bound of the first window.
     pub start_at: Option<DateTime<Utc>>,
     /// How far behind the source's clock a window ends.

@@ -119,6 +119,8 @@ pub struct RawTable {
     pub cursor: String,
     pub layer: Option<String>,
     pub source_id: Option<String>,
+    #[serde(default)]
+    pub types: BTreeMap<String, String>,
     pub start_at: Option<String>,
     pub partition_by: Option<Vec<String>>,
     pub settle_delay: Option<String>,

@@ -242,6 +242,7 @@ fn validate_table(
         target: TableName { namespace: namespace.to_owned(), name: name.to_owned() },
         layer: raw.layer.clone().unwrap_or_else(|| "default".to_owned()),
         cursor: raw.cursor.clone(),
+        types: raw.types.clone(),
         start_at,
         settle_delay: problems
             .duration(&key("settle_delay"), raw.settle_delay.as_deref().unwrap_or(&defaults.settle_delay)),

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clickhouse::error::Error as ClientError;
 
+use super::projection::REFUSED_VALUE;
 use super::sql;
 use crate::error::{Error, Kind};
 use crate::schema::Column;
@@ -102,7 +103,7 @@ fn exception_code(message: &str) -> Option<u32> {
 }
 
 fn refused_column(message: &str) -> Option<usize> {
-    let (_, rest) = message.split_once(sql::REFUSED_VALUE)?;
+    let (_, rest) = message.split_once(REFUSED_VALUE)?;
     rest.get(..rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len()))?.parse().ok()
 }
 
@@ -111,7 +112,7 @@ mod tests {
     use super::*;
 
     fn server_error(message: &str) -> Error {
-        let columns = [("a", "Int8"), ("b", "UInt64")].map(|(name, kind)| Column::map(name, kind).unwrap());
+        let columns = [("a", "Int8"), ("b", "UInt64")].map(|(name, kind)| Column::map(name, kind, None).unwrap());
         classify(ClientError::BadResponse(message.into()), &columns)
     }
 

@@ -4,6 +4,7 @@
 //! server when we drop its stream; every query over rows and mutations throws on another server than the pass began on (P4).
 
 mod errors;
+mod projection;
 mod settings;
 mod sql;
 mod ttl;
@@ -25,7 +26,7 @@ use uuid::Uuid;
 use self::errors::{classify, not_clickhouse, of_setting, stalled};
 use self::settings::ServerSetting;
 pub use self::settings::reserved_setting;
-use crate::config::{ClickHouse, Compression};
+use crate::config::{ClickHouse, Compression, Table};
 use crate::cursor::{Cursor, CursorType, Tick};
 use crate::error::{Classify, Error, Kind, Result};
 use crate::histogram::Bucket;
@@ -293,29 +294,35 @@ impl Server {
         Ok(row.clock_micros)
     }
 
-    /// Opens a table of `database`: its columns, mapped, its UUID and its TTL.
-    pub async fn open(&self, database: &str, table: &str) -> Result<Source<'_>> {
-        let quoted = sql::table(database, table);
+    /// Opens the source of `table` in `database`: its columns, mapped, its UUID and its TTL.
+    pub async fn open(&self, database: &str, table: &Table) -> Result<Source<'_>> {
+        let quoted = sql::table(database, &table.source);
         self.open_quoted(database, table, &quoted).await.map_err(|e| e.context(format!("open source {quoted}")))
     }
 
-    async fn open_quoted(&self, database: &str, table: &str, quoted: &str) -> Result<Source<'_>> {
+    async fn open_quoted(&self, database: &str, table: &Table, quoted: &str) -> Result<Source<'_>> {
+        let Table { source, types, .. } = table;
         let rows: Vec<DescribeRow> = self.fetch_json(&format!("DESCRIBE TABLE {quoted}"), "columns").await?;
         // ALIAS and EPHEMERAL columns are not stored; MATERIALIZED ones are, and may hold what nothing else does.
         let stored = rows.into_iter().filter(|row| !matches!(row.default_type.as_str(), "ALIAS" | "EPHEMERAL"));
-        let columns: Vec<Column> = stored.map(|row| Column::map(&row.name, &row.r#type)).collect::<Result<_>>()?;
+        let map = |row: DescribeRow| Column::map(&row.name, &row.r#type, types.get(&row.name).map(String::as_str));
+        let columns: Vec<Column> = stored.map(map).collect::<Result<_>>()?;
+        if let Some(unknown) = types.keys().find(|name| !columns.iter().any(|column| column.name == **name)) {
+            let message = format!("types: `{unknown}` is no column of the source");
+            return Err(Error::new(Kind::Config, message).hint("correct the name; DESCRIBE TABLE lists the columns"));
+        }
         refuse_names_that_differ_by_case(&columns)?;
-        let definition: Vec<DefinitionRow> = self.fetch(&sql::definition(database, table), "definition").await?;
+        let definition: Vec<DefinitionRow> = self.fetch(&sql::definition(database, source), "definition").await?;
         let definition = definition.first();
         let uuid = definition.and_then(|row| Uuid::parse_str(&row.uuid).ok()).unwrap_or_default();
         let ttl = definition.and_then(|row| ttl::expiry(&row.engine_full));
         let relation = sql::Relation {
             database: database.to_owned(),
-            name: table.to_owned(),
+            name: source.clone(),
             table: quoted.to_owned(),
             host: self.host.clone(),
         };
-        Ok(Source { server: self, relation, name: table.to_owned(), columns, uuid, ttl })
+        Ok(Source { server: self, relation, name: source.clone(), columns, uuid, ttl })
     }
 }
 
@@ -362,7 +369,7 @@ impl Source<'_> {
     }
 
     fn is_nullable(&self, cursor: &Cursor) -> bool {
-        self.columns.iter().any(|column| column.name == cursor.name && column.nullable)
+        self.columns.iter().any(|column| column.name == cursor.name && column.nullable())
     }
 
     /// Reads clock, bounds and expiry of the rows from `low` on, and refuses null cursors: they are in no window (protocol.md P5).

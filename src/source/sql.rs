@@ -6,13 +6,11 @@
 
 use iceberg::spec::PrimitiveType;
 
+use super::projection::{REFUSED_VALUE, project};
 use crate::cursor::{Cursor, CursorType, Tick};
 use crate::partition::{Grain, PartitionField, Predicate, Value};
 use crate::plan::Window;
-use crate::schema::{Column, Projection};
-
-/// Text of our own in errors of `throwIf`, followed by the number of the column whose value was refused.
-pub const REFUSED_VALUE: &str = "k2-offload-refused-column-";
+use crate::schema::Column;
 
 /// Text of our own in the error of a SELECT that reached another server than the pass began on (P4).
 pub const OTHER_SERVER: &str = "k2-offload-other-server";
@@ -191,31 +189,6 @@ impl Relation {
     }
 }
 
-/// `column AS name`, cast and checked so that it fits its Iceberg type (see [`Projection`]).
-fn project(column: &Column, number: usize) -> String {
-    let name = identifier(&column.name);
-    let to = |target: &str| {
-        if column.nullable { string(&format!("Nullable({target})")) } else { string(target) }
-    };
-    let checked = |bad: &str, otherwise: &str, value: &str| {
-        format!("if(throwIf({bad}, '{REFUSED_VALUE}{number}'), {otherwise}, {value})")
-    };
-    let value = match column.projection {
-        Projection::Plain => return name,
-        Projection::Cast(target) => format!("CAST({name}, {})", to(target)),
-        Projection::CheckedLong => {
-            checked(&format!("{name} > 9223372036854775807"), "0", &format!("accurateCast({name}, {})", to("Int64")))
-        }
-        Projection::CheckedText => {
-            let text = format!("CAST({name}, {})", to("String"));
-            checked(&format!("NOT isValidUTF8({text})"), "''", &text)
-        }
-        Projection::Unscaled32 => format!("reinterpretAsInt32({name})"),
-        Projection::Unscaled64 => format!("reinterpretAsInt64({name})"),
-    };
-    format!("{value} AS {name}")
-}
-
 /// The half-open range `[low, high)` of a time column. A bound beyond the type holds for every row, and is left out.
 fn within(cursor: &Cursor, window: Window) -> String {
     let column = identifier(&cursor.name);
@@ -361,10 +334,10 @@ mod tests {
     #[test]
     fn window_stands_inside_and_casts_outside() {
         let columns = [
-            Column::map("ts", "DateTime64(3)").unwrap(),
-            Column::map("n", "Nullable(UInt64)").unwrap(),
-            Column::map("s", "LowCardinality(String)").unwrap(),
-            Column::map("p", "Decimal(18, 8)").unwrap(),
+            Column::map("ts", "DateTime64(3)", None).unwrap(),
+            Column::map("n", "Nullable(UInt64)", None).unwrap(),
+            Column::map("s", "LowCardinality(String)", None).unwrap(),
+            Column::map("p", "Decimal(18, 8)", None).unwrap(),
         ];
         let ts = Cursor { name: "ts".into(), kind: MILLIS };
         let sql = relation().select(&columns, &ts, Window { low: None, high: 7 }, &[]);
@@ -384,7 +357,7 @@ mod tests {
     fn a_cursor_may_bear_the_name_of_an_alias() {
         for name in ["day", "rows", "newest", "future", "nulls", "clock_micros", "low", "key", "seconds"] {
             let cursor = Cursor { name: name.into(), kind: CursorType::Date };
-            let column = Column::map(name, "Date").unwrap();
+            let column = Column::map(name, "Date", None).unwrap();
             let by = PartitionBy { grain: Grain::Day, column: name.into() };
             let day = PartitionField::new(by, 0, &column, Some(CursorType::Date)).unwrap();
             let day = std::slice::from_ref(&day);
@@ -418,7 +391,7 @@ mod tests {
 
     #[test]
     fn partition_values_that_do_not_fit_are_refused_where_they_are_listed() {
-        let column = Column::map("e", "String").unwrap();
+        let column = Column::map("e", "String", None).unwrap();
         let field = PartitionField::new(PartitionBy::parse("e").unwrap(), 4, &column, None).unwrap();
         let sql = relation().count(&cursor(MILLIS), Window { low: None, high: 7 }, &[field], 9);
         assert!(sql.contains("throwIf(NOT isValidUTF8(toString(k2_key0)), 'k2-offload-refused-column-4')"), "{sql}");

@@ -164,7 +164,7 @@ mod tests {
         let creation = TableCreation::builder()
             .name("t".into())
             .location("file:///w/t".into())
-            .schema(iceberg_schema(&[Column::map("ts", "DateTime64(3)").unwrap()]).unwrap())
+            .schema(iceberg_schema(&[Column::map("ts", "DateTime64(3)", None).unwrap()]).unwrap())
             .build();
         let mut metadata = TableMetadataBuilder::from_table_creation(creation).unwrap().build().unwrap().metadata;
         for (number, commit) in (1_i64..).zip(commits) {

@@ -277,7 +277,7 @@ mod tests {
 
     #[test]
     fn partition_fields_have_names_that_every_reader_takes() {
-        let columns = ["ts", "ts_day", "1 a`", "exchange"].map(|name| Column::map(name, "Date").unwrap());
+        let columns = ["ts", "ts_day", "1 a`", "exchange"].map(|name| Column::map(name, "Date", None).unwrap());
         let schema = iceberg_schema(&columns).unwrap();
         let name = |by: &str| partition_name(&PartitionBy::parse(by).unwrap(), &schema);
         assert_eq!(name("month(ts)"), "ts_month");

@@ -66,6 +66,10 @@ impl Statistics {
             let sum =
                 |of: fn(&ColumnChunkMetaData) -> i64| chunks.iter().filter_map(|c| u64::try_from(of(c)).ok()).sum();
             all.sizes.insert(id, sum(ColumnChunkMetaData::compressed_size));
+            if leaf.max_rep_level() > 0 {
+                // Below a list or map there are values, not rows: readers would take their counts and bounds for those of rows.
+                continue;
+            }
             all.values.insert(id, sum(ColumnChunkMetaData::num_values));
             let required = leaf.max_def_level() == 0;
             let nulls: Option<Vec<u64>> = chunks.iter().map(|chunk| null_count(chunk, required)).collect();
@@ -112,6 +116,10 @@ fn bounds(
 
 /// A statistic as an Iceberg value; `None` where it cannot be a bound.
 fn datum(bytes: &[u8], physical: Physical, primitive: &PrimitiveType) -> Option<Datum> {
+    if matches!(primitive, PrimitiveType::Binary | PrimitiveType::Fixed(_)) {
+        // They may be long, and nobody filters by them.
+        return None;
+    }
     // Iceberg's bytes of a decimal are big-endian; Parquet's of an INT32 or INT64 little-endian.
     let reversed: Vec<u8>;
     let little_endian = matches!(physical, Physical::INT32 | Physical::INT64);

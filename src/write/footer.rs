@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use iceberg::spec::{Schema, Type};
+use iceberg::spec::{NestedField, NestedFieldRef, PrimitiveType, Schema, Type};
 use parquet::basic::Type as Physical;
 use parquet::file::metadata::{
     FileMetaData, ParquetMetaData, ParquetMetaDataBuilder, ParquetMetaDataReader, ParquetMetaDataWriter,
@@ -30,7 +30,7 @@ pub fn rewrite(footer: &[u8], schema: &Schema) -> Result<Rewritten> {
         ParquetMetaDataReader::decode_metadata(footer).or_error(Kind::Unavailable, "decode the Parquet footer")?;
     let old = metadata.file_metadata();
     let root = ParquetType::group_type_builder(old.schema().name())
-        .with_fields(annotate(old.schema().get_fields(), schema)?)
+        .with_fields(annotate(old.schema().get_fields(), schema.as_struct().fields())?)
         .build()
         .or_error(Kind::Internal, "build the Parquet schema")?;
     let file = FileMetaData::new(
@@ -47,33 +47,84 @@ pub fn rewrite(footer: &[u8], schema: &Schema) -> Result<Rewritten> {
     Ok(Rewritten { bytes, metadata })
 }
 
-/// The fields of a flat file with the ids and annotations of `schema`; both must have the same columns.
-fn annotate(fields: &[TypePtr], schema: &Schema) -> Result<Vec<TypePtr>> {
-    if fields.len() != schema.as_struct().fields().len() {
-        let message = format!("the file has {} columns, the table {}", fields.len(), schema.as_struct().fields().len());
+/// The fields of a file, or of a group in it, with the ids and annotations of the table's; both must be the same, in order and by name.
+fn annotate(fields: &[TypePtr], wanted: &[NestedFieldRef]) -> Result<Vec<TypePtr>> {
+    if fields.len() != wanted.len() {
+        let message = format!("the file has {} columns, the table {}", fields.len(), wanted.len());
         return Err(Error::new(Kind::Internal, message));
     }
-    fields.iter().map(|field| annotate_leaf(field, schema).map(Arc::new)).collect()
+    let pairs = fields.iter().map(|field| {
+        let wanted = wanted.iter().find(|wanted| wanted.name == field.name());
+        let wanted = wanted.ok_or_else(|| unfit(field.name(), "but is not in the table"))?;
+        annotate_field(field, wanted)
+    });
+    pairs.collect()
 }
 
-fn annotate_leaf(field: &ParquetType, schema: &Schema) -> Result<ParquetType> {
+fn annotate_field(field: &ParquetType, wanted: &NestedField) -> Result<TypePtr> {
     let name = field.name();
-    let unfit = |what: String| Error::refused(format!("column `{name}` came from ClickHouse as Parquet {what}"));
-    let iceberg = schema.field_by_name(name).ok_or_else(|| unfit("but is not in the table".into()))?;
-    let Type::Primitive(primitive) = &*iceberg.field_type else {
-        return Err(unfit(format!("for {}, which is not flat", iceberg.field_type)));
-    };
+    match (&*wanted.field_type, field) {
+        (Type::Primitive(primitive), ParquetType::PrimitiveType { .. }) => annotate_leaf(field, primitive, wanted.id),
+        (Type::Struct(of), ParquetType::GroupType { fields, .. }) => {
+            group(field, annotate(fields, of.fields())?, Some(wanted.id))
+        }
+        // The standard form: a group annotated as list or map, with one repeated group in it.
+        (Type::List(of), ParquetType::GroupType { fields, .. }) => {
+            let repeated = only(fields, name)?;
+            let element = annotate_field(only(repeated.get_fields(), name)?, &of.element_field)?;
+            group(field, vec![group(repeated, vec![element], None)?], Some(wanted.id))
+        }
+        (Type::Map(of), ParquetType::GroupType { fields, .. }) => {
+            let repeated = only(fields, name)?;
+            let [key, value] = repeated.get_fields() else { return Err(unfit(name, "map without key and value")) };
+            let entries = vec![annotate_field(key, &of.key_field)?, annotate_field(value, &of.value_field)?];
+            group(field, vec![group(repeated, entries, None)?], Some(wanted.id))
+        }
+        (wanted, ParquetType::PrimitiveType { physical_type, .. }) => {
+            Err(unfit(name, &format!("{physical_type} for {wanted}")))
+        }
+        (wanted, ParquetType::GroupType { .. }) => Err(unfit(name, &format!("group for {wanted}"))),
+    }
+}
+
+fn unfit(name: &str, what: &str) -> Error {
+    Error::refused(format!("column `{name}` came from ClickHouse as Parquet {what}"))
+}
+
+fn only<'a>(fields: &'a [TypePtr], name: &str) -> Result<&'a ParquetType> {
+    match fields {
+        [field] if field.is_group() || !field.name().is_empty() => Ok(field),
+        _ => Err(unfit(name, "list or map in another form than the standard's")),
+    }
+}
+
+/// A group like `old` with other fields.
+fn group(old: &ParquetType, fields: Vec<TypePtr>, id: Option<i32>) -> Result<TypePtr> {
+    let info = old.get_basic_info();
+    let mut builder = ParquetType::group_type_builder(old.name())
+        .with_logical_type(info.logical_type_ref().cloned())
+        .with_converted_type(info.converted_type())
+        .with_fields(fields)
+        .with_id(id);
+    if info.has_repetition() {
+        builder = builder.with_repetition(info.repetition());
+    }
+    builder.build().map(Arc::new).or_error(Kind::Internal, format!("annotate column `{}`", old.name()))
+}
+
+fn annotate_leaf(field: &ParquetType, primitive: &PrimitiveType, id: i32) -> Result<TypePtr> {
+    let name = field.name();
     let ParquetType::PrimitiveType { basic_info, physical_type, type_length, .. } = field else {
-        return Err(unfit("group".into()));
+        return Err(unfit(name, "group"));
     };
     let (physical, annotation) =
-        parquet_leaf(primitive).ok_or_else(|| unfit(format!("{physical_type} for {primitive}")))?;
+        parquet_leaf(primitive).ok_or_else(|| unfit(name, &format!("{physical_type} for {primitive}")))?;
     if *physical_type != physical {
-        return Err(unfit(format!("{physical_type}, but {primitive} is {physical}"))
+        return Err(unfit(name, &format!("{physical_type}, but {primitive} is {physical}"))
             .hint("the server is too old or has unusual Parquet settings; ClickHouse 24.3 or newer is needed"));
     }
     let (precision, scale) = match primitive {
-        iceberg::spec::PrimitiveType::Decimal { precision, scale } => (*precision, *scale),
+        PrimitiveType::Decimal { precision, scale } => (*precision, *scale),
         _ => (0, 0),
     };
     let as_i32 = |n: u32| i32::try_from(n).or_error(Kind::Internal, "convert a decimal");
@@ -83,8 +134,9 @@ fn annotate_leaf(field: &ParquetType, schema: &Schema) -> Result<ParquetType> {
         .with_length(if physical == Physical::FIXED_LEN_BYTE_ARRAY { *type_length } else { -1 })
         .with_precision(if precision == 0 { -1 } else { as_i32(precision)? })
         .with_scale(if precision == 0 { -1 } else { as_i32(scale)? })
-        .with_id(Some(iceberg.id))
+        .with_id(Some(id))
         .build()
+        .map(Arc::new)
         .or_error(Kind::Internal, format!("annotate column `{name}`"))
 }
 
@@ -132,8 +184,11 @@ mod tests {
     }
 
     fn schema() -> Schema {
-        iceberg_schema(&[Column::map("n", "Int64").unwrap(), Column::map("price", "Nullable(Decimal(18, 2))").unwrap()])
-            .unwrap()
+        iceberg_schema(&[
+            Column::map("n", "Int64", None).unwrap(),
+            Column::map("price", "Nullable(Decimal(18, 2))", None).unwrap(),
+        ])
+        .unwrap()
     }
 
     #[test]
@@ -156,7 +211,7 @@ mod tests {
         let file = own_file();
         let (_, footer) = split(&file);
         let schema_of = |columns: &[(&str, &str)]| {
-            iceberg_schema(&columns.iter().map(|(n, t)| Column::map(n, t).unwrap()).collect::<Vec<_>>()).unwrap()
+            iceberg_schema(&columns.iter().map(|(n, t)| Column::map(n, t, None).unwrap()).collect::<Vec<_>>()).unwrap()
         };
         for columns in
             [&[("n", "Int32"), ("price", "Int64")][..], &[("n", "Int64"), ("cost", "Int64")], &[("n", "Int64")]]

@@ -157,7 +157,7 @@ mod tests {
             ("b", "Bool"),
             ("d", "Date32"),
         ];
-        iceberg_schema(&columns.map(|(name, kind)| Column::map(name, kind).unwrap())).unwrap()
+        iceberg_schema(&columns.map(|(name, kind)| Column::map(name, kind, None).unwrap())).unwrap()
     }
 
     fn finish(file: Passthrough, placement: &Placement<'_>) -> Result<Written> {

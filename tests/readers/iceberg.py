@@ -6,6 +6,7 @@ Each command is the function of its name below; the JSON object holds its argume
 reads the source over HTTP, the target with one of three readers, and compares the rows as multisets of canonical text.
 """
 
+import datetime
 import decimal
 import glob
 import json
@@ -87,9 +88,74 @@ def plain(column):
         return column.view(pa.int64())
     if pa.types.is_decimal(kind):
         return pc.cast(column, pa.decimal128(38, kind.scale))
-    if pa.types.is_fixed_size_binary(kind):
-        return pa.array([None if v is None else str(uuid.UUID(bytes=v)) for v in column.to_pylist()], pa.string())
+    if pa.types.is_fixed_size_binary(kind) and kind.byte_width == 16:
+        return texts(column, lambda value: str(uuid.UUID(bytes=value)))
+    if pa.types.is_fixed_size_binary(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return texts(column, lambda value: value.hex().upper())
+    if pa.types.is_nested(kind):
+        return pa.array([json.dumps(nested_value(v, kind)) for v in column.to_pylist()], pa.string())
     return column
+
+
+def texts(column, text):
+    return pa.array([None if value is None else text(value) for value in column.to_pylist()], pa.string())
+
+
+def nested_value(value, kind):
+    """A value of any depth as JSON whose text is the same whoever read it."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(kind, pa.BaseExtensionType):
+        return nested_value(value, kind.storage_type)
+    if pa.types.is_map(kind):
+        return [[nested_key(nested_value(k, kind.key_type), kind.key_type), nested_value(v, kind.item_type)] for k, v in value]
+    if pa.types.is_struct(kind):
+        return struct([[f.name, nested_value(value[f.name], f.type)] for f in kind])
+    if pa.types.is_nested(kind):
+        return [nested_value(v, kind.value_type) for v in value]
+    if pa.types.is_timestamp(kind):
+        return simple_time(value.strftime("%Y-%m-%d %H:%M:%S.%f"))
+    if pa.types.is_fixed_size_binary(kind) and isinstance(value, bytes):
+        return str(uuid.UUID(bytes=value))
+    if pa.types.is_float32(kind):
+        value = pa.scalar(value, pa.float32()).cast(pa.string()).as_py()
+    return str(value) if isinstance(value, (str, uuid.UUID, datetime.date)) and not pa.types.is_floating(kind) else number(value)
+
+
+def nested_json(text):
+    """The same of what ClickHouse's toJSONString printed."""
+
+    def value(parsed):
+        if isinstance(parsed, list):
+            return [value(each) for each in parsed]
+        if isinstance(parsed, tuple):
+            return struct([[k, value(v)] for k, v in parsed])
+        if isinstance(parsed, decimal.Decimal):
+            return number(parsed)
+        return simple_time(parsed) if isinstance(parsed, str) else parsed
+
+    return json.dumps(value(json.loads(text, parse_float=decimal.Decimal, parse_int=decimal.Decimal, object_pairs_hook=tuple)))
+
+
+def struct(pairs):
+    """Fields without names are numbered in Iceberg."""
+    numbered = [name for name, _ in pairs] == [str(i + 1) for i in range(len(pairs))]
+    return [value for _, value in pairs] if numbered and pairs else pairs
+
+
+def nested_key(key, kind):
+    """JSON has texts as keys only."""
+    return key[1:] if pa.types.is_integer(kind) else key
+
+
+def number(value):
+    return f"#{decimal.Decimal(str(value)).normalize():f}"
+
+
+def simple_time(text):
+    """A time without zeros at its end; other texts stay."""
+    time = re.fullmatch(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)(\.\d*)?", text)
+    return time[1] + (time[2] or "").rstrip("0").rstrip(".") if time else text
 
 
 # --- readers
@@ -141,18 +207,29 @@ def read_clickhouse(url, source, where):
     outer = ", ".join(canonical_sql(f"c{number}", kind) for number, (_, kind) in enumerate(columns))
     query = f"SELECT {outer} FROM (SELECT {inner} FROM {source} WHERE {where}) FORMAT ArrowStream"
     table = pa.ipc.open_stream(post(url, query)).read_all()
+    for number, (_, kind) in enumerate(columns):
+        if kind.startswith(NESTED):
+            table = table.set_column(number, f"c{number}", texts(table.column(number), nested_json))
     return table.rename_columns([name for name, _ in columns])
+
+
+TEXTS = ("Enum", "UUID", "IPv", "JSON", "Variant", "Dynamic", "Int128", "Int256", "UInt128", "UInt256")
+NESTED = ("Array(", "Map(", "Tuple(", "Nested(")
 
 
 def canonical_sql(column, kind):
     """What Arrow cannot say, or says differently from reader to reader, becomes a number or text on the server."""
+    if kind.startswith(NESTED):
+        return f"toJSONString({column})"
     base = re.sub(r"^(LowCardinality|Nullable)\((.*)\)$", r"\2", kind)
     base = re.sub(r"^Nullable\((.*)\)$", r"\1", base)
     if base.startswith("DateTime"):
         return f"toUnixTimestamp64Micro(toDateTime64({column}, 6, 'UTC'))"
     if base in ("Date", "Date32"):
         return f"toInt32({column})"
-    if base.startswith("Enum") or base == "UUID" or kind.startswith("LowCardinality"):
+    if base.startswith("FixedString"):
+        return f"hex({column})"
+    if base.startswith(TEXTS) or kind.startswith("LowCardinality"):
         return f"CAST({column}, 'Nullable(String)')"
     return column
 
@@ -163,6 +240,8 @@ def post(url, query):
         "wait_end_of_query": 1,
         "session_timezone": "UTC",
         "output_format_arrow_string_as_string": 1,
+        "output_format_json_quote_64bit_integers": 0,
+        "output_format_json_named_tuples_as_objects": 1,
         "output_format_arrow_compression_method": "none",
     }
     try:
