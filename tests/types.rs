@@ -1,5 +1,5 @@
 //! Every type of the type table, odd names, and the bounds by which readers leave files out.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
 mod support;
 
