@@ -10,7 +10,7 @@
 //! | [`pass`] | the order of the steps and the points where a pass can die |
 //! | [`chunk`] | one chunk on its way: counted, streamed into files, checked |
 //! | [`progress`] | what a pass has done so far, and its report |
-//! | [`plan`], [`histogram`], [`watermark`], [`cursor`], [`partition`], [`schema`] | values and decisions: pure, synchronous, property-tested |
+//! | [`plan`], [`reset`], [`histogram`], [`watermark`], [`cursor`], [`partition`], [`schema`] | values and decisions: pure, synchronous, property-tested |
 //! | [`ttl`] | alarms about rows that the source drops before they leave |
 //! | [`source`] | the only user of ClickHouse |
 //! | [`mod@write`] | Parquet streams -> data files: bytes pass through, the footer gets field ids |
