@@ -1,7 +1,7 @@
 //! The type table: how a ClickHouse column becomes an Iceberg field, and how a Parquet leaf carries it.
 //!
 //! Every type goes through without loss or is refused by name (invariant 8), nested to any depth. The mapping is one `match` in
-//! [`leaf`], and one for the overrides that a configuration asks for; nothing else in the crate decides about types.
+//! `leaf`, and one for the overrides that a configuration asks for; nothing else in the crate decides about types.
 
 mod drift;
 mod leaf;
