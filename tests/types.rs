@@ -153,6 +153,18 @@ fn nested_types_arrive_as_they_are_at_any_depth() {
     assert_eq!(case.pass_one()["status"], "nothing");
 }
 
+/// ClickHouse keeps a key that comes twice, Iceberg's specification does not forbid it, and so both entries arrive.
+#[test]
+fn a_map_with_a_key_twice_keeps_both_entries() {
+    let case = Case::new("twice");
+    case.sql("CREATE TABLE twice (ts DateTime64(3, 'UTC'), pairs Map(String, Int32)) ENGINE = MergeTree ORDER BY ts");
+    case.sql("INSERT INTO twice VALUES ('2024-03-10 00:00:00', map('k', 1, 'k', 2))");
+    case.config("[[table]]\nsource = 'twice'\ntarget = 'cold.twice'\ncursor = 'ts'\n");
+    case.init_tables();
+    assert_eq!(case.pass_one()["rows_written"], 1);
+    case.target("twice").holds_for_all_readers("twice");
+}
+
 /// Types and values that nobody thought of, made by the server from a seed.
 #[test]
 fn random_nested_types_arrive_as_they_are() {
