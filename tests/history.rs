@@ -79,8 +79,10 @@ fn the_history_holds_what_each_pass_reported() {
 #[test]
 fn a_pass_that_reaches_no_server_is_remembered_for_each_table() {
     let case = Case::new("unreached");
+    case.bronze("trades");
     let second = TRADES.replace("cold.trades", "cold.again");
     case.config(&format!("{TRADES}{second}"));
+    case.init_tables();
     let config = fs::read_to_string(case.path("offload.toml")).unwrap();
     fs::write(case.path("offload.toml"), config.replace(&case.url, "http://127.0.0.1:1")).unwrap();
     case.run(&["run"]).expect(1);
