@@ -131,13 +131,13 @@ pub enum Watermark {
     /// Show watermark, lag, time left by the source's TTL, and the last passes of each table
     Show(Show),
     /// Put the watermark of a table forward, take over a table that others filled, or keep a rollback
+    ///
+    /// Rows of the source between the old watermark and the new one never leave: the command says how many they are and asks. It is a
+    /// commit of its own, without rows, so that every other pass sees it.
     Reset(Reset),
 }
 
 /// Options of `watermark reset`.
-///
-/// Rows of the source between the old watermark and the new one never leave: the command says how many they are and asks. It is a commit of
-/// its own, without rows, so that it is seen by every other pass.
 #[derive(Debug, Args)]
 pub struct Reset {
     /// The table: the target (cold.trades) or, where unambiguous, the source

@@ -16,7 +16,7 @@
 //! | [`mod@write`] | Parquet streams -> data files: bytes pass through, the footer gets field ids |
 //! | [`audit`] | what the counts of both sides say, hour by hour: pure |
 //! | [`target`] | catalog and read side of the Iceberg table |
-//! | [`commit`] | the only changer of a target: the exactly-once argument in one file |
+//! | [`commit`] | the only changer of a target: the exactly-once argument, and what a commit writes and lets go |
 //! | [`guard`], [`storage`], [`state`] | lock, durable files, cache |
 //! | [`failpoint`] | where tests make a pass fail, die or wait; empty in release builds |
 //!

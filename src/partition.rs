@@ -131,6 +131,8 @@ impl PartitionField {
     pub fn new(by: PartitionBy, number: usize, column: &Column, time: Option<CursorType>) -> Result<Self> {
         use PrimitiveType as I;
         let iceberg = column.primitive().cloned();
+        // A time that is kept as text is text.
+        let time = time.filter(|_| matches!(iceberg, Some(I::Date | I::Timestamptz)));
         let fits = match by.grain {
             Grain::Identity => time.is_some() || matches!(iceberg, Some(I::Int | I::Long | I::String | I::Boolean)),
             Grain::Hour => time.is_some_and(|time| time != CursorType::Date),
@@ -265,6 +267,16 @@ mod tests {
         {
             assert!(field(by, kind).is_ok(), "{by} {kind}");
         }
+    }
+
+    #[test]
+    fn a_time_that_is_kept_as_text_is_text() {
+        let column = Column::map("c", "DateTime", Some("string")).unwrap();
+        let field =
+            |by: &str| PartitionField::new(PartitionBy::parse(by).unwrap(), 0, &column, Some(CursorType::DateTime));
+        let value = field("c").unwrap().value("2024-03-10 12:00:00").unwrap();
+        assert_eq!(value, Value::Text("2024-03-10 12:00:00".into()));
+        assert_eq!(field("day(c)").unwrap_err().kind(), Kind::Config);
     }
 
     #[test]

@@ -146,9 +146,13 @@ impl Pass<'_> {
         if !self.options.dry_run {
             self.state.begin(&table.target.to_string());
         }
-        self.retry(async || self.offload(table, server, &mut catalog, progress).await).await?;
-        // Rows first, alarm afterwards.
-        progress.outlived().map_or(Ok(()), Err)
+        let offloaded = self.retry(async || self.offload(table, server, &mut catalog, progress).await).await;
+        // Rows first, alarm afterwards; also where something else went wrong after a commit, because the next pass cannot tell any more.
+        match (progress.outlived(), offloaded) {
+            (Some(lost), Ok(())) => Err(lost),
+            (Some(lost), Err(error)) if progress.has_committed() => Err(lost.context(error)),
+            (_, offloaded) => offloaded,
+        }
     }
 
     /// One try of a table: plans its window and moves it chunk by chunk.

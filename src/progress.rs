@@ -43,6 +43,11 @@ impl Progress {
         Some(ttl::outlived(self.cursor?, self.lost?))
     }
 
+    /// Whether a chunk was committed.
+    pub fn has_committed(&self) -> bool {
+        self.chunks > 0
+    }
+
     /// Source and target were looked at.
     pub fn seen(&mut self, cursor: CursorType, marker: Option<Marker>, facts: &Facts) {
         self.cursor = Some(cursor);

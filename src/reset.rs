@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::cursor::Tick;
 use crate::error::{Error, Kind, Result};
 use crate::plan::Window;
-use crate::target::Standing;
+use crate::target::{Rollback, Standing};
 use crate::watermark::{Marker, Mode, SourceIdentity, VERSION, add_range};
 
 /// What a reset is decided on. Ticks are the cursor's.
@@ -36,27 +36,30 @@ pub struct Reset {
     skipped: Vec<(Tick, Tick)>,
 }
 
-/// Whether the target's rows must be looked at, because no marker of ours tells how far they go.
+/// Whether the target's rows must be looked at, because no marker of ours tells how far they go: somebody may have put back what a
+/// rollback took away.
 pub fn needs_largest(standing: &Standing) -> bool {
-    matches!(standing, Standing::Foreign)
-        || matches!(standing, Standing::RolledBack(rollback) if rollback.left.is_none())
+    matches!(standing, Standing::Foreign | Standing::RolledBack(_))
 }
 
 impl Situation<'_> {
-    /// Our newest marker that still holds.
+    /// Our newest marker, also where it was rolled back.
     fn marker(&self) -> Option<&Marker> {
         match self.standing {
             Standing::Filled(marker) => Some(marker),
-            Standing::RolledBack(rollback) => rollback.left.as_ref(),
+            Standing::RolledBack(Rollback { lost, left }) => Some(left.as_ref().unwrap_or(lost)),
             Standing::Empty | Standing::Foreign => None,
         }
     }
 
-    /// The bound below which rows of the target lie.
+    /// The bound below which rows of the target lie, whoever wrote them.
     pub fn filled_to(&self) -> Option<Tick> {
-        match self.marker() {
-            Some(marker) => Some(marker.watermark),
-            None => self.largest.map(|largest| largest.saturating_add(1)),
+        let above_all = self.largest.map(|largest| largest.saturating_add(1));
+        match self.standing {
+            Standing::Empty => None,
+            Standing::Filled(marker) => Some(marker.watermark),
+            Standing::RolledBack(rollback) => above_all.max(rollback.left.as_ref().map(|left| left.watermark)),
+            Standing::Foreign => above_all,
         }
     }
 
@@ -76,16 +79,18 @@ impl Situation<'_> {
         }
         let from = self.filled_to();
         if let Some(from) = from.filter(|from| to < *from) {
-            return Err(match self.marker() {
-                Some(_) => Error::refused(format!("{} lies below the watermark {}", time(to), time(from)))
+            return Err(match self.standing {
+                Standing::Filled(_) => Error::refused(format!("{} lies below the watermark {}", time(to), time(from)))
                     .hint("going back takes a merge, without which rows are doubled; this version cannot merge"),
-                None => Error::refused(format!("the target itself holds rows up to {}", time(from.saturating_sub(1))))
+                _ => Error::refused(format!("the target itself holds rows up to {}", time(from.saturating_sub(1))))
                     .hint("choose a later time: rows that leave from below it are doubled"),
             });
         }
         let before = self.marker().map(|marker| marker.skipped.as_slice()).unwrap_or_default();
+        let before: Vec<(Tick, Tick)> =
+            before.iter().copied().filter(|range| from.is_some_and(|from| range.1 <= from)).collect();
         let mode = if *self.standing == Standing::Foreign { Mode::Adopt } else { Mode::Reset };
-        let skipped = add_range(before, (from.unwrap_or(Tick::MIN), to));
+        let skipped = add_range(&before, (from.unwrap_or(Tick::MIN), to));
         Ok(Reset { from, to, mode, source: self.source.clone(), skipped })
     }
 }
@@ -117,7 +122,6 @@ impl Reset {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::target::Rollback;
     use crate::watermark::tests::marker;
 
     fn plan(standing: &Standing, largest: Option<Tick>, to: Tick) -> Result<Reset> {
@@ -160,19 +164,31 @@ mod tests {
         assert_eq!((marker.mode, marker.low, marker.skipped), (Mode::Adopt, Some(2001), vec![(2001, 2500)]));
     }
 
+    fn rollback(left: Option<Marker>) -> Standing {
+        Standing::RolledBack(Rollback { lost: marker(2, 2000), left })
+    }
+
     #[test]
     fn a_rollback_may_be_kept_from_what_is_left() {
-        let rollback = |left| Standing::RolledBack(Rollback { lost: marker(2, 2000), left });
         let left = rollback(Some(marker(1, 1000)));
-        assert_eq!(
-            plan(&left, None, 1000).unwrap().marker(0).skipped,
-            [(1, 2)],
-            "all that was rolled back leaves again"
-        );
-        assert_eq!(kind(plan(&left, None, 999)), Kind::Refused);
+        let reset = plan(&left, Some(999), 1000).unwrap();
+        assert_eq!(reset.marker(0).skipped, [(1, 2)], "all that was rolled back leaves again");
+        assert_eq!(kind(plan(&left, Some(999), 999)), Kind::Refused);
+        assert_eq!(kind(plan(&left, Some(1500), 1500)), Kind::Refused, "somebody has put rows back");
+        assert_eq!(plan(&left, Some(1500), 1501).unwrap().from, Some(1501));
+    }
+
+    #[test]
+    fn a_rollback_of_which_nothing_is_left_remembers_source_and_skipped_ranges() {
         assert_eq!(kind(plan(&rollback(None), Some(1500), 1500)), Kind::Refused);
-        assert_eq!(plan(&rollback(None), Some(1500), 1501).unwrap().marker(0).mode, Mode::Reset);
-        assert_eq!(plan(&rollback(None), None, 10).unwrap().from, None, "a table without rows");
+        let marker_ = plan(&rollback(None), Some(1500), 1501).unwrap().marker(0);
+        assert_eq!((marker_.mode, marker_.skipped), (Mode::Reset, vec![(1, 2)]));
+        let empty = plan(&rollback(None), None, 10).unwrap();
+        assert_eq!((empty.from, empty.marker(0).skipped), (None, vec![(Tick::MIN, 10)]));
+        let mut other = marker(2, 2000);
+        other.source.id = "staging.trades".into();
+        let other = Standing::RolledBack(Rollback { lost: other, left: None });
+        assert_eq!(kind(plan(&other, Some(1500), 1501)), Kind::Refused);
     }
 
     #[test]

@@ -107,6 +107,13 @@ impl State {
         });
     }
 
+    /// The watermark of `target` was moved by hand: how far passes have looked no longer says anything.
+    pub fn forget_checked_to(&self, target: &str) {
+        self.write(|transaction| {
+            transaction.execute("UPDATE target_state SET checked_to = NULL WHERE target = ?1", [target])
+        });
+    }
+
     /// A pass over a table has ended.
     pub fn finish(&self, finished: &Finished<'_>) {
         let now = Utc::now();

@@ -56,15 +56,15 @@ pub struct Marker {
     pub low: Option<Tick>,
     /// Exclusive upper bound of the chunk.
     pub high: Tick,
-    /// Every row of the source below it is in the target.
+    /// Every row of the source below it is in the target, or in a skipped range.
     pub watermark: Tick,
-    /// The highest watermark ever committed.
+    /// The highest watermark ever committed, except for what a rollback that was kept took back.
     pub offloaded_to: Tick,
     /// Raw rows of the chunk in the source, counted before they were read (P7).
     pub source_rows: u64,
     /// Rows that the commit added.
     pub rows: u64,
-    /// Half-open ranges that a reset skipped (P25), ascending; [`Tick::MIN`] is no lower bound.
+    /// Half-open ranges that a reset, or `start_at` at the first chunk, skipped (P25), ascending; [`Tick::MIN`] is no lower bound.
     pub skipped: Vec<(Tick, Tick)>,
 }
 

@@ -299,6 +299,8 @@ fn column_types_that_do_not_fit_are_refused_by_name() {
     }
     case.sql("CREATE OR REPLACE TABLE unfit (ts DateTime64(3), price Int8, Price Int8) ENGINE = MergeTree ORDER BY ts");
     case.run(&["init-tables"]).expect(3).says(&["price", "Price", "case"]);
+    case.sql("CREATE OR REPLACE TABLE unfit (ts DateTime64(3), odd Array(Tuple(a Int8, A Int8))) ENGINE = MergeTree ORDER BY ts");
+    case.run(&["init-tables"]).expect(3).says(&["`a`", "`A`", "case"]);
     assert!(!case.path("warehouse").exists());
 }
 

@@ -147,6 +147,33 @@ fn small_manifests_become_few_and_lose_no_file() {
     target.holds(&["pyiceberg"], "trades", "exchange_timestamp >= '2024-03-10 00:00:10'");
 }
 
+/// A snapshot that forked off has manifests that neither the oldest nor the newest snapshot of the current history has: those between need them.
+#[test]
+fn a_fork_that_goes_takes_nothing_with_it_that_others_need() {
+    let case = Case::new("fork");
+    case.bronze("trades");
+    case.config(&format!("{TRADES}chunk_rows = 10\n"));
+    case.init_tables();
+    let target = case.target("trades");
+    case.trades("trades", "2024-03-10", 30);
+    assert_eq!(case.pass_one()["chunks"], 3);
+    target.ask("append", json!({"rows": 5, "micros": 0}));
+    target.ask("rollback", json!({}));
+    case.trades("trades", "2024-03-11", 150);
+    assert_eq!(case.pass_one()["chunks"], 15);
+    set(&target, "history.expire.min-snapshots-to-keep", "100");
+    set(&target, "history.expire.max-snapshot-age-ms", "0");
+    pass_of_ten(&case);
+    assert_eq!(target.snapshots().len(), 19, "the fork alone is gone");
+    nothing_is_left_or_lost(&target);
+    target.holds_for_all_readers("trades");
+}
+
+fn pass_of_ten(case: &Case) {
+    case.trades("trades", "2024-03-12", 10);
+    assert_eq!(case.pass_one()["rows_written"], 10);
+}
+
 /// A rolled-back snapshot is on no branch: it goes when it is too old, with the files that only it has.
 #[test]
 fn what_was_rolled_back_goes_with_its_files() {

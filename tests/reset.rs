@@ -144,6 +144,39 @@ fn p16_a_rollback_that_is_kept_offloads_again_what_is_gone() {
 }
 
 #[test]
+fn a_rollback_to_which_rows_came_back_is_kept_above_them() {
+    let case = Case::with_trades("came_back");
+    let target = case.target("trades");
+    case.trades("trades", "2024-03-10", 100);
+    let left = case.pass_one()["watermark"].as_str().unwrap().to_owned();
+    case.trades("trades", "2024-03-11", 100);
+    case.pass();
+    target.ask("rollback", json!({}));
+    // 2024-03-11T12:00:00Z
+    target.ask("append", json!({"rows": 1, "micros": 1_710_158_400_000_000_i64}));
+    reset(&case, &["--to", &left, "--yes"])
+        .expect(3)
+        .says(&["the target itself holds rows up to 2024-03-11T12:00:00.000Z"]);
+    reset(&case, &["--to", "2024-03-11T12:00:01Z", "--yes"]).expect(0);
+    assert_eq!(case.pass_one()["status"], "nothing");
+}
+
+#[test]
+fn a_target_that_lost_all_rows_begins_again_with_the_first() {
+    let case = Case::with_trades("emptied");
+    let target = case.target("trades");
+    case.trades("trades", "2024-03-10", 100);
+    case.pass();
+    target.ask("delete", json!({"filter": "exchange_timestamp >= '2024-03-10T00:00:00+00:00'"}));
+    target.ask("expire", json!({}));
+    case.run(&["run"]).expect(3).says(&["rolled back"]);
+    let report = reset(&case, &["--to-earliest", "--yes"]).expect(0).json();
+    assert_eq!((&report["status"], &report["rows_skipped"]), (&json!("reset"), &json!(0)));
+    assert_eq!(case.pass_one()["rows_written"], 100);
+    target.holds_for_all_readers("trades");
+}
+
+#[test]
 fn a_reset_waits_for_no_pass_and_no_other_writer() {
     let case = three_parts("conflict");
     let gate = case.gate("held");

@@ -198,6 +198,18 @@ fn rows_lost_to_ttl_are_an_alarm_that_comes_once_after_the_rows_that_are_there()
     case.target("trades").holds_all("trades");
 }
 
+/// After a commit the next pass cannot tell any more, and so the alarm outranks what ended the pass.
+#[test]
+fn the_alarm_outranks_an_error_after_a_commit() {
+    let case = robbed("outranks");
+    case.config(&format!("{TRADES}chunk_rows = 5\n"));
+    let output = case.run_failing("committed=error", &["--format", "json", "run"]);
+    let table = alarms(output);
+    assert!(table["error"]["message"].as_str().unwrap().contains("failpoint"), "{table:#}");
+    assert_eq!(case.pass_one()["error"], Value::Null);
+    case.target("trades").holds_all("trades");
+}
+
 #[test]
 fn the_alarm_comes_once_also_where_no_row_may_leave_yet() {
     let case = robbed("once");

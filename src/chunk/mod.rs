@@ -9,7 +9,7 @@ use indicatif::ProgressBar;
 use uuid::Uuid;
 
 use crate::config::Table;
-use crate::cursor::Cursor;
+use crate::cursor::{Cursor, Tick};
 use crate::error::{Error, Kind, Result};
 use crate::partition::{PartitionField, Value};
 use crate::plan::{Partition, Piece, Window, is_whole};
@@ -69,7 +69,12 @@ impl Chunk {
             offloaded_to: self.window.high,
             source_rows: self.source_rows(),
             rows: files.rows(),
-            skipped: planned_on.map(|marker| marker.skipped.clone()).unwrap_or_default(),
+            // The first chunk begins where `start_at` says, which may change later.
+            skipped: match (planned_on, self.window.low) {
+                (Some(marker), _) => marker.skipped.clone(),
+                (None, Some(low)) => vec![(Tick::MIN, low)],
+                (None, None) => Vec::new(),
+            },
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::report::{self, AuditBucket, AuditReport, AuditTable, ErrorReport};
 use crate::source::{Server, Source};
 use crate::storage::local_file_io;
 use crate::target::{Catalog, Target};
-use crate::watermark::{Marker, SourceIdentity};
+use crate::watermark::SourceIdentity;
 
 pub async fn execute(config: &Config, args: &Audit, format: Format) -> Result<u8> {
     check(args)?;
@@ -89,7 +89,7 @@ async fn compare(
     let mut entry = AuditTable { watermark: Some(time(marker.watermark)), ..entry(table) };
     let range = range(args, cursor.kind, clock_micros, marker.watermark);
     let sides = Sides { table, source: &source, target: &target, cursor: &cursor, file_io };
-    let Some((range, counts)) = sides.count(range, &skipped(table, &marker)).await? else { return Ok(entry) };
+    let Some((range, counts)) = sides.count(range, &marker.skipped).await? else { return Ok(entry) };
     let outlived_to = match counts.iter().any(|counts| counts.verdict(None) == Verdict::Extra) {
         true => sides.outlived_to(range, clock_micros).await?,
         false => None,
@@ -117,13 +117,6 @@ fn range(args: &Audit, cursor: CursorType, clock_micros: i64, watermark: Tick) -
         low: since.or(last).map(|micros| cursor.tick_from(micros)),
         high: until.map_or(watermark, |until| until.min(watermark)),
     }
-}
-
-/// What was left out on purpose: by resets (P25), and by the configuration.
-fn skipped(table: &Table, marker: &Marker) -> Vec<(Tick, Tick)> {
-    let kind = marker.source.cursor.kind;
-    let start = table.start_at.map(|start| (Tick::MIN, kind.tick_from(start.timestamp_micros())));
-    marker.skipped.iter().copied().chain(start).collect()
 }
 
 /// Both sides of a table.

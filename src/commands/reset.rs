@@ -12,8 +12,9 @@ use crate::guard::Guard;
 use crate::report::{self, ResetReport, ResetStatus};
 use crate::reset::{Situation, needs_largest};
 use crate::source::Server;
+use crate::state::State;
 use crate::storage::local_file_io;
-use crate::target::{Catalog, Target};
+use crate::target::{Catalog, Standing, Target};
 use crate::watermark::SourceIdentity;
 
 pub async fn execute(config: &Config, args: &Reset, format: Format) -> Result<u8> {
@@ -27,9 +28,9 @@ pub async fn execute(config: &Config, args: &Reset, format: Format) -> Result<u8
 
 async fn reset(config: &Config, table: &Table, args: &Reset, run_id: &str) -> Result<ResetReport> {
     let mut catalog = Catalog::open(&config.catalog)?;
-    let _guard = if args.dry_run { None } else { Some(Guard::acquire(&config.catalog, &table.target, run_id)?) };
     let file_io = local_file_io();
     let target = Target::load_existing(&catalog, &file_io, &table.target).await?;
+    target.check_format()?;
     let standing = target.standing(&file_io, &table.target).await?;
 
     let server = Server::connect(&config.clickhouse, run_id).await?;
@@ -53,11 +54,13 @@ async fn reset(config: &Config, table: &Table, args: &Reset, run_id: &str) -> Re
         rows_skipped: 0,
         snapshot_id: None,
     };
-    let to = match args.to {
-        Some(to) => kind.tick_from(to.timestamp_micros()),
+    let to = match (args.to, report.from.is_none()) {
+        (Some(to), _) => kind.tick_from(to.timestamp_micros()),
         // Nothing has left, so that the next pass begins with the first row anyway.
-        None if report.from.is_none() => return Ok(report),
-        None => Tick::MIN,
+        (None, true) if standing == Standing::Empty => return Ok(report),
+        // Nothing is left in a target that was rolled back.
+        (None, true) => source.facts(&identity.cursor, None).await?.oldest.unwrap_or(now),
+        (None, false) => Tick::MIN,
     };
     let plan = situation.plan(to)?;
     let skipped = source.count(&identity.cursor, plan.window(), &[], 1).await?;
@@ -70,6 +73,8 @@ async fn reset(config: &Config, table: &Table, args: &Reset, run_id: &str) -> Re
     if !args.yes && !report::confirm(&report)? {
         return Ok(ResetReport { status: ResetStatus::Unchanged, ..report });
     }
+    // Not before the answer: passes go on while the question stands. What they commit meanwhile makes the commit fail.
+    let _guard = Guard::acquire(&config.catalog, &table.target, run_id)?;
     let marker = plan.marker(report.rows_skipped);
     // The very snapshot: where the watermark may be depends on all rows that are there.
     let commit = Commit { name: &table.target, planned_on: &target, base: Base::Snapshot, marker: &marker, files: &[] };
@@ -77,5 +82,6 @@ async fn reset(config: &Config, table: &Table, args: &Reset, run_id: &str) -> Re
         Ok(snapshot_id) => snapshot_id,
         Err(Failure::Rejected(error) | Failure::Undecided(error)) => return Err(error),
     };
+    State::open(&config.state).forget_checked_to(&report.target);
     Ok(ResetReport { status: ResetStatus::Reset, snapshot_id: Some(snapshot_id), ..report })
 }

@@ -24,7 +24,7 @@ const MIN_SNAPSHOTS_TO_KEEP: (&str, usize) = ("history.expire.min-snapshots-to-k
 /// The new snapshot and its parent.
 const ALWAYS_KEPT: usize = 2;
 
-/// Snapshots that may go, given the metadata with the new snapshot in it; `now_ms` is the new snapshot's time. A property that does not parse
+/// Snapshots that may go, given the metadata with the new snapshot in it and this host's clock, milliseconds since 1970. A property that does not parse
 /// keeps them all.
 pub fn expired(metadata: &TableMetadata, now_ms: i64) -> serde_json::Result<Vec<i64>> {
     let properties = metadata.properties();
@@ -40,11 +40,13 @@ pub fn expired(metadata: &TableMetadata, now_ms: i64) -> serde_json::Result<Vec<
     let mut referred = HashSet::new();
     let mut kept = HashSet::new();
     for (name, reference) in references(metadata)? {
-        referred.extend(ancestors(metadata, Some(reference.snapshot_id)).map(Snapshot::snapshot_id));
+        referred.insert(reference.snapshot_id);
         kept.insert(reference.snapshot_id);
+        // A tag stands for its snapshot alone.
         let SnapshotRetention::Branch { min_snapshots_to_keep, max_snapshot_age_ms, .. } = reference.retention else {
             continue;
         };
+        referred.extend(ancestors(metadata, Some(reference.snapshot_id)).map(Snapshot::snapshot_id));
         let own_count = min_snapshots_to_keep.and_then(|count| usize::try_from(count).ok()).unwrap_or(min_count);
         let count = if name == MAIN_BRANCH { own_count.max(ALWAYS_KEPT) } else { own_count };
         let age = max_snapshot_age_ms.unwrap_or(max_age);
@@ -85,7 +87,9 @@ pub async fn unreferenced(file_io: &FileIO, old: &TableMetadata, new: &TableMeta
     if gone.is_empty() {
         return Ok(Vec::new());
     }
-    let live = live_manifests(file_io, new).await?;
+    let history: HashSet<i64> = ancestors(old, old.current_snapshot_id()).map(Snapshot::snapshot_id).collect();
+    let only_old = gone.iter().all(|snapshot| history.contains(&snapshot.snapshot_id()));
+    let live = live_manifests(file_io, new, only_old).await?;
     let mut dead = HashMap::new();
     for snapshot in &gone {
         for manifest in manifests_of(snapshot, old, file_io).await? {
@@ -95,10 +99,7 @@ pub async fn unreferenced(file_io: &FileIO, old: &TableMetadata, new: &TableMeta
         }
     }
     let mut files: Vec<String> = gone.iter().map(|snapshot| snapshot.manifest_list().to_owned()).collect();
-    files.extend(
-        gone.iter()
-            .filter_map(|snapshot| Some(old.statistics_for_snapshot(snapshot.snapshot_id())?.statistics_path.clone())),
-    );
+    files.extend(statistics(old).difference(&statistics(new)).cloned());
     files.extend(unreferenced_data(file_io, old, new, &gone, &live, &dead).await?);
     files.extend(dead.into_values().map(|manifest| manifest.manifest_path));
     let folder = format!("{}/", same(new.location()));
@@ -106,11 +107,20 @@ pub async fn unreferenced(file_io: &FileIO, old: &TableMetadata, new: &TableMeta
     Ok(files)
 }
 
+/// Paths of the statistics files of all snapshots.
+fn statistics(metadata: &TableMetadata) -> HashSet<String> {
+    let of_partitions = metadata.partition_statistics_iter().map(|file| file.statistics_path.clone());
+    metadata.statistics_iter().map(|file| file.statistics_path.clone()).chain(of_partitions).collect()
+}
+
 type Manifests = HashMap<String, ManifestFile>;
 
-/// The manifests of all snapshots. Along a branch a manifest that was dropped never comes back, so that its oldest and its newest snapshot
-/// stand for those between them.
-async fn live_manifests(file_io: &FileIO, metadata: &TableMetadata) -> iceberg::Result<Manifests> {
+/// The manifests of all snapshots. Where only the oldest of the current history have gone, its oldest and its newest snapshot stand for those
+/// between them: a manifest that was dropped never comes back. A snapshot that forked off later may have what only those between have.
+async fn live_manifests(file_io: &FileIO, metadata: &TableMetadata, only_old: bool) -> iceberg::Result<Manifests> {
+    if !only_old {
+        return read_manifests(file_io, metadata, metadata.snapshots().map(AsRef::as_ref)).await;
+    }
     let main: Vec<&Snapshot> = ancestors(metadata, metadata.current_snapshot_id()).collect();
     let on_main: HashSet<i64> = main.iter().map(|snapshot| snapshot.snapshot_id()).collect();
     let others = metadata

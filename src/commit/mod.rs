@@ -1,4 +1,4 @@
-//! The only changer of a target: the exactly-once argument in one file.
+//! The only changer of a target: the exactly-once argument stands here; what an attempt writes and lets go, in the files beside it.
 //!
 //! One commit is one snapshot with the data files of a chunk and its marker, in the snapshot's summary and, by the same
 //! compare-and-swap, in the table's properties (invariant 1, protocol.md P12).

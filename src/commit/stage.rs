@@ -58,24 +58,29 @@ pub async fn stage(
     writer.close().await.map_err(failed)?;
 
     let marker = commit.marker.encode()?;
-    // A clock that went back must not make the commit fail; Iceberg wants times that do not fall.
-    let now_ms = Utc::now().timestamp_millis().max(metadata.last_updated_ms());
+    let now_ms = Utc::now().timestamp_millis();
     let snapshot = Snapshot::builder()
         .with_snapshot_id(snapshot_id)
         .with_parent_snapshot_id(metadata.current_snapshot_id())
         .with_sequence_number(sequence_number)
-        .with_timestamp_ms(now_ms)
+        // A clock that went back must not make the commit fail; Iceberg wants times that do not fall.
+        .with_timestamp_ms(now_ms.max(metadata.last_updated_ms()))
         .with_manifest_list(list)
         .with_summary(summary(commit, metadata, &marker))
         .with_schema_id(metadata.current_schema_id())
         .build();
     let new = build(&base, &snapshot, &marker, &[]).map_err(failed)?;
-    let old = expired(&new.metadata, now_ms)
-        .or_error(Kind::Internal, format!("look for old snapshots of `{}`", commit.name))?;
+    // A commit without files is made by hand (a reset, an adoption): it changes the marker and lets nothing go.
+    let old = match commit.files {
+        [] => Vec::new(),
+        _ => expired(&new.metadata, now_ms)
+            .or_error(Kind::Internal, format!("look for old snapshots of `{}`", commit.name))?,
+    };
     let new = if old.is_empty() { new } else { build(&base, &snapshot, &marker, &old).map_err(failed)? };
     let delete_obsolete = new.metadata.properties().get(DELETE_AFTER_COMMIT).map(String::as_str) == Some("true");
-    let obsolete =
-        new.expired_metadata_logs.into_iter().filter(|_| delete_obsolete).map(|entry| entry.metadata_file).collect();
+    // What lies outside the table's folder, because it was registered from elsewhere, is not ours to delete.
+    let is_obsolete = |file: &String| delete_obsolete && file.starts_with(metadata.location());
+    let obsolete = new.expired_metadata_logs.into_iter().map(|entry| entry.metadata_file).filter(is_obsolete).collect();
     let location = MetadataLocation::from_str(&base.metadata_location)
         .map_err(failed)?
         .with_next_version()

@@ -95,6 +95,19 @@ fn overridden(source: &SourceType, wanted: &str) -> Option<Leaf> {
 }
 
 impl Shape {
+    /// The names in each struct of it, at any depth.
+    pub fn field_names(&self) -> Vec<Vec<&str>> {
+        match self {
+            Self::Leaf(_) => Vec::new(),
+            Self::List(of) => of.field_names(),
+            Self::Map(key, value) => [key.field_names(), value.field_names()].concat(),
+            Self::Struct(fields) => {
+                let own = fields.iter().map(|(name, _)| name.as_str()).collect();
+                fields.iter().flat_map(|(_, shape)| shape.field_names()).chain([own]).collect()
+            }
+        }
+    }
+
     /// The Iceberg type; ids of what is nested in it are taken from `ids`.
     pub fn iceberg(&self, ids: &mut impl Iterator<Item = i32>) -> Type {
         let mut field = |name: &str, shape: &Shape, required: bool| -> NestedFieldRef {

@@ -332,16 +332,22 @@ fn is_too_old(version: &str) -> bool {
     matches!((parts.next(), parts.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) < OLDEST)
 }
 
-/// Spark, Hive and ClickHouse itself fold case: two such columns would be one there.
+/// Spark, Hive and ClickHouse itself fold case: two such columns, or fields of a struct, would be one there.
 fn refuse_names_that_differ_by_case(columns: &[Column]) -> Result<()> {
-    let mut seen = BTreeMap::new();
-    for column in columns {
-        if let Some(twin) = seen.insert(column.name.to_lowercase(), &column.name) {
-            let message = format!("columns `{twin}` and `{}` differ by case only", column.name);
-            return Err(Error::refused(message).hint("many readers of Iceberg fold case; rename one in a view"));
+    for names in columns.iter().flat_map(|column| column.shape.field_names()).chain([names_of(columns)]) {
+        let mut seen = BTreeMap::new();
+        for name in names {
+            if let Some(twin) = seen.insert(name.to_lowercase(), name) {
+                let message = format!("columns `{twin}` and `{name}` differ by case only");
+                return Err(Error::refused(message).hint("many readers of Iceberg fold case; rename one in a view"));
+            }
         }
     }
     Ok(())
+}
+
+fn names_of(columns: &[Column]) -> Vec<&str> {
+    columns.iter().map(|column| column.name.as_str()).collect()
 }
 
 impl Source<'_> {

@@ -47,7 +47,7 @@ pub fn rewrite(footer: &[u8], schema: &Schema) -> Result<Rewritten> {
     Ok(Rewritten { bytes, metadata })
 }
 
-/// The fields of a file, or of a group in it, with the ids and annotations of the table's; both must be the same, in order and by name.
+/// The fields of a file, or of a group in it, with the ids and annotations of the table's; both must have the same names.
 fn annotate(fields: &[TypePtr], wanted: &[NestedFieldRef]) -> Result<Vec<TypePtr>> {
     if fields.len() != wanted.len() {
         let message = format!("the file has {} columns, the table {}", fields.len(), wanted.len());
@@ -93,7 +93,7 @@ fn unfit(name: &str, what: &str) -> Error {
 
 fn only<'a>(fields: &'a [TypePtr], name: &str) -> Result<&'a ParquetType> {
     match fields {
-        [field] if field.is_group() || !field.name().is_empty() => Ok(field),
+        [field] => Ok(field),
         _ => Err(unfit(name, "list or map in another form than the standard's")),
     }
 }
