@@ -203,7 +203,7 @@ fn rows_lost_to_ttl_are_an_alarm_that_comes_once_after_the_rows_that_are_there()
 fn the_alarm_outranks_an_error_after_a_commit() {
     let case = robbed("outranks");
     case.config(&format!("{TRADES}chunk_rows = 5\n"));
-    case.sql("INSERT INTO trades (exchange_timestamp, sequence_number) VALUES (now64(3) - INTERVAL 1 MINUTE, 18446744073709551615)");
+    case.sql("INSERT INTO trades (exchange_timestamp, ingestion_timestamp, sequence_number) VALUES (now64(3) - INTERVAL 1 MINUTE, now(), 18446744073709551615)");
     let table = alarms(run(&case));
     assert_eq!(table["chunks"], 1, "{table:#}");
     let message = table["error"]["message"].as_str().unwrap();
