@@ -10,11 +10,9 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::cursor::{CursorType, Tick};
+use crate::cursor::{CursorType, MICROS_PER_SECOND, Tick};
 use crate::histogram::Bucket;
 use crate::plan::Window;
-
-const MICROS_PER_SECOND: i64 = 1_000_000;
 
 /// What the counts of a bucket say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]

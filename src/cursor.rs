@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 pub type Tick = i64;
 
 const MICROS_PER_DAY: i64 = 86_400_000_000;
-const MICROS_PER_SECOND: i64 = 1_000_000;
+/// Microseconds in a second.
+pub const MICROS_PER_SECOND: i64 = 1_000_000;
 
 /// The cursor column of a table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

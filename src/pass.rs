@@ -13,7 +13,6 @@ use chrono::{SecondsFormat, Utc};
 use futures::{FutureExt, StreamExt, stream};
 use iceberg::io::FileIO;
 use tracing::Instrument;
-use uuid::Uuid;
 
 use crate::chunk::{Chunk, Files, Route};
 use crate::commit::{self, Base, Commit, Failure};
@@ -25,7 +24,7 @@ use crate::guard::Guard;
 use crate::plan::{Situation, lower_bound};
 use crate::progress::Progress;
 use crate::report::{RunReport, RunTable};
-use crate::source::Server;
+use crate::source::{Server, new_run_id};
 use crate::state::{Finished, State};
 use crate::stop::Stop;
 use crate::storage::local_file_io;
@@ -63,7 +62,7 @@ pub async fn run(
         options,
         started: Instant::now(),
         started_at: now(),
-        run_id: Uuid::now_v7().simple().to_string(),
+        run_id: new_run_id(),
         file_io: local_file_io(),
         state: State::open(&config.state),
         stop,

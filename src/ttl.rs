@@ -3,12 +3,10 @@
 use std::time::Duration;
 
 use crate::config::Table;
-use crate::cursor::{CursorType, Tick};
+use crate::cursor::{CursorType, MICROS_PER_SECOND, Tick};
 use crate::error::Error;
 use crate::plan::Window;
 use crate::source::Facts;
-
-const MICROS_PER_SECOND: i64 = 1_000_000;
 const SECONDS_PER_HOUR: f64 = 3600.0;
 
 /// Warns, once per table and pass, of rows that expire soon or that are gone; the range of the latter. `looked_to` is the bound up to

@@ -1,7 +1,6 @@
 //! `audit`: counts both sides hour by hour and says where they differ. Changes nothing.
 
 use iceberg::io::FileIO;
-use uuid::Uuid;
 
 use super::select;
 use crate::audit::{self, Counts, Section, Verdict};
@@ -11,7 +10,7 @@ use crate::cursor::{Cursor, CursorType, Tick, micros_of};
 use crate::error::{Error, Kind, Result};
 use crate::plan::Window;
 use crate::report::{self, AuditBucket, AuditReport, AuditTable, ErrorReport};
-use crate::source::{Server, Source};
+use crate::source::{Server, Source, new_run_id};
 use crate::storage::local_file_io;
 use crate::target::{Catalog, Target};
 use crate::watermark::SourceIdentity;
@@ -20,7 +19,7 @@ pub async fn execute(config: &Config, args: &Audit, format: Format) -> Result<u8
     check(args)?;
     let tables = select(config, &args.tables)?;
     let file_io = local_file_io();
-    let server = Server::connect(&config.clickhouse, &Uuid::now_v7().simple().to_string()).await;
+    let server = Server::connect(&config.clickhouse, &new_run_id()).await;
     let mut entries = Vec::with_capacity(tables.len());
     for table in tables {
         let compared = match &server {

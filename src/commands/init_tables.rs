@@ -1,7 +1,6 @@
 //! `init-tables`: creates what is missing, says what differs, changes nothing that exists.
 
 use iceberg::io::FileIO;
-use uuid::Uuid;
 
 use super::select;
 use crate::cli::{Format, InitTables};
@@ -10,13 +9,13 @@ use crate::error::{Error, Result, worst_exit};
 use crate::partition::PartitionBy;
 use crate::report::{self, ErrorReport, InitReport, InitStatus, InitTable};
 use crate::schema::drift;
-use crate::source::{Server, Source};
+use crate::source::{Server, Source, new_run_id};
 use crate::storage::local_file_io;
 use crate::target::{Catalog, NewTable, Target};
 
 pub async fn execute(config: &Config, args: &InitTables, format: Format) -> Result<u8> {
     let tables = select(config, &args.tables)?;
-    let server = Server::connect(&config.clickhouse, &Uuid::now_v7().simple().to_string()).await?;
+    let server = Server::connect(&config.clickhouse, &new_run_id()).await?;
     let mut catalog = match args.dry_run {
         true if !config.catalog.path.exists() => None,
         true => Some(Catalog::open(&config.catalog)?),

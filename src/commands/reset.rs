@@ -1,7 +1,5 @@
 //! `watermark reset`: one commit without rows that puts the watermark elsewhere.
 
-use uuid::Uuid;
-
 use super::select;
 use crate::cli::{Format, Reset, Tables};
 use crate::commit::{self, Base, Commit, Failure};
@@ -11,14 +9,14 @@ use crate::error::Result;
 use crate::guard::Guard;
 use crate::report::{self, ResetReport, ResetStatus};
 use crate::reset::{Situation, needs_largest};
-use crate::source::Server;
+use crate::source::{Server, new_run_id};
 use crate::state::State;
 use crate::storage::local_file_io;
 use crate::target::{Catalog, Standing, Target};
 use crate::watermark::SourceIdentity;
 
 pub async fn execute(config: &Config, args: &Reset, format: Format) -> Result<u8> {
-    let run_id = Uuid::now_v7().simple().to_string();
+    let run_id = new_run_id();
     for table in select(config, &Tables { tables: vec![args.table.clone()] })? {
         let report = Box::pin(reset(config, table, args, &run_id)).await?;
         report::print(&report, format);

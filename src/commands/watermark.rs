@@ -3,30 +3,27 @@
 use std::time::Duration;
 
 use iceberg::io::FileIO;
-use uuid::Uuid;
 
 use super::select;
 use crate::cli::{Format, Show};
 use crate::config::{Config, Table};
-use crate::cursor::{CursorType, Tick, micros_of};
+use crate::cursor::{CursorType, MICROS_PER_SECOND, Tick, micros_of};
 use crate::error::{Kind, Result, worst_exit};
 use crate::plan::lower_bound;
 use crate::report::{self, ErrorReport, WatermarkReport, WatermarkTable};
-use crate::source::{Facts, Server};
+use crate::source::{Facts, Server, new_run_id};
 use crate::state::{State, TableState};
 use crate::storage::local_file_io;
 use crate::target::{Catalog, Target};
 use crate::ttl;
 use crate::watermark::Marker;
 
-const MICROS_PER_SECOND: i64 = 1_000_000;
-
 pub async fn show(config: &Config, args: &Show, format: Format) -> Result<u8> {
     let tables = select(config, &args.tables)?;
     let state = State::open(&config.state);
     let file_io = local_file_io();
     let catalog = Catalog::open(&config.catalog);
-    let server = Server::connect(&config.clickhouse, &Uuid::now_v7().simple().to_string()).await;
+    let server = Server::connect(&config.clickhouse, &new_run_id()).await;
     let max_lag = args.max_lag.or(config.max_lag);
     let mut report = WatermarkReport { tables: Vec::with_capacity(tables.len()) };
     let mut exits = Vec::new();

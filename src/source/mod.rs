@@ -169,6 +169,11 @@ struct PartitionRow {
     rows: u64,
 }
 
+/// A new name for a run: in query ids, logs and locks; later ones sort behind earlier ones.
+pub fn new_run_id() -> String {
+    Uuid::now_v7().simple().to_string()
+}
+
 impl Server {
     /// Connects and learns what the server lets us set. `run_id` names our queries in its logs.
     pub async fn connect(config: &ClickHouse, run_id: &str) -> Result<Self> {

@@ -1,4 +1,4 @@
-//! A TCP proxy before the server that cuts the answers to the SELECTs of one table short, or lets them stall.
+//! A TCP proxy before the server that cuts the answers to the SELECTs of one table short, lets them stall, or goes to another server.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -18,13 +18,18 @@ pub struct Proxy {
 }
 
 struct State {
-    server: String,
+    /// Where new connections go.
+    server: Mutex<String>,
+    /// The clients' ends of all connections so far.
+    clients: Mutex<Vec<TcpStream>>,
     /// The quoted name of the table.
     table: String,
     /// Bytes of an answer that may pass.
     limit: AtomicUsize,
     /// Whether the connection stays open after them.
     stalls: AtomicBool,
+    /// Whether only the first answer is limited.
+    once: AtomicBool,
     /// Length of the longest answer so far.
     longest: AtomicUsize,
 }
@@ -34,12 +39,13 @@ impl Proxy {
     pub fn start(server_url: &str, table: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let server = server_url.strip_prefix("http://").unwrap().to_owned();
         let state = Arc::new(State {
-            server,
+            server: Mutex::new(address(server_url)),
+            clients: Mutex::default(),
             table: format!("`{table}`"),
             limit: AtomicUsize::new(usize::MAX),
             stalls: AtomicBool::new(false),
+            once: AtomicBool::new(false),
             longest: AtomicUsize::new(0),
         });
         let shared = Arc::clone(&state);
@@ -63,6 +69,20 @@ impl Proxy {
         self.state.limit.store(limit, Ordering::SeqCst);
     }
 
+    /// At most `limit` bytes of the next answer pass; those after it pass whole.
+    pub fn cut_once_after(&self, limit: usize) {
+        self.state.once.store(true, Ordering::SeqCst);
+        self.cut_after(limit);
+    }
+
+    /// Ends all connections; new ones go to another server.
+    pub fn go_to(&self, server_url: &str) {
+        *self.state.server.lock().unwrap() = address(server_url);
+        for client in self.state.clients.lock().unwrap().drain(..) {
+            let _ = client.shutdown(Shutdown::Both);
+        }
+    }
+
     /// From now on, at most `limit` bytes of an answer pass; then nothing more comes, and the connection stays.
     pub fn stall_after(&self, limit: usize) {
         self.state.stalls.store(true, Ordering::SeqCst);
@@ -82,7 +102,9 @@ impl Proxy {
 
 impl State {
     fn serve(&self, client: TcpStream) {
-        let Ok(server) = TcpStream::connect(&self.server) else { return };
+        let server = self.server.lock().unwrap().clone();
+        let Ok(server) = TcpStream::connect(server) else { return };
+        self.clients.lock().unwrap().push(client.try_clone().unwrap());
         let passed = Mutex::new(None);
         thread::scope(|scope| {
             scope.spawn(|| self.requests(&client, &server, &passed));
@@ -125,6 +147,9 @@ impl State {
                 self.longest.fetch_max(*passed, Ordering::SeqCst);
             }
             let ends = pass < length && !self.stalls.load(Ordering::SeqCst);
+            if ends && self.once.load(Ordering::SeqCst) {
+                self.limit.store(usize::MAX, Ordering::SeqCst);
+            }
             if client.write_all(&buffer[..pass]).is_err() || ends {
                 break;
             }
@@ -132,6 +157,10 @@ impl State {
         let _ = client.shutdown(Shutdown::Both);
         let _ = server.shutdown(Shutdown::Both);
     }
+}
+
+fn address(url: &str) -> String {
+    url.strip_prefix("http://").unwrap().to_owned()
 }
 
 fn contains(bytes: &[u8], part: &[u8]) -> bool {

@@ -66,6 +66,16 @@ impl Server {
         Self { url, pid, folder }
     }
 
+    /// Starts one that takes itself for another host, which needs root.
+    pub fn on_another_host() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let script = script(folder.path(), "start");
+        let mut other = Command::new("unshare");
+        other.args(["--uts", "sh", "-c", "hostname k2-elsewhere && exec \"$0\" \"$@\""]).arg(script.get_program());
+        let (url, pid) = start(other.args(script.get_args()));
+        Self { url, pid, folder }
+    }
+
     pub fn stop(&self) {
         script(self.folder.path(), "stop").output().unwrap();
     }
