@@ -127,15 +127,21 @@ fn p17_a_table_of_others_is_taken_over_above_its_rows() {
     assert_eq!(case.pass_one()["status"], "nothing");
 }
 
-#[test]
-fn p16_a_rollback_that_is_kept_offloads_again_what_is_gone() {
-    let case = Case::with_trades("keep");
-    let target = case.target("trades");
+/// Trades of two days have left, and the second day's commit was rolled back; the watermark of the first.
+fn rolled_back(name: &str) -> (Case, String) {
+    let case = Case::with_trades(name);
     case.trades("trades", "2024-03-10", 100);
     let left = case.pass_one()["watermark"].as_str().unwrap().to_owned();
     case.trades("trades", "2024-03-11", 100);
     case.pass();
-    target.ask("rollback", json!({}));
+    case.target("trades").ask("rollback", json!({}));
+    (case, left)
+}
+
+#[test]
+fn p16_a_rollback_that_is_kept_offloads_again_what_is_gone() {
+    let (case, left) = rolled_back("keep");
+    let target = case.target("trades");
     case.run(&["run"]).expect(3).says(&["rolled back", "watermark reset --to", &left]);
     let report = reset(&case, &["--to", &left, "--yes"]).expect(0).json();
     assert_eq!((&report["from"], &report["rows_skipped"]), (&json!(left), &json!(0)));
@@ -145,13 +151,8 @@ fn p16_a_rollback_that_is_kept_offloads_again_what_is_gone() {
 
 #[test]
 fn a_rollback_to_which_rows_came_back_is_kept_above_them() {
-    let case = Case::with_trades("came_back");
+    let (case, left) = rolled_back("came_back");
     let target = case.target("trades");
-    case.trades("trades", "2024-03-10", 100);
-    let left = case.pass_one()["watermark"].as_str().unwrap().to_owned();
-    case.trades("trades", "2024-03-11", 100);
-    case.pass();
-    target.ask("rollback", json!({}));
     // 2024-03-11T12:00:00Z
     target.ask("append", json!({"rows": 1, "micros": 1_710_158_400_000_000_i64}));
     reset(&case, &["--to", &left, "--yes"])

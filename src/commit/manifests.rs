@@ -92,6 +92,12 @@ pub fn to_merge(manifests: &[ManifestFile], metadata: &TableMetadata) -> Vec<usi
     full_tier(&files, min_count)
 }
 
+/// The manifests after those at `positions` have become one.
+pub fn replace<M>(manifests: Vec<M>, positions: &[usize], merged: M) -> Vec<M> {
+    let kept = manifests.into_iter().enumerate().filter(|(position, _)| !positions.contains(position));
+    kept.map(|(_, manifest)| manifest).chain([merged]).collect()
+}
+
 /// Live files of a manifest that may be rewritten: data of the current partition spec, not encrypted, counted.
 fn mergeable_files(manifest: &ManifestFile, spec: i32) -> Option<u64> {
     let ours = manifest.content == ManifestContentType::Data
@@ -143,8 +149,7 @@ mod tests {
             if !merged.is_empty() {
                 let sum: u64 = merged.iter().filter_map(|position| manifests[*position]).sum();
                 rewritten += sum;
-                manifests = (0..manifests.len()).filter(|n| !merged.contains(n)).map(|n| manifests[n]).collect();
-                manifests.push(Some(sum));
+                manifests = replace(manifests, &merged, Some(sum));
             }
             manifests.push(Some(files));
         }

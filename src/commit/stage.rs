@@ -13,7 +13,7 @@ use iceberg::spec::{
 use uuid::Uuid;
 
 use super::expiry::expired;
-use super::manifests::{manifests_of, to_merge, write_added, write_merged};
+use super::manifests::{manifests_of, replace, to_merge, write_added, write_merged};
 use super::{Commit, discard};
 use crate::error::{Classify, Kind, Result};
 use crate::target::{Target, classify};
@@ -123,11 +123,7 @@ async fn manifests(
         let location = format!("{prefix}-m1.avro");
         files.push(location.clone());
         match write_merged(&small, metadata, file_io, &location, snapshot_id).await {
-            Ok(merged) => {
-                let mut position = 0..;
-                manifests.retain(|_| position.next().is_none_or(|position| !positions.contains(&position)));
-                manifests.push(merged);
-            }
+            Ok(merged) => manifests = replace(manifests, &positions, merged),
             Err(error) => {
                 // Merging saves time, no more: a manifest that iceberg cannot rewrite must not stop a pass.
                 tracing::warn!(table = %commit.name, %error, "small manifests were not merged");
