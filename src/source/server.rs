@@ -1,0 +1,209 @@
+//! A server: connected once per pass, its settings learnt and pinned, and the ways to ask it.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use clickhouse::{Client, Row, RowOwned, RowRead};
+use hyper_util::client::legacy::{self, connect::HttpConnector};
+use hyper_util::rt::TokioExecutor;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use tokio::time::timeout;
+use uuid::Uuid;
+
+use super::errors::{classify, not_clickhouse, of_setting, stalled};
+use super::settings::{self, ServerSetting};
+use super::sql;
+use crate::config::ClickHouse;
+use crate::error::{Error, Kind, Result};
+use crate::schema::Column;
+
+/// The oldest ClickHouse, major and minor, whose Parquet writer has all that is needed.
+const OLDEST: (u32, u32) = (24, 3);
+
+/// Shorter than the 3 s after which older servers close a connection that is idle: a request must not meet one that just closed.
+const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(2);
+const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// A server, as one pass uses it.
+pub struct Server {
+    pub(super) client: Client,
+    run_id: String,
+    pub(super) host: String,
+    pub(super) settings: BTreeMap<String, ServerSetting>,
+    pub(super) idle_timeout: Duration,
+    queries: AtomicU32,
+}
+
+/// Read as JSON, because servers that are too old have no better format.
+#[derive(Deserialize)]
+struct HostRow {
+    host: String,
+    version: String,
+}
+
+#[derive(Row, Deserialize)]
+struct ClockRow {
+    clock_micros: i64,
+}
+
+#[derive(Row, Deserialize)]
+struct SettingRow {
+    name: String,
+    value: String,
+    readonly: u8,
+}
+
+/// A new name for a run: in query ids, logs and locks; later ones sort behind earlier ones.
+pub fn new_run_id() -> String {
+    Uuid::now_v7().simple().to_string()
+}
+
+impl Server {
+    /// Connects and learns what the server lets us set. `run_id` names our queries in its logs.
+    pub async fn connect(config: &ClickHouse, run_id: &str) -> Result<Self> {
+        let mut connector = HttpConnector::new();
+        connector.set_connect_timeout(Some(config.connect_timeout));
+        // Queries are short and come one by one: waiting to fill packets costs 40 ms each.
+        connector.set_nodelay(true);
+        connector.set_keepalive(Some(TCP_KEEPALIVE));
+        let http = legacy::Client::builder(TokioExecutor::new()).pool_idle_timeout(POOL_IDLE_TIMEOUT).build(connector);
+        let mut client = Client::with_http_client(http)
+            .with_url(&config.url)
+            .with_user(&config.user)
+            .with_database(&config.database)
+            .with_product_info(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
+        if !config.password.expose().is_empty() {
+            client = client.with_password(config.password.expose());
+        }
+        let mut server = Self {
+            client,
+            run_id: run_id.to_owned(),
+            host: String::new(),
+            settings: BTreeMap::new(),
+            idle_timeout: config.connect_timeout,
+            queries: AtomicU32::new(0),
+        };
+        server.learn(config).await.map_err(|e| e.context(format!("connect to ClickHouse at {}", config.url)))?;
+        Ok(server)
+    }
+
+    async fn learn(&mut self, config: &ClickHouse) -> Result<()> {
+        let rows = self.fetch_json("SELECT hostName() AS host, version() AS version", "hello").await?;
+        let row: HostRow = rows.into_iter().next().ok_or_else(not_clickhouse)?;
+        if is_too_old(&row.version) {
+            let (major, minor) = OLDEST;
+            return Err(Error::new(
+                Kind::Config,
+                format!("the server is ClickHouse {}, which is too old", row.version),
+            )
+            .hint(format!("ClickHouse {major}.{minor} or newer writes Parquet as Iceberg needs it")));
+        }
+        self.host = row.host;
+        self.idle_timeout = config.idle_timeout;
+        let names: Vec<String> = settings::names().map(sql::string).collect();
+        let query = format!("SELECT name, value, readonly FROM system.settings WHERE name IN ({})", names.join(", "));
+        let rows: Vec<SettingRow> = self.fetch(&query, "settings").await?;
+        self.settings = rows
+            .into_iter()
+            .map(|row| (row.name, ServerSetting { value: row.value, readonly: row.readonly != 0 }))
+            .collect();
+        for (name, value) in &config.settings {
+            self.try_setting(name, value).await.map_err(|e| e.context(format!("clickhouse.settings.{name}")))?;
+        }
+        let mut client = self.client.clone();
+        for (name, value) in settings::pinned(&self.settings)?.into_iter().chain(config.settings.clone()) {
+            client = client.with_setting(name, value);
+        }
+        if self.may_set("max_execution_time") {
+            client = client.with_setting("max_execution_time", config.query_timeout.as_secs().to_string());
+        }
+        if self.may_set("log_comment") {
+            client = client.with_setting("log_comment", format!("k2-offload {}", self.run_id));
+        }
+        self.client = client;
+        Ok(())
+    }
+
+    /// Later, an error would not say which setting it is about.
+    async fn try_setting(&self, name: &str, value: &str) -> Result<()> {
+        let query = self.client.query_raw("SELECT 1").with_setting("query_id", self.query_id("setting"));
+        match timeout(self.idle_timeout, query.with_setting(name, value).execute()).await {
+            Ok(answered) => answered.map_err(of_setting),
+            Err(_) => Err(stalled(self.idle_timeout)),
+        }
+    }
+
+    fn may_set(&self, name: &str) -> bool {
+        self.settings.get(name).is_some_and(|setting| !setting.readonly)
+    }
+
+    /// A readable id: run, what for, and a number that makes it unique.
+    pub(super) fn query_id(&self, what: &str) -> String {
+        format!("k2-offload/{}/{what}/{}", self.run_id, self.queries.fetch_add(1, Ordering::Relaxed))
+    }
+
+    pub(super) async fn fetch<T: RowOwned + RowRead>(&self, query: &str, what: &str) -> Result<Vec<T>> {
+        self.fetch_of(&[], query, what).await
+    }
+
+    /// Runs a query over `columns`, which its errors may be about.
+    pub(super) async fn fetch_of<T: RowOwned + RowRead>(
+        &self,
+        columns: &[Column],
+        query: &str,
+        what: &str,
+    ) -> Result<Vec<T>> {
+        let id = self.query_id(what);
+        tracing::debug!(query_id = id, query, "query");
+        let rows = self.client.query_raw(query).with_setting("query_id", id).fetch_all::<T>();
+        match timeout(self.idle_timeout, rows).await {
+            Ok(rows) => rows.map_err(|e| classify(e, columns)),
+            Err(_) => Err(stalled(self.idle_timeout)),
+        }
+    }
+
+    pub(super) async fn fetch_one<T>(&self, query: &str, what: &str) -> Result<T>
+    where
+        T: RowOwned + RowRead,
+    {
+        let row = self.fetch(query, what).await?.into_iter().next();
+        row.ok_or_else(|| Error::new(Kind::Internal, format!("the query for {what} returned no row")))
+    }
+
+    /// Runs a query that every server can answer, with whatever further columns.
+    pub(super) async fn fetch_json<T: DeserializeOwned>(&self, query: &str, what: &str) -> Result<Vec<T>> {
+        let query = self.client.query_raw(query).with_setting("query_id", self.query_id(what));
+        let mut cursor = query.fetch_bytes("JSONEachRow").map_err(|e| classify(e, &[]))?;
+        let bytes = match timeout(self.idle_timeout, cursor.collect()).await {
+            Ok(bytes) => bytes.map_err(|e| classify(e, &[]))?,
+            Err(_) => return Err(stalled(self.idle_timeout)),
+        };
+        let rows = serde_json::Deserializer::from_slice(&bytes).into_iter().collect::<Result<_, _>>();
+        rows.map_err(|_| not_clickhouse())
+    }
+
+    /// The server's clock, microseconds since 1970.
+    pub async fn clock_micros(&self) -> Result<i64> {
+        let row: ClockRow = self.fetch_one(&format!("SELECT {} AS clock_micros", sql::CLOCK_MICROS), "clock").await?;
+        Ok(row.clock_micros)
+    }
+}
+
+/// A version that does not parse is given a try.
+fn is_too_old(version: &str) -> bool {
+    let mut parts = version.split('.').map(str::parse::<u32>);
+    matches!((parts.next(), parts.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) < OLDEST)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_servers_are_known_by_their_version() {
+        assert!(is_too_old("18.16.1") && is_too_old("24.2.9.1"));
+        assert!(!is_too_old("24.3.1.1") && !is_too_old("26.7.2.1") && !is_too_old("head"));
+    }
+}
