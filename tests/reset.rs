@@ -127,6 +127,21 @@ fn p17_a_table_of_others_is_taken_over_above_its_rows() {
     assert_eq!(case.pass_one()["status"], "nothing");
 }
 
+#[test]
+fn a_reset_lets_no_snapshot_go_and_the_next_pass_does() {
+    let case = Case::with_trades("history");
+    let target = case.target("trades");
+    target.ask("set_properties", json!({"properties": {"history.expire.max-snapshot-age-ms": "0"}}));
+    for _ in 0..3 {
+        target.ask("append", json!({"rows": 1, "micros": 0}));
+    }
+    reset(&case, &["--to", EVENING, "--yes"]).expect(0);
+    assert_eq!(target.snapshots().len(), 4);
+    case.trades("trades", "2024-03-10 20:00:00", 30);
+    assert_eq!(case.pass_one()["rows_written"], 30);
+    assert_eq!((target.snapshots().len(), target.count()), (2, 33));
+}
+
 /// Trades of two days have left, and the second day's commit was rolled back; the watermark of the first.
 fn rolled_back(name: &str) -> (Case, String) {
     let case = Case::with_trades(name);
@@ -145,6 +160,8 @@ fn p16_a_rollback_that_is_kept_offloads_again_what_is_gone() {
     case.run(&["run"]).expect(3).says(&["rolled back", "watermark reset --to", &left]);
     let report = reset(&case, &["--to", &left, "--yes"]).expect(0).json();
     assert_eq!((&report["from"], &report["rows_skipped"]), (&json!(left), &json!(0)));
+    let shown = only_table(&case.run(&["--format", "json", "watermark", "show"]).expect(0).json());
+    assert_eq!(shown["checked_to"], json!(left), "how far passes looked before the rollback says nothing any more");
     assert_eq!(case.pass_one()["rows_written"], 100);
     target.holds_for_all_readers("trades");
 }

@@ -100,7 +100,7 @@ pub async fn unreferenced(file_io: &FileIO, old: &TableMetadata, new: &TableMeta
     }
     let mut files: Vec<String> = gone.iter().map(|snapshot| snapshot.manifest_list().to_owned()).collect();
     files.extend(statistics(old).difference(&statistics(new)).cloned());
-    files.extend(unreferenced_data(file_io, old, new, &gone, &live, &dead).await?);
+    files.extend(unreferenced_data(file_io, new, &gone, &history, &live, &dead).await?);
     files.extend(dead.into_values().map(|manifest| manifest.manifest_path));
     let folder = format!("{}/", same(new.location()));
     files.retain(|file| same(file).starts_with(&folder));
@@ -143,16 +143,15 @@ async fn read_manifests<'a>(
     Ok(manifests)
 }
 
-/// Data and delete files that only snapshots that are gone refer to. A table that is only appended to has none, and then nothing is read.
+/// Data and delete files that only snapshots that are gone refer to; `history` was the current one before they went. A table that is only appended to has none, and then nothing is read.
 async fn unreferenced_data(
     file_io: &FileIO,
-    old: &TableMetadata,
     new: &TableMetadata,
     gone: &[&Snapshot],
+    history: &HashSet<i64>,
     live: &Manifests,
     dead: &Manifests,
 ) -> iceberg::Result<HashSet<String>> {
-    let history: HashSet<i64> = ancestors(old, old.current_snapshot_id()).map(Snapshot::snapshot_id).collect();
     let just_gone = |id: i64| gone.iter().any(|snapshot| snapshot.snapshot_id() == id);
     let rolled_back = |id: i64| just_gone(id) && !history.contains(&id);
     let deletes = |manifest: &&ManifestFile| {

@@ -28,15 +28,20 @@ pub async fn manifests_of(
     Ok(list.consume_entries().into_iter().collect())
 }
 
-/// Writes the manifest of new data files.
-pub async fn write_added(
-    files: &[DataFile],
+/// A writer of data manifests of the current schema and partition spec.
+pub fn writer(
     metadata: &TableMetadata,
     file_io: &FileIO,
     location: &str,
     snapshot_id: i64,
-) -> iceberg::Result<ManifestFile> {
-    let mut writer = writer(metadata, file_io, location, snapshot_id)?;
+) -> iceberg::Result<ManifestWriter> {
+    let output = file_io.new_output(location)?;
+    let (schema, spec) = (metadata.current_schema().clone(), metadata.default_partition_spec().as_ref().clone());
+    Ok(ManifestWriterBuilder::new(output, Some(snapshot_id), schema, spec).build_v2_data())
+}
+
+/// Writes the manifest of new data files.
+pub async fn write_added(files: &[DataFile], mut writer: ManifestWriter) -> iceberg::Result<ManifestFile> {
     for file in files {
         // A negative sequence number is inherited from the manifest list when the snapshot is read.
         writer.add_file(file.clone(), -1)?;
@@ -47,12 +52,9 @@ pub async fn write_added(
 /// Writes one manifest with the live files of `small` ones, each with the snapshot and the sequence numbers that it had.
 pub async fn write_merged(
     small: &[ManifestFile],
-    metadata: &TableMetadata,
     file_io: &FileIO,
-    location: &str,
-    snapshot_id: i64,
+    mut writer: ManifestWriter,
 ) -> iceberg::Result<ManifestFile> {
-    let mut writer = writer(metadata, file_io, location, snapshot_id)?;
     for manifest in small {
         let loaded = manifest.load_manifest(file_io).await?;
         for entry in loaded.entries().iter().filter(|entry| entry.is_alive()) {
@@ -67,17 +69,6 @@ pub async fn write_merged(
         }
     }
     writer.write_manifest_file().await
-}
-
-fn writer(
-    metadata: &TableMetadata,
-    file_io: &FileIO,
-    location: &str,
-    snapshot_id: i64,
-) -> iceberg::Result<ManifestWriter> {
-    let output = file_io.new_output(location)?;
-    let (schema, spec) = (metadata.current_schema().clone(), metadata.default_partition_spec().as_ref().clone());
-    Ok(ManifestWriterBuilder::new(output, Some(snapshot_id), schema, spec).build_v2_data())
 }
 
 /// Which of `manifests` are to become one, by position; none where there are few of a size.

@@ -13,7 +13,7 @@ use iceberg::spec::{
 use uuid::Uuid;
 
 use super::expiry::expired;
-use super::manifests::{manifests_of, replace, to_merge, write_added, write_merged};
+use super::manifests::{manifests_of, replace, to_merge, write_added, write_merged, writer};
 use super::{Commit, discard};
 use crate::error::{Classify, Kind, Result};
 use crate::target::{Target, classify};
@@ -122,7 +122,8 @@ async fn manifests(
             positions.iter().filter_map(|position| manifests.get(*position).cloned()).collect();
         let location = format!("{prefix}-m1.avro");
         files.push(location.clone());
-        match write_merged(&small, metadata, file_io, &location, snapshot_id).await {
+        let writer = writer(metadata, file_io, &location, snapshot_id).map_err(failed)?;
+        match write_merged(&small, file_io, writer).await {
             Ok(merged) => manifests = replace(manifests, &positions, merged),
             Err(error) => {
                 // Merging saves time, no more: a manifest that iceberg cannot rewrite must not stop a pass.
@@ -134,7 +135,8 @@ async fn manifests(
     if !commit.files.is_empty() {
         let location = format!("{prefix}-m0.avro");
         files.push(location.clone());
-        manifests.push(write_added(commit.files, metadata, file_io, &location, snapshot_id).await.map_err(failed)?);
+        let writer = writer(metadata, file_io, &location, snapshot_id).map_err(failed)?;
+        manifests.push(write_added(commit.files, writer).await.map_err(failed)?);
     }
     Ok(manifests)
 }
