@@ -82,6 +82,12 @@ impl CursorType {
         tick.checked_mul(self.micros())
     }
 
+    /// Ticks of a duration, `None` where it is no whole number of them.
+    pub fn ticks_in(self, duration: Duration) -> Option<Tick> {
+        let micros = micros_of(duration);
+        (micros.rem_euclid(self.micros()) == 0 && duration.subsec_nanos() % 1000 == 0).then(|| micros / self.micros())
+    }
+
     /// Ticks in 24 hours.
     pub const fn ticks_per_day(self) -> Tick {
         MICROS_PER_DAY / self.micros()

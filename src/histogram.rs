@@ -28,6 +28,7 @@ impl Bucket {
 pub struct Histogram {
     cursor: CursorType,
     buckets: Vec<Bucket>,
+    finest: Tick,
 }
 
 /// The end of the next chunk.
@@ -47,9 +48,9 @@ pub enum Cut {
 }
 
 impl Histogram {
-    /// Over buckets of one day, as the source counted them.
-    pub fn new(cursor: CursorType, buckets: Vec<Bucket>) -> Self {
-        Self { cursor, buckets }
+    /// Over buckets as the source counted them; none is made finer than `finest` ticks.
+    pub fn new(cursor: CursorType, buckets: Vec<Bucket>, finest: Tick) -> Self {
+        Self { cursor, buckets, finest }
     }
 
     /// Where a chunk of at most `limit` rows, in at most `max_units` ranges of `unit` ticks, ends that begins with the first bucket. A chunk is larger only where a single tick is, and
@@ -69,7 +70,7 @@ impl Histogram {
             }
             if rows.saturating_add(bucket.rows) > limit {
                 let enough = rows > limit / 2;
-                return match finer(self.cursor, bucket.width) {
+                return match finer(self.cursor, bucket.width).filter(|width| *width >= self.finest) {
                     Some(width) if !enough => Cut::Refine { bucket: *bucket, width },
                     _ if rows > 0 => Cut::At(bucket.low),
                     _ => Cut::At(bucket.high()),
@@ -134,7 +135,7 @@ mod tests {
         let day = cursor.ticks_per_day();
         let first = count(rows, Tick::MIN / 2, Tick::MAX / 2, day);
         let mut asked = first.len();
-        let mut histogram = Histogram::new(cursor, first);
+        let mut histogram = Histogram::new(cursor, first, 1);
         let mut low = Tick::MIN / 2;
         let mut chunks = Vec::new();
         while !histogram.is_empty() {

@@ -171,7 +171,7 @@ impl Pass<'_> {
 
         let cursor = route.cursor();
         let watermark = marker.as_ref().map(|marker| marker.watermark);
-        let low = lower_bound(watermark, table.start_at, cursor.kind);
+        let low = lower_bound(watermark, table.start_at, cursor.kind, route.step)?;
         let facts = self.stop.or(route.source.facts(cursor, low)).await?;
         warn_of_clock_skew(facts.clock_micros);
         let situation = Situation {
@@ -182,6 +182,7 @@ impl Pass<'_> {
             settle_delay: table.settle_delay,
             newest: facts.newest,
             until: self.options.until_micros.map(|until| cursor.kind.tick_at(until)),
+            step: route.step,
         };
         let plan = situation.plan();
         if progress.is_new() {

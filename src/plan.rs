@@ -8,6 +8,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 
 use crate::cursor::{CursorType, Tick, micros_of};
+use crate::error::{Error, Kind, Result};
 
 /// What a window is planned from.
 #[derive(Debug, Clone, Copy)]
@@ -26,6 +27,8 @@ pub struct Situation {
     pub newest: Option<Tick>,
     /// Exclusive upper bound that the user asked for.
     pub until: Option<Tick>,
+    /// Bounds are multiples of it: 1, or what [`step`] returns for aggregates (P11).
+    pub step: Tick,
 }
 
 /// A half-open range of the cursor.
@@ -63,24 +66,60 @@ pub struct Plan {
     pub checked_to: Option<Tick>,
 }
 
-/// Lower bound of the next window: the watermark, or before the first commit where the table starts, if anywhere (P10).
-pub fn lower_bound(watermark: Option<Tick>, start_at: Option<DateTime<Utc>>, cursor: CursorType) -> Option<Tick> {
-    watermark.or_else(|| start_at.map(|start| cursor.tick_from(start.timestamp_micros())))
+/// Ticks of a configured span (`window`, `chunk_span`); refuses one that the cursor's ticks do not make up.
+pub fn span_ticks(name: &str, span: Duration, cursor: CursorType) -> Result<Tick> {
+    cursor.ticks_in(span).filter(|ticks| *ticks > 0).ok_or_else(|| {
+        let span = humantime::format_duration(span);
+        Error::new(Kind::Config, format!("{name} = {span} is no whole number of ticks of the cursor ({cursor:?})"))
+            .hint("choose a multiple of what the cursor's type can tell apart")
+    })
+}
+
+/// Ticks of which every bound is a multiple: those of the window of aggregates, else one (P11).
+pub fn step(window: Option<Duration>, cursor: CursorType) -> Result<Tick> {
+    window.map_or(Ok(1), |window| span_ticks("window", window, cursor))
+}
+
+/// The last multiple of `step` at or below a tick.
+pub fn floor(tick: Tick, step: Tick) -> Tick {
+    tick.saturating_sub(tick.rem_euclid(step))
+}
+
+/// The first multiple of `step` at or above a tick.
+pub fn ceil(tick: Tick, step: Tick) -> Tick {
+    floor(tick.saturating_add(step - 1), step)
+}
+
+/// Lower bound of the next window: the watermark, or before the first commit where the table starts, if anywhere (P10). A watermark that splits an
+/// aggregate is refused (P11).
+pub fn lower_bound(
+    watermark: Option<Tick>,
+    start_at: Option<DateTime<Utc>>,
+    cursor: CursorType,
+    step: Tick,
+) -> Result<Option<Tick>> {
+    if let Some(split) = watermark.filter(|watermark| floor(*watermark, step) != *watermark) {
+        let message = format!("the watermark {} is no multiple of `window`, in UTC", cursor.format(split));
+        return Err(Error::refused(message)
+            .hint("an aggregate would leave in two parts; restore the window that the table was filled with, or fill a new target"));
+    }
+    Ok(watermark.or_else(|| start_at.map(|start| cursor.tick_from(start.timestamp_micros()))))
 }
 
 impl Situation {
     /// Plans the next window (P9): it ends at the source's clock less the settle delay, never behind the newest row and never past
-    /// `until`, so that neither a wrong clock nor a row from the future carries the watermark with it.
+    /// `until`, so that neither a wrong clock nor a row from the future carries the watermark with it; of aggregates it ends with the last
+    /// window that has closed (P11).
     pub fn plan(&self) -> Plan {
         let settled = self.cursor.tick_at(self.source_clock_micros.saturating_sub(micros_of(self.settle_delay)));
-        let bound = self.until.map_or(settled, |until| until.min(settled));
+        let bound = floor(self.until.map_or(settled, |until| until.min(settled)), self.step);
         let low = self.low;
         if low.is_some_and(|low| bound <= low) {
             return Plan { window: None, checked_to: self.watermark };
         }
         let window = self
             .newest
-            .map(|newest| Window { low, high: bound.min(newest.saturating_add(1)) })
+            .map(|newest| Window { low, high: bound.min(ceil(newest.saturating_add(1), self.step)) })
             .filter(|window| low.is_none_or(|low| window.high > low));
         Plan { window, checked_to: Some(bound) }
     }
@@ -93,6 +132,17 @@ pub struct Partition {
     pub key: Vec<String>,
     /// Raw rows, counted before any is read.
     pub rows: u64,
+    /// Those that leave: not rejected, and one of each key.
+    pub kept: u64,
+    /// Those that `reject_where` keeps out.
+    pub rejected: u64,
+}
+
+impl Partition {
+    /// Rows whose key another one has.
+    pub fn duplicates(&self) -> u64 {
+        self.rows.saturating_sub(self.kept).saturating_sub(self.rejected)
+    }
 }
 
 /// Whether what was read of each partition can be what was there (protocol.md P6, P7): at least what was counted before the first SELECT, at
@@ -101,9 +151,9 @@ pub struct Partition {
 pub fn is_whole(before: &[Partition], read: &BTreeMap<Vec<String>, u64>, after: &[Partition]) -> bool {
     let read_of = |partition: &Partition| read.get(&partition.key).copied().unwrap_or(0);
     let known: BTreeSet<&Vec<String>> = before.iter().map(|partition| &partition.key).collect();
-    let none_lost = before.iter().all(|partition| read_of(partition) >= partition.rows);
+    let none_lost = before.iter().all(|partition| read_of(partition) >= partition.kept);
     let none_new = after.iter().all(|partition| known.contains(&partition.key));
-    let after: BTreeMap<&Vec<String>, u64> = after.iter().map(|partition| (&partition.key, partition.rows)).collect();
+    let after: BTreeMap<&Vec<String>, u64> = after.iter().map(|partition| (&partition.key, partition.kept)).collect();
     let none_doubled = read.iter().all(|(key, rows)| *rows <= after.get(key).copied().unwrap_or(0));
     none_lost && none_new && none_doubled
 }
@@ -142,6 +192,7 @@ mod tests {
             settle_delay: Duration::from_secs(300),
             newest: Some(NOW - 10),
             until: None,
+            step: 1,
         }
     }
 
@@ -196,7 +247,10 @@ mod tests {
     #[test]
     fn a_row_that_moves_while_it_is_read_is_noticed() {
         let counts = |counts: &[(&str, u64)]| -> Vec<Partition> {
-            counts.iter().map(|(key, rows)| Partition { key: vec![(*key).to_owned()], rows: *rows }).collect()
+            counts
+                .iter()
+                .map(|(key, rows)| Partition { key: vec![(*key).to_owned()], rows: *rows, kept: *rows, rejected: 0 })
+                .collect()
         };
         let whole = |before: &[(&str, u64)], read: &[(&str, u64)], after: &[(&str, u64)]| {
             let read = read.iter().map(|(key, rows)| (vec![(*key).to_owned()], *rows)).collect();
@@ -226,13 +280,15 @@ mod tests {
             watermark in proptest::option::of(-1_000_i64..1_000),
             newest in proptest::option::of(-1_000_i64..1_000),
             until in proptest::option::of(-1_000_i64..1_000),
+            step in 1_i64..50,
             clock in -1_000_i64..1_000,
             settle in 0_u64..100,
         ) {
+            let watermark = watermark.map(|watermark| floor(watermark, step));
             let newest = newest.filter(|n| *n <= clock && watermark.is_none_or(|w| *n >= w));
             let situation = Situation {
                 cursor: MILLIS, watermark, low: watermark, source_clock_micros: clock * 1000,
-                settle_delay: Duration::from_millis(settle), newest, until,
+                settle_delay: Duration::from_millis(settle), newest, until, step,
             };
             let plan = situation.plan();
             let settled = clock - settle as i64;
@@ -240,11 +296,12 @@ mod tests {
                 prop_assert_eq!(low, watermark);
                 prop_assert!(low.is_none_or(|low| low < high));
                 prop_assert!(high <= settled);
-                prop_assert!(high <= newest.unwrap() + 1);
+                prop_assert!(high < newest.unwrap() + 1 + step);
+                prop_assert_eq!(high.rem_euclid(step), 0, "no aggregate is split");
                 prop_assert!(until.is_none_or(|until| high <= until));
             } else {
                 // Nothing that was settled, and that the user let pass, stays behind unseen.
-                let bound = until.map_or(settled, |u| u.min(settled));
+                let bound = floor(until.map_or(settled, |u| u.min(settled)), step);
                 prop_assert!(newest.is_none() || bound <= watermark.unwrap_or(i64::MIN), "{:?}", situation);
             }
             prop_assert!(plan.checked_to.unwrap_or(i64::MIN) >= watermark.unwrap_or(i64::MIN));

@@ -19,6 +19,8 @@ pub struct Progress {
     checked_to: Option<Tick>,
     rows_future: Option<u64>,
     rows: u64,
+    duplicates: u64,
+    rejected: u64,
     bytes: u64,
     files: u64,
     chunks: u64,
@@ -53,7 +55,7 @@ impl Progress {
         self.cursor = Some(cursor);
         self.checked_to = marker.as_ref().map(|marker| marker.watermark);
         self.marker = marker;
-        self.rows_future = Some(facts.future);
+        self.rows_future = facts.future;
         self.planned.clear();
     }
 
@@ -74,6 +76,8 @@ impl Progress {
         self.checked_to = Some(marker.watermark);
         self.marker = Some(marker);
         self.rows += files.rows();
+        self.duplicates += chunk.duplicates();
+        self.rejected += chunk.rejected();
         self.bytes += files.bytes();
         self.files += files.finished.len() as u64;
         self.chunks += 1;
@@ -124,10 +128,13 @@ impl Progress {
             watermark: time(self.marker.as_ref().map(|marker| marker.watermark)),
             offloaded_to: time(self.marker.as_ref().map(|marker| marker.offloaded_to)),
             checked_to: time(self.checked_to),
-            rows_read: self.rows + self.planned.iter().map(Chunk::source_rows).sum::<u64>(),
+            rows_read: self.rows
+                + self.duplicates
+                + self.rejected
+                + self.planned.iter().map(Chunk::source_rows).sum::<u64>(),
             rows_written: self.rows,
-            rows_duplicate: 0,
-            rows_rejected: 0,
+            rows_duplicate: self.duplicates,
+            rows_rejected: self.rejected,
             rows_late: None,
             rows_changed: None,
             rows_future: self.rows_future,

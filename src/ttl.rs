@@ -87,7 +87,7 @@ mod tests {
             clock_micros: NOW * MICROS_PER_SECOND,
             newest: Some(NOW * 1000),
             oldest: Some(oldest * 1000),
-            future: 0,
+            future: Some(0),
             expires_at_seconds: Some(oldest + 7 * DAY),
             lifetime_seconds: Some(7 * DAY),
         }

@@ -5,10 +5,10 @@ use uuid::Uuid;
 use super::{Chunk, Route};
 use crate::cursor::Tick;
 use crate::error::{Error, Kind, Result};
-use crate::histogram::{Cut, Histogram};
+use crate::histogram::{Bucket, Cut, Histogram};
 use crate::partition::{Grain, Value};
-use crate::plan::{Partition, Piece, Window, rows_per_file};
-use crate::source::partition_values;
+use crate::plan::{Partition, Piece, Window, ceil, floor, rows_per_file};
+use crate::source::{Counted, Counting, partition_values};
 
 /// Days, or hours, of a target's partitions in one commit (protocol.md P6).
 const MAX_UNITS_PER_CHUNK: usize = 64;
@@ -16,6 +16,9 @@ const MAX_UNITS_PER_CHUNK: usize = 64;
 const MAX_FILES_PER_CHUNK: usize = 1024;
 /// Files of one partition in one commit.
 const MAX_PIECES_PER_PARTITION: u64 = 64;
+/// Spans of a query that are not looked for by a histogram first.
+const MAX_UNASKED_SPANS: i64 = 4;
+
 /// A window on its way to be cut.
 #[derive(Debug)]
 pub struct Chunks {
@@ -32,7 +35,8 @@ impl Route<'_> {
     /// Begins to cut a window into chunks.
     pub async fn chunks(&self, window: Window) -> Result<Chunks> {
         let cursor = self.cursor();
-        // Days, or what the target is partitioned by where that is finer: a chunk holds a bounded number of them.
+        // Days, or what the target is partitioned by where that is finer: a chunk holds a bounded number of them, or one `chunk_span`. Days
+        // split no aggregate.
         let unit = self.fields.iter().filter(|field| field.by.column == cursor.name).filter_map(|field| {
             match field.by.grain {
                 Grain::Day => Some(cursor.kind.ticks_per_day()),
@@ -40,13 +44,39 @@ impl Route<'_> {
                 Grain::Year | Grain::Month | Grain::Identity => None,
             }
         });
-        let unit = unit.min();
-        let width = unit.unwrap_or(cursor.kind.ticks_per_day());
-        let buckets = self.source.histogram(cursor, window, &[], &[], width).await?;
-        let max_units = if unit.is_some() { MAX_UNITS_PER_CHUNK } else { usize::MAX };
-        let rows_per_file = rows_per_file(self.table.target_file_size, self.measured_size().await?);
-        let histogram = Histogram::new(cursor.kind, buckets);
+        let day = cursor.kind.ticks_per_day();
+        let (width, max_units) = match (self.span, unit.min()) {
+            (Some(span), _) => (span, 1),
+            (None, None) => (day, usize::MAX),
+            (None, Some(unit)) => (if self.step > 1 { day } else { unit }, MAX_UNITS_PER_CHUNK),
+        };
+        let buckets = match self.few_spans(window) {
+            Some(buckets) => buckets,
+            None => self.source.histogram(cursor, window, &[], &[], width).await?,
+        };
+        let rows_per_file = match self.keeps_partitions_whole() {
+            true => None,
+            false => rows_per_file(self.table.target_file_size, self.measured_size().await?),
+        };
+        let finest = if self.step > 1 || self.source.is_query() { width } else { 1 };
+        let histogram = Histogram::new(cursor.kind, buckets, finest);
         Ok(Chunks { rest: window, histogram, unit: width, max_units, rows_per_file })
+    }
+
+    /// Whether the rows of a chunk and partition leave by one SELECT: within it duplicates are dropped (protocol.md P27), and no query is asked twice.
+    fn keeps_partitions_whole(&self) -> bool {
+        self.source.leaves_rows_out() || self.source.is_query() || self.step > 1
+    }
+
+    /// The spans of a query's window, as if each held rows, where they are so few that counting them one by one is cheaper than a histogram.
+    fn few_spans(&self, window: Window) -> Option<Vec<Bucket>> {
+        let width = self.span.filter(|_| self.source.is_query())?;
+        let first = floor(window.low?, width);
+        let spans = window.high.checked_sub(first)?.div_euclid(width).checked_add(1)?;
+        (spans <= MAX_UNASKED_SPANS).then(|| {
+            let lows = (0..spans).map(|span| first.saturating_add(span.saturating_mul(width)));
+            lows.filter(|low| *low < window.high).map(|low| Bucket { low, width, rows: 1 }).collect()
+        })
     }
 
     /// Bytes and rows to judge sizes by: of the target's files, or while it has none, of the source's parts.
@@ -75,14 +105,19 @@ impl Route<'_> {
         loop {
             let mut histogram = chunks.histogram.clone();
             let window = self.cut(&mut histogram, chunks.rest, &[], (limit, chunks.unit, chunks.max_units)).await?;
-            let partitions = self.count(window).await?;
+            let Counted { partitions, newest } = self.count(window, Counting::Leaving).await?;
             if partitions.len() <= MAX_FILES_PER_CHUNK {
                 chunks.histogram = histogram;
-                return Ok((window, partitions));
+                // Nobody has told yet how far the rows of a query go (P9).
+                let high =
+                    newest.map_or(window.high, |newest| window.high.min(ceil(newest.saturating_add(1), self.step)));
+                return Ok((Window { high, ..window }, partitions));
             }
-            if limit == 1 {
-                let message = format!("a single tick holds more than {MAX_FILES_PER_CHUNK} partitions");
-                return Err(Error::refused(message).hint("each one is a file: choose coarser partitions"));
+            if limit == 1 || self.source.is_query() {
+                let what = if self.source.is_query() { "chunk_span" } else { "single tick" };
+                let message = format!("a {what} holds more than {MAX_FILES_PER_CHUNK} partitions");
+                return Err(Error::refused(message)
+                    .hint("each one is a file: choose coarser partitions, or a shorter chunk_span"));
             }
             limit /= 2;
         }
@@ -117,13 +152,13 @@ impl Route<'_> {
     }
 
     /// Counts a window: before any row is read, and again after the last.
-    pub(super) async fn count(&self, window: Window) -> Result<Vec<Partition>> {
-        self.source.count(self.cursor(), window, &self.fields, MAX_FILES_PER_CHUNK + 1).await
+    pub(super) async fn count(&self, window: Window, counting: Counting) -> Result<Counted> {
+        self.source.count(self.cursor(), window, &self.fields, counting, MAX_FILES_PER_CHUNK + 1).await
     }
 
     async fn chunk(&self, window: Window, partitions: Vec<Partition>, rows_per_file: Option<u64>) -> Result<Chunk> {
         let mut pieces = Vec::with_capacity(partitions.len());
-        for partition in &partitions {
+        for partition in partitions.iter().filter(|partition| partition.kept > 0) {
             let rows = rows_per_file.map(|rows| rows.max(partition.rows.div_ceil(MAX_PIECES_PER_PARTITION)));
             match rows {
                 // A file half as large again is near enough; two small ones would not be.
@@ -142,7 +177,7 @@ impl Route<'_> {
         let values = partition_values(&self.fields, &partition.key)?;
         let day = cursor.kind.ticks_per_day();
         let buckets = self.source.histogram(cursor, window, &self.fields, &values, day).await?;
-        let mut histogram = Histogram::new(cursor.kind, buckets);
+        let mut histogram = Histogram::new(cursor.kind, buckets, 1);
         let mut rest = window;
         let mut pieces = Vec::new();
         while !histogram.is_empty() {

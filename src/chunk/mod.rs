@@ -12,9 +12,9 @@ use crate::config::Table;
 use crate::cursor::{Cursor, Tick};
 use crate::error::{Error, Kind, Result};
 use crate::partition::{PartitionField, Value};
-use crate::plan::{Partition, Piece, Window, is_whole};
+use crate::plan::{Partition, Piece, Window, is_whole, span_ticks, step};
 use crate::schema::drift;
-use crate::source::{Server, Source, partition_values};
+use crate::source::{Counting, Server, Source, partition_values};
 use crate::storage::delete_own_file;
 use crate::target::Target;
 use crate::watermark::{Marker, Mode, SourceIdentity, VERSION};
@@ -33,6 +33,10 @@ pub struct Route<'a> {
     pub target: Target,
     /// What the marker will say of the source.
     pub identity: SourceIdentity,
+    /// Bounds are multiples of it (protocol.md P11).
+    pub step: Tick,
+    /// A chunk takes rows of one multiple of it.
+    span: Option<Tick>,
     /// The fields of the target's partitions.
     fields: Vec<PartitionField>,
 }
@@ -54,6 +58,16 @@ impl Chunk {
     /// Raw rows of all partitions.
     pub fn source_rows(&self) -> u64 {
         self.partitions.iter().map(|partition| partition.rows).sum()
+    }
+
+    /// Those whose key another row has.
+    pub fn duplicates(&self) -> u64 {
+        self.partitions.iter().map(Partition::duplicates).sum()
+    }
+
+    /// Those that `reject_where` keeps out.
+    pub fn rejected(&self) -> u64 {
+        self.partitions.iter().map(|partition| partition.rejected).sum()
     }
 
     /// What the commit will say of itself.
@@ -96,9 +110,16 @@ impl Files {
         self.finished.iter().map(DataFile::record_count).sum()
     }
 
+    /// Rows of a partition in the finished files.
+    fn read_of(&self, partition: &Partition) -> u64 {
+        self.read.get(&partition.key).copied().unwrap_or(0)
+    }
+
     /// The rows of each partition, as if they had been counted.
     fn as_read(&self) -> Vec<Partition> {
-        self.read.iter().map(|(key, rows)| Partition { key: key.clone(), rows: *rows }).collect()
+        let counted =
+            |(key, rows): (&Vec<String>, &u64)| Partition { key: key.clone(), rows: *rows, kept: *rows, rejected: 0 };
+        self.read.iter().map(counted).collect()
     }
 
     /// Bytes of the finished files.
@@ -124,7 +145,10 @@ impl<'a> Route<'a> {
         let cursor = source.cursor(&table.cursor)?;
         let identity = SourceIdentity { id: table.source_id.clone(), uuid: source.uuid, cursor };
         let fields = target.partition_by()?.into_iter().map(|by| source.partition_field(by)).collect::<Result<_>>()?;
-        Ok(Self { table, source, target, identity, fields })
+        let kind = identity.cursor.kind;
+        let step = step(table.window, kind)?;
+        let span = table.chunk_span.map(|span| span_ticks("chunk_span", span, kind)).transpose()?;
+        Ok(Self { table, source, target, identity, step, span, fields })
     }
 
     /// The column that orders the source.
@@ -169,13 +193,31 @@ impl<'a> Route<'a> {
         if self.source.mutations().await? != mutations {
             return changed("there is a new mutation");
         }
-        // One SELECT over the whole window sees one state of it; several must fit together.
-        let one = self.fields.is_empty() && chunk.pieces.len() == 1;
-        let after = if one { files.as_read() } else { self.count(chunk.window).await? };
-        if is_whole(&chunk.partitions, &files.read, &after) {
+        if is_whole(&chunk.partitions, &files.read, &self.count_after(chunk, files).await?) {
             return Ok(());
         }
         changed(&format!("{} rows were counted, {} read", chunk.source_rows(), files.rows()))
+    }
+
+    /// What a window holds after the last SELECT, asked as far as it takes.
+    async fn count_after(&self, chunk: &Chunk, files: &Files) -> Result<Vec<Partition>> {
+        // One SELECT over the whole window sees one state of it; several must fit together.
+        let one = self.fields.is_empty() && chunk.pieces.len() == 1;
+        let as_counted = || chunk.partitions.iter().all(|partition| files.read_of(partition) == partition.kept);
+        // To ask a query again may take as long as to read it, and it gave what was counted.
+        if one || (self.source.is_query() && as_counted()) {
+            return Ok(files.as_read());
+        }
+        let raw = self.count(chunk.window, Counting::Raw).await?.partitions;
+        let same = |(before, after): (&Partition, &Partition)| before.key == after.key && before.rows == after.rows;
+        if !self.source.leaves_rows_out() {
+            Ok(raw)
+        } else if raw.len() == chunk.partitions.len() && chunk.partitions.iter().zip(&raw).all(same) {
+            // As many rows as before: no more, and no less, of them leave.
+            Ok(chunk.partitions.clone())
+        } else {
+            Ok(self.count(chunk.window, Counting::Leaving).await?.partitions)
+        }
     }
 
     async fn write_file(&self, piece: &Piece, name: &str, files: &mut Files, bar: &ProgressBar) -> Result<()> {

@@ -7,6 +7,7 @@ use crate::cli::{Format, InitTables};
 use crate::config::{Config, Table};
 use crate::error::{Error, Result, worst_exit};
 use crate::partition::PartitionBy;
+use crate::plan::{span_ticks, step};
 use crate::report::{self, ErrorReport, InitReport, InitStatus, InitTable};
 use crate::schema::drift;
 use crate::source::{Server, Source, new_run_id};
@@ -40,7 +41,9 @@ async fn init(
     dry_run: bool,
 ) -> Result<InitTable> {
     let source = server.open(&config.clickhouse.database, table).await?;
-    source.cursor(&table.cursor)?;
+    let cursor = source.cursor(&table.cursor)?;
+    step(table.window, cursor.kind)?;
+    table.chunk_span.map(|span| span_ticks("chunk_span", span, cursor.kind)).transpose()?;
     for by in &table.partition_by {
         source.partition_field(by.clone())?;
     }

@@ -4,12 +4,13 @@ use super::select;
 use crate::cli::{Format, Reset, Tables};
 use crate::commit::{self, Base, Commit, Failure};
 use crate::config::{Config, Table};
-use crate::cursor::Tick;
-use crate::error::Result;
+use crate::cursor::{Cursor, Tick};
+use crate::error::{Error, Kind, Result};
 use crate::guard::Guard;
+use crate::plan::{Window, floor, step};
 use crate::report::{self, ResetReport, ResetStatus};
 use crate::reset::{Situation, needs_largest};
-use crate::source::{Server, new_run_id};
+use crate::source::{Counting, Server, Source, new_run_id};
 use crate::state::State;
 use crate::storage::local_file_io;
 use crate::target::{Catalog, Standing, Target};
@@ -40,6 +41,7 @@ async fn reset(config: &Config, table: &Table, args: &Reset, run_id: &str) -> Re
     };
     let identity = SourceIdentity { id: table.source_id.clone(), uuid: source.uuid, cursor };
     let kind = identity.cursor.kind;
+    let step = step(table.window, kind)?;
     let now = kind.tick_at(server.clock_micros().await?);
     let situation = Situation { standing: &standing, largest, source: &identity, now };
     let time = |tick| kind.format(tick);
@@ -57,12 +59,16 @@ async fn reset(config: &Config, table: &Table, args: &Reset, run_id: &str) -> Re
         // Nothing has left, so that the next pass begins with the first row anyway.
         (None, true) if standing == Standing::Empty => return Ok(report),
         // Nothing is left in a target that was rolled back.
-        (None, true) => source.facts(&identity.cursor, None).await?.oldest.unwrap_or(now),
+        (None, true) => earliest(&source, &identity.cursor, now).await?,
         (None, false) => Tick::MIN,
     };
+    if floor(to, step) != to && args.to.is_some() {
+        let message = format!("{} is no multiple of the table's window, in UTC", time(to));
+        return Err(Error::new(Kind::Config, message).hint(format!("choose {}", time(floor(to, step)))));
+    }
     let plan = situation.plan(to)?;
-    let skipped = source.count(&identity.cursor, plan.window(), &[], 1).await?;
-    report.rows_skipped = skipped.iter().map(|partition| partition.rows).sum();
+    let skipped = source.count(&identity.cursor, plan.window(), &[], Counting::Raw, 1).await?;
+    report.rows_skipped = skipped.partitions.iter().map(|partition| partition.rows).sum();
     report.to = Some(time(plan.to));
     report.status = ResetStatus::Planned;
     if args.dry_run {
@@ -82,4 +88,11 @@ async fn reset(config: &Config, table: &Table, args: &Reset, run_id: &str) -> Re
     };
     State::open(&config.state).forget_checked_to(&report.target);
     Ok(ResetReport { status: ResetStatus::Reset, snapshot_id: Some(snapshot_id), ..report })
+}
+
+/// The day of the source's first row; without rows, now.
+async fn earliest(source: &Source<'_>, cursor: &Cursor, now: Tick) -> Result<Tick> {
+    let all = Window { low: None, high: now.saturating_add(1) };
+    let days = source.histogram(cursor, all, &[], &[], cursor.kind.ticks_per_day()).await?;
+    Ok(days.first().map_or(now, |day| day.low))
 }

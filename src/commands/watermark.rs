@@ -9,7 +9,7 @@ use crate::cli::{Format, Show};
 use crate::config::{Config, Table};
 use crate::cursor::{CursorType, MICROS_PER_SECOND, Tick, micros_of};
 use crate::error::{Kind, Result, worst_exit};
-use crate::plan::lower_bound;
+use crate::plan::{floor, lower_bound, step};
 use crate::report::{self, ErrorReport, WatermarkReport, WatermarkTable};
 use crate::source::{Facts, Server, new_run_id};
 use crate::state::{State, TableState};
@@ -57,19 +57,22 @@ pub async fn show(config: &Config, args: &Show, format: Format) -> Result<u8> {
 struct Now {
     cursor: CursorType,
     facts: Facts,
+    step: Tick,
 }
 
 impl Now {
     async fn ask(server: &Server, config: &Config, table: &Table, watermark: Option<Tick>) -> Result<Self> {
         let source = server.open(&config.clickhouse.database, table).await?;
         let cursor = source.cursor(&table.cursor)?;
-        let facts = source.facts(&cursor, lower_bound(watermark, table.start_at, cursor.kind)).await?;
-        Ok(Self { cursor: cursor.kind, facts })
+        let step = step(table.window, cursor.kind)?;
+        let facts = source.facts(&cursor, lower_bound(watermark, table.start_at, cursor.kind, step)?).await?;
+        Ok(Self { cursor: cursor.kind, facts, step })
     }
 
     /// Seconds between what a pass could have looked at by now and `checked_to`.
     fn lag_seconds(&self, settle_delay: Duration, checked_to: Tick) -> Option<i64> {
-        let reachable = self.cursor.tick_at(self.facts.clock_micros.saturating_sub(micros_of(settle_delay)));
+        let settled = self.cursor.tick_at(self.facts.clock_micros.saturating_sub(micros_of(settle_delay)));
+        let reachable = floor(settled, self.step);
         let lag = self.cursor.micros_at(reachable)?.checked_sub(self.cursor.micros_at(checked_to)?)?;
         Some((lag / MICROS_PER_SECOND).max(0))
     }

@@ -4,6 +4,7 @@
 //! file: it names an environment variable or a file.
 
 mod raw;
+mod rows;
 mod validate;
 
 use std::collections::BTreeMap;
@@ -75,8 +76,10 @@ pub struct Catalog {
 /// A source and its target.
 #[derive(Debug, Clone)]
 pub struct Table {
-    /// Table in [`ClickHouse::database`].
+    /// Table in [`ClickHouse::database`], or the name of `query`.
     pub source: String,
+    /// The SELECT that stands for a table, with [`LOW`] and [`HIGH`] where its bounds belong.
+    pub query: Option<String>,
     /// What a marker calls the source (protocol.md P15).
     pub source_id: String,
     /// The Iceberg table.
@@ -85,8 +88,22 @@ pub struct Table {
     pub layer: String,
     /// Column that orders the source in time.
     pub cursor: String,
+    /// Which columns leave.
+    pub columns: Columns,
     /// Types that columns shall have in the target instead of those of the type table.
     pub types: BTreeMap<String, String>,
+    /// Columns whose values name a row; none where rows have no name.
+    pub key: Vec<String>,
+    /// Of rows with one key the one with the largest value here leaves.
+    pub version_column: Option<String>,
+    /// Whether the source is read with FINAL.
+    pub is_final: bool,
+    /// SQL over the source's columns: rows for which it holds do not leave.
+    pub reject_where: Option<String>,
+    /// Rows are aggregates of ranges of this length: bounds are multiples of it since 1970 in UTC (protocol.md P11).
+    pub window: Option<Duration>,
+    /// A commit takes rows of one multiple of it since 1970 in UTC.
+    pub chunk_span: Option<Duration>,
     /// Lower bound of the first window.
     pub start_at: Option<DateTime<Utc>>,
     /// How far behind the source's clock a window ends.
@@ -95,12 +112,51 @@ pub struct Table {
     pub chunk_rows: u64,
     /// Partition fields of a new target.
     pub partition_by: Vec<PartitionBy>,
+    /// How the rows of a file are sorted.
+    pub sort_by: Vec<SortBy>,
     /// About how many bytes a data file should have at most.
     pub target_file_size: u64,
     /// Rows that the source's TTL deletes sooner than this, and that have not left, are worth a warning.
     pub ttl_margin: Duration,
     /// Parquet compression.
     pub compression: Compression,
+}
+
+/// Stands in a query for the inclusive lower bound of the cursor.
+pub const LOW: &str = "{low}";
+/// Stands in a query for the exclusive upper bound of the cursor.
+pub const HIGH: &str = "{high}";
+
+/// Which columns of a source leave.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Columns {
+    /// All but these.
+    Except(Vec<String>),
+    /// These.
+    Only(Vec<String>),
+}
+
+/// A column that rows are sorted by. Nulls come first where values ascend, and last where they descend: Iceberg's defaults.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SortBy {
+    /// The column.
+    pub column: String,
+    /// Largest first.
+    pub descending: bool,
+}
+
+impl SortBy {
+    /// Parses `column`, `column asc` and `column desc`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let text = text.trim();
+        let (column, descending) = match text.rsplit_once(char::is_whitespace) {
+            Some((column, order)) if order.eq_ignore_ascii_case("desc") => (column, true),
+            Some((column, order)) if order.eq_ignore_ascii_case("asc") => (column, false),
+            _ => (text, false),
+        };
+        let column = column.trim_end();
+        (!column.is_empty()).then(|| Self { column: column.to_owned(), descending })
+    }
 }
 
 /// Namespace and name of an Iceberg table.

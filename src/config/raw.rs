@@ -114,15 +114,29 @@ impl Default for RawDefaults {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawTable {
-    pub source: String,
+    pub source: Option<String>,
+    pub name: Option<String>,
+    pub query: Option<String>,
     pub target: String,
     pub cursor: String,
     pub layer: Option<String>,
     pub source_id: Option<String>,
     #[serde(default)]
     pub types: BTreeMap<String, String>,
+    pub columns: Option<Vec<String>>,
+    pub exclude: Option<Vec<String>>,
+    #[serde(default)]
+    pub key: Vec<String>,
+    pub version_column: Option<String>,
+    #[serde(default, rename = "final")]
+    pub is_final: bool,
+    pub reject_where: Option<String>,
+    pub window: Option<String>,
+    pub chunk_span: Option<String>,
     pub start_at: Option<String>,
     pub partition_by: Option<Vec<String>>,
+    #[serde(default)]
+    pub sort_by: Vec<String>,
     pub settle_delay: Option<String>,
     pub chunk_rows: Option<u64>,
     pub compression: Option<String>,

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::raw::{RawCatalog, RawClickHouse, RawDefaults, RawFile, RawTable};
+use super::rows;
 use super::{Catalog, ClickHouse, Compression, Config, Secret, Table, TableName};
 use crate::cursor::parse_instant;
 use crate::partition::PartitionBy;
@@ -14,7 +15,7 @@ use crate::partition::PartitionBy;
 pub struct Problems(pub Vec<String>);
 
 impl Problems {
-    fn add(&mut self, key: &str, reason: impl fmt::Display) {
+    pub(super) fn add(&mut self, key: &str, reason: impl fmt::Display) {
         self.0.push(format!("{key}: {reason}"));
     }
 
@@ -43,7 +44,7 @@ impl Problems {
         number
     }
 
-    fn duration(&mut self, key: &str, text: &str) -> Duration {
+    pub(super) fn duration(&mut self, key: &str, text: &str) -> Duration {
         humantime::parse_duration(text).unwrap_or_else(|e| {
             self.add(key, format_args!("`{text}` is no duration such as 90s, 5m or 24h ({e})"));
             Duration::ZERO
@@ -203,11 +204,10 @@ fn validate_table(
     database: &str,
     problems: &mut Problems,
 ) -> Table {
-    let key = |name: &str| format!("table {number} (`{}`) {name}", raw.source);
-    for (name, value) in [("source", &raw.source), ("cursor", &raw.cursor)] {
-        if value.is_empty() {
-            problems.add(&key(name), "is empty");
-        }
+    let (source, query) = rows::source(&raw, number, problems);
+    let key = |name: &str| format!("table {number} (`{source}`) {name}");
+    if raw.cursor.is_empty() {
+        problems.add(&key("cursor"), "is empty");
     }
     let target = raw.target.rsplit_once('.').filter(|(namespace, name)| {
         let bad = |part: &str| part.is_empty() || part == ".." || part.contains(['/', '\\', '\0']);
@@ -236,9 +236,19 @@ fn validate_table(
         .start_at
         .as_deref()
         .and_then(|text| parse_instant(text).map_err(|e| problems.add(&key("start_at"), e)).ok());
+    let (window, chunk_span) = rows::spans(&raw, start_at, key, problems);
+    rows::check_duplicates(&raw, key, problems);
     let compression = raw.compression.as_deref().unwrap_or(&defaults.compression);
     Table {
-        source_id: raw.source_id.clone().unwrap_or_else(|| format!("{database}.{}", raw.source)),
+        source_id: raw.source_id.clone().unwrap_or_else(|| format!("{database}.{source}")),
+        columns: rows::columns(&raw, key, problems),
+        key: raw.key.clone(),
+        version_column: raw.version_column.clone(),
+        is_final: raw.is_final,
+        reject_where: raw.reject_where.clone(),
+        window,
+        chunk_span,
+        sort_by: rows::sort_by(&raw, key, problems),
         target: TableName { namespace: namespace.to_owned(), name: name.to_owned() },
         layer: raw.layer.clone().unwrap_or_else(|| "default".to_owned()),
         cursor: raw.cursor.clone(),
@@ -255,7 +265,8 @@ fn validate_table(
             Compression { codec: "zstd".into(), level: None }
         }),
         ttl_margin: problems.duration(&key("ttl_margin"), raw.ttl_margin.as_deref().unwrap_or(&defaults.ttl_margin)),
-        source: raw.source,
+        query,
+        source,
     }
 }
 

@@ -26,6 +26,8 @@ pub struct Column {
     pub source_type: String,
     /// What it becomes.
     pub shape: Shape,
+    /// Whether it belongs to the key: null is refused, and the field is required.
+    pub required: bool,
 }
 
 /// What a type becomes.
@@ -56,7 +58,22 @@ impl Column {
                 Error::new(Kind::Config, message).hint(leaf::OVERRIDES)
             })?),
         };
-        Ok(Self { name: name.to_owned(), source_type: source_type.to_owned(), shape })
+        Ok(Self { name: name.to_owned(), source_type: source_type.to_owned(), shape, required: false })
+    }
+
+    /// Makes it part of the key; refuses what cannot name a row in Iceberg.
+    pub fn require(&mut self) -> Result<()> {
+        match self.primitive() {
+            None | Some(PrimitiveType::Float | PrimitiveType::Double) => {
+                let message =
+                    format!("key column `{}` has type {}, which cannot name a row", self.name, self.source_type);
+                Err(Error::new(Kind::Config, message).hint("a key is made of flat columns that are no floats"))
+            }
+            Some(_) => {
+                self.required = true;
+                Ok(())
+            }
+        }
     }
 
     /// Whether the source can hold null.
@@ -128,14 +145,17 @@ impl Shape {
     }
 }
 
-/// The Iceberg schema of new tables: fields in the order of the source, all optional but keys of maps. Ids are those of the columns from 1,
-/// then of what is nested in them; iceberg gives a new table ids of its own.
+/// The Iceberg schema of new tables: fields in the order of the source, optional but for keys of maps and the columns of the key, which become
+/// Iceberg's identifier fields. Ids are those of the columns from 1, then of what is nested in them; iceberg gives a new table ids of its own.
 pub fn iceberg_schema(columns: &[Column]) -> Result<Schema> {
     let mut nested = (1..).skip(columns.len());
-    let fields = (1..)
-        .zip(columns)
-        .map(|(id, column)| Arc::new(NestedField::optional(id, &column.name, column.shape.iceberg(&mut nested))));
-    Schema::builder().with_fields(fields).build().or_error(Kind::Refused, "build the target's schema")
+    let fields = (1..).zip(columns).map(|(id, column)| {
+        let of_type = column.shape.iceberg(&mut nested);
+        Arc::new(NestedField::new(id, &column.name, of_type, column.required))
+    });
+    let key = (1..).zip(columns).filter(|(_, column)| column.required).map(|(id, _)| id);
+    let schema = Schema::builder().with_fields(fields).with_identifier_field_ids(key);
+    schema.build().or_error(Kind::Refused, "build the target's schema")
 }
 
 /// The physical Parquet type and its annotation for an Iceberg type (Iceberg spec, appendix A "Parquet"). Decimals above 18 digits

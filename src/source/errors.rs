@@ -5,6 +5,7 @@ use std::time::Duration;
 use clickhouse::error::Error as ClientError;
 
 use super::projection::REFUSED_VALUE;
+use super::relation::OUTSIDE;
 use super::sql;
 use crate::error::{Error, Kind};
 use crate::schema::Column;
@@ -28,16 +29,30 @@ fn other_server() -> Error {
 
 /// Sorts the error of a query with a setting of the configuration, where a moment before it one without was answered.
 pub fn of_setting(error: ClientError) -> Error {
+    of_users(error, "correct it, or give the user a profile that allows it")
+}
+
+/// Sorts the error of a statement that holds SQL of the configuration.
+pub fn of_users_sql(error: ClientError) -> Error {
+    of_users(error, "correct the SQL in the configuration; `query` and `reject_where` are ClickHouse's SQL")
+}
+
+fn of_users(error: ClientError, hint: &str) -> Error {
     match &error {
         // Not TIMEOUT_EXCEEDED, QUOTA_EXCEEDED, TOO_MANY_SIMULTANEOUS_QUERIES, MEMORY_LIMIT_EXCEEDED, CANNOT_SCHEDULE_TASK
         ClientError::BadResponse(message)
             if !matches!(exception_code(message), None | Some(159 | 201 | 202 | 241 | 439)) =>
         {
-            Error::new(Kind::Config, format!("ClickHouse: {}", first_line(message)))
-                .hint("correct it, or give the user a profile that allows it")
+            Error::new(Kind::Config, format!("ClickHouse: {}", first_line(message))).hint(hint)
         }
         _ => classify(error, &[]),
     }
+}
+
+/// A query that does not keep to its bounds (protocol.md P11).
+pub fn outside() -> Error {
+    Error::refused("the query returns rows whose cursor does not lie in [{low}, {high})")
+        .hint("compare the cursor itself, or what it is computed from, with {low} and {high}; `window` must be that of the query")
 }
 
 /// Sorts an error of the client by its type, and a server's exception by its code.
@@ -60,13 +75,16 @@ pub fn classify(error: ClientError, columns: &[Column]) -> Error {
         if message.contains(sql::OTHER_SERVER) {
             return other_server();
         }
+        if message.contains(OUTSIDE) {
+            return outside();
+        }
         if let Some(column) = refused_column(message).and_then(|number| columns.get(number)) {
             let Column { name, source_type, .. } = column;
             return Error::refused(format!(
                 "column `{name}` ({source_type}) holds a value that does not fit the target"
             ))
             .hint(
-                "UInt64 must be below 2^63, String must be UTF-8; convert the column in a view, or correct the rows",
+                "UInt64 must be below 2^63, String must be UTF-8, a key must not be null; convert the column in a view, or correct the rows",
             );
         }
     }
@@ -80,6 +98,10 @@ pub fn classify(error: ClientError, columns: &[Column]) -> Error {
         Some(81 | 60) => (Kind::Config, "check clickhouse.database and the table's source"),
         // UNKNOWN_IDENTIFIER, NO_SUCH_COLUMN_IN_TABLE
         Some(47 | 16) => (Kind::Config, "check the columns that the configuration names"),
+        // ILLEGAL_FINAL
+        Some(181) => {
+            (Kind::Config, "the engine of the source has no FINAL: take `final` out, or offload another table")
+        }
         // READONLY, SETTING_CONSTRAINT_VIOLATION, UNKNOWN_SETTING
         Some(164 | 452 | 115) => (Kind::Config, "give the user a profile that allows this setting"),
         // UNKNOWN_FORMAT, UNKNOWN_FUNCTION, UNKNOWN_TYPE

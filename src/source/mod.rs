@@ -5,6 +5,7 @@
 
 mod errors;
 mod projection;
+mod relation;
 mod server;
 mod settings;
 mod sql;
@@ -21,9 +22,11 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use self::errors::{classify, stalled};
+pub use self::relation::Counting;
+use self::relation::{Origin, Relation, Rules};
 pub use self::server::{Server, new_run_id};
 pub use self::settings::reserved_setting;
-use crate::config::{Compression, Table};
+use crate::config::{Columns, Compression, Table};
 use crate::cursor::{Cursor, CursorType, Tick};
 use crate::error::{Classify, Error, Kind, Result};
 use crate::histogram::Bucket;
@@ -38,7 +41,7 @@ const PARTS_PER_PARQUET: u64 = 2;
 /// A table on a [`Server`].
 pub struct Source<'a> {
     server: &'a Server,
-    relation: sql::Relation,
+    relation: Relation,
     name: String,
     /// Its columns and what they become.
     pub columns: Vec<Column>,
@@ -53,16 +56,25 @@ pub struct Source<'a> {
 pub struct Facts {
     /// The source's clock, microseconds since 1970.
     pub clock_micros: i64,
-    /// Largest cursor that is not in the future.
+    /// Largest cursor that is not in the future; of a query, which is asked for its newest row only when it is counted, [`Tick::MAX`].
     pub newest: Option<Tick>,
     /// Smallest cursor that is not in the future.
     pub oldest: Option<Tick>,
-    /// Rows whose cursor is in the future.
-    pub future: u64,
+    /// Rows whose cursor is in the future; a query is not asked for them.
+    pub future: Option<u64>,
     /// When the first of the rows expires, seconds since 1970; `None` without rows that do.
     pub expires_at_seconds: Option<i64>,
     /// How long, in seconds after its cursor, the TTL lets the oldest row live that expires.
     pub lifetime_seconds: Option<i64>,
+}
+
+/// The rows of a window.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Counted {
+    /// Those of each partition.
+    pub partitions: Vec<Partition>,
+    /// Largest tick, where a query was counted that returned any.
+    pub newest: Option<Tick>,
 }
 
 /// A SELECT whose answer is a Parquet file.
@@ -128,39 +140,108 @@ struct LifetimeRow {
 struct PartitionRow {
     key: Vec<String>,
     rows: u64,
+    kept: u64,
+    rejected: u64,
+    newest: Option<i64>,
+    outside: u64,
 }
 
 impl Server {
     /// Opens the source of `table` in `database`: its columns, mapped, its UUID and its TTL.
     pub async fn open(&self, database: &str, table: &Table) -> Result<Source<'_>> {
-        let quoted = sql::table(database, &table.source);
-        self.open_quoted(database, table, &quoted).await.map_err(|e| e.context(format!("open source {quoted}")))
+        let what = match &table.query {
+            Some(_) => format!("open query {}", sql::identifier(&table.source)),
+            None => format!("open source {}", sql::table(database, &table.source)),
+        };
+        self.open_origin(database, table).await.map_err(|e| e.context(what))
     }
 
-    async fn open_quoted(&self, database: &str, table: &Table, quoted: &str) -> Result<Source<'_>> {
-        let Table { source, types, .. } = table;
-        let rows: Vec<DescribeRow> = self.fetch_json(&format!("DESCRIBE TABLE {quoted}"), "columns").await?;
-        // ALIAS and EPHEMERAL columns are not stored; MATERIALIZED ones are, and may hold what nothing else does.
-        let stored = rows.into_iter().filter(|row| !matches!(row.default_type.as_str(), "ALIAS" | "EPHEMERAL"));
-        let map = |row: DescribeRow| Column::map(&row.name, &row.r#type, types.get(&row.name).map(String::as_str));
-        let columns: Vec<Column> = stored.map(map).collect::<Result<_>>()?;
-        if let Some(unknown) = types.keys().find(|name| !columns.iter().any(|column| column.name == **name)) {
-            let message = format!("types: `{unknown}` is no column of the source");
-            return Err(Error::new(Kind::Config, message).hint("correct the name; DESCRIBE TABLE lists the columns"));
+    async fn open_origin(&self, database: &str, table: &Table) -> Result<Source<'_>> {
+        let origin = match &table.query {
+            Some(query) => Origin::Query(query.clone()),
+            None => Origin::Table(sql::table(database, &table.source)),
+        };
+        let mut columns = columns_of(table, self.describe(&origin).await?)?;
+        for name in &table.key {
+            find_mut(&mut columns, name, "key column")?.require()?;
+        }
+        for name in table.version_column.iter().chain(table.sort_by.iter().map(|by| &by.column)) {
+            find_mut(&mut columns, name, "column")?;
         }
         refuse_names_that_differ_by_case(&columns)?;
-        let definition: Vec<DefinitionRow> = self.fetch(&sql::definition(database, source), "definition").await?;
-        let definition = definition.first();
-        let uuid = definition.and_then(|row| Uuid::parse_str(&row.uuid).ok()).unwrap_or_default();
-        let ttl = definition.and_then(|row| ttl::expiry(&row.engine_full));
-        let relation = sql::Relation {
+        let rules = Rules {
+            key: table.key.clone(),
+            version: table.version_column.clone(),
+            is_final: table.is_final,
+            reject: table.reject_where.clone(),
+            sort: table.sort_by.clone(),
+        };
+        let relation = Relation {
             database: database.to_owned(),
-            name: source.clone(),
-            table: quoted.to_owned(),
+            name: table.source.clone(),
+            origin,
+            rules,
             host: self.host.clone(),
         };
-        Ok(Source { server: self, relation, name: source.clone(), columns, uuid, ttl })
+        let (uuid, ttl) = match &table.query {
+            Some(_) => (Uuid::nil(), None),
+            None => self.definition(database, &table.source).await?,
+        };
+        if let Some(query) = relation.try_rules() {
+            self.fetch_users::<DescribeRow>(&query, "reject_where").await?;
+        }
+        Ok(Source { server: self, relation, name: table.source.clone(), columns, uuid, ttl })
     }
+
+    async fn describe(&self, origin: &Origin) -> Result<Vec<DescribeRow>> {
+        match origin {
+            Origin::Table(quoted) => self.fetch_json(&format!("DESCRIBE TABLE {quoted}"), "columns").await,
+            Origin::Query(query) => {
+                let bounds = Window { low: None, high: Tick::MAX };
+                let query = sql::bounded(query, CursorType::DateTime64 { scale: 6 }, bounds);
+                self.fetch_users(&format!("DESCRIBE TABLE {query}"), "columns").await
+            }
+        }
+    }
+
+    /// UUID and TTL of a table.
+    async fn definition(&self, database: &str, table: &str) -> Result<(Uuid, Option<String>)> {
+        let rows: Vec<DefinitionRow> = self.fetch(&sql::definition(database, table), "definition").await?;
+        let row = rows.first();
+        let uuid = row.and_then(|row| Uuid::parse_str(&row.uuid).ok()).unwrap_or_default();
+        Ok((uuid, row.and_then(|row| ttl::expiry(&row.engine_full))))
+    }
+}
+
+/// The columns of a source that leave, mapped.
+fn columns_of(table: &Table, rows: Vec<DescribeRow>) -> Result<Vec<Column>> {
+    let Table { types, columns, .. } = table;
+    let (Columns::Only(named) | Columns::Except(named)) = columns;
+    let known = |name: &String| rows.iter().any(|row| row.name == *name);
+    if let Some(unknown) = named.iter().find(|name| !known(name)) {
+        let message = format!("columns or exclude: `{unknown}` is no column of the source");
+        return Err(Error::new(Kind::Config, message).hint("correct the name; DESCRIBE TABLE lists the columns"));
+    }
+    let leaves = |row: &DescribeRow| named.contains(&row.name) == matches!(columns, Columns::Only(_));
+    // ALIAS and EPHEMERAL columns are not stored; MATERIALIZED ones are, and may hold what nothing else does.
+    let is_stored = |row: &DescribeRow| !matches!(row.default_type.as_str(), "ALIAS" | "EPHEMERAL");
+    let map = |row: DescribeRow| Column::map(&row.name, &row.r#type, types.get(&row.name).map(String::as_str));
+    let columns: Vec<Column> =
+        rows.into_iter().filter(|row| is_stored(row) && leaves(row)).map(map).collect::<Result<_>>()?;
+    if let Some(unknown) = types.keys().find(|name| !columns.iter().any(|column| column.name == **name)) {
+        let message = format!("types: `{unknown}` is no column of the source");
+        return Err(Error::new(Kind::Config, message).hint("correct the name; DESCRIBE TABLE lists the columns"));
+    }
+    Ok(columns)
+}
+
+fn find_mut<'a>(columns: &'a mut [Column], name: &str, role: &str) -> Result<&'a mut Column> {
+    columns.iter_mut().find(|column| column.name == name).ok_or_else(|| no_column(name, role))
+}
+
+fn no_column(name: &str, role: &str) -> Error {
+    Error::new(Kind::Config, format!("{role} `{name}` is no column of the source"))
+        .hint(format!("correct the {role} in the configuration; DESCRIBE TABLE lists the columns"))
 }
 
 /// Spark, Hive and ClickHouse itself fold case: two such columns, or fields of a struct, would be one there.
@@ -199,18 +280,37 @@ impl Source<'_> {
     }
 
     fn column(&self, name: &str, role: &str) -> Result<(usize, &Column)> {
-        self.columns.iter().enumerate().find(|(_, column)| column.name == name).ok_or_else(|| {
-            Error::new(Kind::Config, format!("{role} `{name}` is no column of source {}", self.relation.table))
-                .hint(format!("correct the {role} in the configuration; DESCRIBE TABLE lists the columns"))
-        })
+        self.columns.iter().enumerate().find(|(_, column)| column.name == name).ok_or_else(|| no_column(name, role))
     }
 
     fn is_nullable(&self, cursor: &Cursor) -> bool {
         self.columns.iter().any(|column| column.name == cursor.name && column.nullable())
     }
 
-    /// Reads clock, bounds and expiry of the rows from `low` on, and refuses null cursors: they are in no window (protocol.md P5).
+    /// Whether rows are left out: duplicates, or rejected ones.
+    pub fn leaves_rows_out(&self) -> bool {
+        let Rules { key, is_final, reject, .. } = &self.relation.rules;
+        *is_final || !key.is_empty() || reject.is_some()
+    }
+
+    /// Whether it is a query.
+    pub fn is_query(&self) -> bool {
+        matches!(self.relation.origin, Origin::Query(_))
+    }
+
+    /// Reads clock, bounds and expiry of the rows from `low` on, and refuses null cursors: they are in no window (protocol.md P5). A query is only
+    /// asked for the clock, because it may take long to answer.
     pub async fn facts(&self, cursor: &Cursor, low: Option<Tick>) -> Result<Facts> {
+        if self.is_query() {
+            return Ok(Facts {
+                clock_micros: self.server.clock_micros().await?,
+                newest: Some(Tick::MAX),
+                oldest: None,
+                future: None,
+                expires_at_seconds: None,
+                lifetime_seconds: None,
+            });
+        }
         let row = match self.ask_facts(cursor, low, self.ttl.as_deref()).await {
             // It only feeds warnings, so it must not hold the rows back.
             Err(error) if self.ttl.is_some() && !error.kind().policy().retry => {
@@ -228,7 +328,7 @@ impl Source<'_> {
             clock_micros: row.clock_micros,
             newest: row.newest,
             oldest: row.oldest,
-            future: row.future,
+            future: Some(row.future),
             expires_at_seconds: row.expires_at_seconds,
             lifetime_seconds: row.lifetime_seconds,
         })
@@ -274,7 +374,7 @@ impl Source<'_> {
 
     /// The TTL may name what is gone, or what we may not read.
     fn warn_of_ttl(&self, error: &Error) {
-        tracing::warn!(table = self.relation.table, %error, "cannot evaluate the source's TTL, going on without it");
+        tracing::warn!(table = self.name, %error, "cannot evaluate the source's TTL, going on without it");
     }
 
     /// About how many bytes of Parquet, and rows, the table's parts are; none for views, tables without parts, and users who may not see them.
@@ -286,18 +386,26 @@ impl Source<'_> {
         }
     }
 
-    /// Counts the raw rows of a window before any is read (P7), for each partition; at most `limit` partitions.
+    /// Counts the rows of a window before any is read (P7), for each partition; at most `limit` partitions. A query that returns rows outside the
+    /// window is refused (P11).
     pub async fn count(
         &self,
         cursor: &Cursor,
         window: Window,
         fields: &[PartitionField],
+        counting: Counting,
         limit: usize,
-    ) -> Result<Vec<Partition>> {
-        let query = self.relation.count(cursor, window, fields, limit);
+    ) -> Result<Counted> {
+        let query = self.relation.count(cursor, window, fields, counting, limit);
         let rows: Vec<PartitionRow> = self.server.fetch_of(&self.columns, &query, &self.what("count")).await?;
-        let partitions = rows.into_iter().map(|row| Partition { key: row.key, rows: row.rows });
-        Ok(partitions.filter(|partition| partition.rows > 0).collect())
+        if rows.iter().any(|row| row.outside > 0) {
+            return Err(errors::outside());
+        }
+        let newest = rows.iter().filter_map(|row| row.newest).max();
+        let partitions = rows.into_iter().filter(|row| row.rows > 0);
+        let partitions =
+            partitions.map(|row| Partition { key: row.key, rows: row.rows, kept: row.kept, rejected: row.rejected });
+        Ok(Counted { partitions: partitions.collect(), newest })
     }
 
     /// Starts the SELECT of a window, or of the rows of it with these partition values.
@@ -319,7 +427,7 @@ impl Source<'_> {
         Ok(ParquetStream {
             cursor: request.fetch_bytes("Parquet").map_err(|e| classify(e, &[]))?,
             idle_timeout: self.server.idle_timeout,
-            table: self.relation.table.clone(),
+            table: self.name.clone(),
             columns: self.columns.clone(),
         })
     }

@@ -11,13 +11,19 @@ pub const REFUSED_VALUE: &str = "k2-offload-refused-column-";
 /// The largest and the smallest decimal of 38 digits.
 const MOST_DIGITS: &str = "99999999999999999999999999999999999999";
 
-/// `column AS name`, cast and checked so that it fits its Iceberg type.
-pub fn project(column: &Column, number: usize) -> String {
+/// `column AS name`, cast and checked so that it fits its Iceberg type; `value` is the expression to convert, where it is not the column itself.
+pub fn project(column: &Column, number: usize, value: Option<String>) -> String {
     let name = identifier(&column.name);
-    match convert(&column.shape, &name, number, 0) {
-        Some(value) => format!("{value} AS {name}"),
-        None => name,
-    }
+    let value = value.unwrap_or_else(|| name.clone());
+    let (shape, value) = match &column.shape {
+        Shape::Leaf(leaf) if column.required && leaf.nullable => {
+            let checked = format!("if(throwIf(isNull({value}), '{REFUSED_VALUE}{number}'), {value}, {value})");
+            (&Shape::Leaf(Leaf { nullable: false, ..leaf.clone() }), format!("assumeNotNull({checked})"))
+        }
+        shape => (shape, value),
+    };
+    let converted = convert(shape, &value, number, 0).unwrap_or(value);
+    if converted == name { name } else { format!("{converted} AS {name}") }
 }
 
 /// The expression that converts `value`; `None` where it is right as it is. Lambdas at `depth` have names of their own.
@@ -114,7 +120,7 @@ mod tests {
     use super::*;
 
     fn of(kind: &str) -> String {
-        project(&Column::map("c", kind, None).unwrap(), 3)
+        project(&Column::map("c", kind, None).unwrap(), 3, None)
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use clickhouse::error::Error as ClientError;
 use clickhouse::{Client, Row, RowOwned, RowRead};
 use hyper_util::client::legacy::{self, connect::HttpConnector};
 use hyper_util::rt::TokioExecutor;
@@ -12,7 +13,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::errors::{classify, not_clickhouse, of_setting, stalled};
+use super::errors::{classify, not_clickhouse, of_setting, of_users_sql, stalled};
 use super::settings::{self, ServerSetting};
 use super::sql;
 use crate::config::ClickHouse;
@@ -174,14 +175,30 @@ impl Server {
 
     /// Runs a query that every server can answer, with whatever further columns.
     pub(super) async fn fetch_json<T: DeserializeOwned>(&self, query: &str, what: &str) -> Result<Vec<T>> {
-        let query = self.client.query_raw(query).with_setting("query_id", self.query_id(what));
-        let mut cursor = query.fetch_bytes("JSONEachRow").map_err(|e| classify(e, &[]))?;
+        self.fetch_bytes(query, what, |error| classify(error, &[])).await
+    }
+
+    async fn fetch_bytes<T: DeserializeOwned>(
+        &self,
+        query: &str,
+        what: &str,
+        sort: impl Fn(ClientError) -> Error,
+    ) -> Result<Vec<T>> {
+        let id = self.query_id(what);
+        tracing::debug!(query_id = id, query, "query");
+        let query = self.client.query_raw(query).with_setting("query_id", id);
+        let mut cursor = query.fetch_bytes("JSONEachRow").map_err(&sort)?;
         let bytes = match timeout(self.idle_timeout, cursor.collect()).await {
-            Ok(bytes) => bytes.map_err(|e| classify(e, &[]))?,
+            Ok(bytes) => bytes.map_err(sort)?,
             Err(_) => return Err(stalled(self.idle_timeout)),
         };
         let rows = serde_json::Deserializer::from_slice(&bytes).into_iter().collect::<Result<_, _>>();
         rows.map_err(|_| not_clickhouse())
+    }
+
+    /// Runs a query that holds SQL of the configuration: its errors are the user's to correct.
+    pub(super) async fn fetch_users<T: DeserializeOwned>(&self, query: &str, what: &str) -> Result<Vec<T>> {
+        self.fetch_bytes(query, what, of_users_sql).await
     }
 
     /// The server's clock, microseconds since 1970.

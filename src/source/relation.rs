@@ -1,0 +1,493 @@
+//! The queries of a source: pure. Facts, counts, and the SELECT whose Parquet becomes a data file.
+//!
+//! Rules that stand here: window, key and sort stand in an inner query on raw columns, casts outside, because ClickHouse resolves a name in
+//! WHERE to an alias of the SELECT (protocol.md P2); each cast refers to its own column only, for the same reason; queries with aliases of
+//! their own rename the column first.
+
+use super::projection::project;
+use super::sql::{
+    CLOCK_MICROS, OTHER_SERVER, bounded, identifier, keys, literal, matches, seconds, string, tick_of_now, ticks,
+    within, within_partition,
+};
+use crate::config::SortBy;
+use crate::cursor::{Cursor, CursorType, Tick};
+use crate::partition::{PartitionField, Predicate};
+use crate::plan::Window;
+use crate::schema::{Column, Shape};
+
+/// Text of our own in the error of a SELECT over a query that returned a row outside its window (P11).
+pub const OUTSIDE: &str = "k2-offload-outside-window";
+
+/// Seconds that nobody knows.
+const NO_SECONDS: &str = "CAST(NULL, 'Nullable(Int64)')";
+
+/// Where rows come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// A table, quoted, with its database.
+    Table(String),
+    /// A SELECT with bounds to put in.
+    Query(String),
+}
+
+/// Which rows of the source leave, and how they are sorted.
+#[derive(Debug, Clone, Default)]
+pub struct Rules {
+    /// Columns whose values name a row: of rows with the same one leaves.
+    pub key: Vec<String>,
+    /// That with the largest value here.
+    pub version: Option<String>,
+    /// The table's engine drops duplicates (FINAL).
+    pub is_final: bool,
+    /// Rows for which this holds do not leave.
+    pub reject: Option<String>,
+    /// Order of the rows of a file.
+    pub sort: Vec<SortBy>,
+}
+
+/// What a count tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Counting {
+    /// All rows of the source: what is cheap.
+    Raw,
+    /// Also which of them leave.
+    Leaving,
+}
+
+/// A source as the queries name it.
+#[derive(Debug, Clone)]
+pub struct Relation {
+    /// Its database.
+    pub database: String,
+    /// Its name.
+    pub name: String,
+    /// Where its rows come from.
+    pub origin: Origin,
+    /// Which of them leave.
+    pub rules: Rules,
+    /// `hostName()` of the server that the pass began on.
+    pub host: String,
+}
+
+impl Relation {
+    /// What stands behind FROM for the rows of a window.
+    fn from(&self, cursor: &Cursor, window: Window) -> String {
+        match &self.origin {
+            Origin::Table(quoted) => quoted.clone(),
+            Origin::Query(query) => bounded(query, cursor.kind, window),
+        }
+    }
+
+    /// Selects `columns` of the rows that `filter` leaves; throws on another server than the pass began on (P4).
+    fn rows(&self, columns: &str, from: &str, filter: &str) -> String {
+        format!("SELECT {columns} FROM {from} WHERE ({filter}) AND {}", self.here())
+    }
+
+    fn here(&self) -> String {
+        format!("(SELECT throwIf(hostName() != {}, '{OTHER_SERVER}')) = 0", string(&self.host))
+    }
+
+    /// A query that fails where the SQL of the rules is wrong; `None` where they hold none.
+    pub fn try_rules(&self) -> Option<String> {
+        let reject = self.rules.reject.as_ref()?;
+        let from = match &self.origin {
+            Origin::Table(quoted) => quoted.clone(),
+            Origin::Query(query) => {
+                bounded(query, CursorType::DateTime64 { scale: 6 }, Window { low: None, high: Tick::MAX })
+            }
+        };
+        Some(format!("DESCRIBE TABLE (SELECT {} AS k2_rejected FROM {from})", rejected(reject)))
+    }
+
+    /// Unfinished mutations, and a number that changes with every new one; for a query, of the tables that its text names.
+    pub fn mutations(&self) -> String {
+        let tables = match &self.origin {
+            Origin::Table(_) => format!("database = {} AND table = {}", string(&self.database), string(&self.name)),
+            Origin::Query(query) => format!("position({}, table) > 0", string(query)),
+        };
+        format!(
+            "SELECT toUInt64(countIf(NOT is_done)) AS unfinished, groupBitXor(cityHash64(database, table, mutation_id)) AS fingerprint \
+             FROM system.mutations WHERE {tables} AND {}",
+            self.here()
+        )
+    }
+
+    /// Of a table: clock, newest and oldest row, rows from the future and null cursors, in ticks, and what `ttl` says of the rows, in seconds;
+    /// one row.
+    pub fn facts(&self, cursor: &Cursor, nullable: bool, low: Option<Tick>, ttl: Option<&str>) -> String {
+        let column = identifier(&cursor.name);
+        let mut filter = low.map_or("1".to_owned(), |low| format!("{column} >= {}", literal(low, cursor.kind)));
+        if nullable {
+            filter = format!("{filter} OR isNull({column})");
+        }
+        let tick = ticks("k2_cursor", cursor.kind);
+        let now = tick_of_now(cursor.kind);
+        let present = format!("ifNull({tick} <= {now}, 0)");
+        // Rows of a backfill live longer than live ones, so that the oldest row tells how long those beside it lived; one that had
+        // expired before its own time tells nothing.
+        let lifetime = format!("k2_expires - {}", seconds(&tick, cursor.kind));
+        let from = self.from(cursor, Window { low, high: Tick::MAX });
+        format!(
+            "SELECT {CLOCK_MICROS} AS clock_micros, \
+             maxOrNullIf(assumeNotNull({tick}), {present}) AS newest, \
+             minOrNullIf(assumeNotNull({tick}), {present}) AS oldest, \
+             toUInt64(countIf(ifNull({tick} > {now}, 0))) AS future, \
+             toUInt64(countIf(isNull(k2_cursor))) AS nulls, \
+             minOrNull(k2_expires) AS expires_at_seconds, \
+             argMinOrNullIf({lifetime}, {tick}, {present} AND ifNull({lifetime} > 0, 0)) AS lifetime_seconds \
+             FROM ({})",
+            self.rows(&format!("{column} AS k2_cursor, {} AS k2_expires", ttl.unwrap_or(NO_SECONDS)), &from, &filter)
+        )
+    }
+
+    /// Raw rows of a window, or of one partition of it, for each bucket of `width` ticks that holds any; ascending.
+    pub fn histogram(
+        &self,
+        cursor: &Cursor,
+        window: Window,
+        partition: &[(&str, Predicate<'_>)],
+        width: Tick,
+    ) -> String {
+        let tick = format!("assumeNotNull({})", ticks("k2_cursor", cursor.kind));
+        format!(
+            "SELECT {tick} - positiveModulo({tick}, toInt64({width})) AS low, count() AS rows FROM ({}) GROUP BY low ORDER BY low",
+            self.rows(
+                &format!("{} AS k2_cursor", identifier(&cursor.name)),
+                &self.from(cursor, window),
+                &within_partition(cursor, window, partition)
+            )
+        )
+    }
+
+    /// The shortest time in seconds from the cursor of a row to its expiry; null where no row of the window expires. One that had expired before
+    /// its own time tells nothing.
+    pub fn shortest_lifetime(&self, cursor: &Cursor, window: Window, ttl: &str) -> String {
+        let lifetime = format!("k2_expires - {}", seconds(&ticks("k2_cursor", cursor.kind), cursor.kind));
+        format!(
+            "SELECT minOrNullIf({lifetime}, ifNull({lifetime} > 0, 0)) AS seconds FROM ({})",
+            self.rows(
+                &format!("{} AS k2_cursor, {ttl} AS k2_expires", identifier(&cursor.name)),
+                &self.from(cursor, window),
+                &within(cursor, window)
+            )
+        )
+    }
+
+    /// Compressed bytes and rows of the table's parts.
+    pub fn size(&self) -> String {
+        format!(
+            "SELECT sum(data_compressed_bytes) AS bytes, sum(rows) AS rows FROM system.parts \
+             WHERE active AND database = {} AND table = {}",
+            string(&self.database),
+            string(&self.name)
+        )
+    }
+
+    /// Rows of a window for each partition: its values as text (see [`keys`]), raw rows, those that leave and those that are rejected, ascending;
+    /// of a query also the largest tick, and rows outside the window.
+    pub fn count(
+        &self,
+        cursor: &Cursor,
+        window: Window,
+        fields: &[PartitionField],
+        counting: Counting,
+        limit: usize,
+    ) -> String {
+        let (kept, rejected) = match counting {
+            Counting::Raw => ("count()".to_owned(), "0"),
+            Counting::Leaving => self.kept_and_rejected(),
+        };
+        let rows =
+            if counting == Counting::Leaving && self.rules.is_final { "countIf(NOT k2_final)" } else { "count()" };
+        let (newest, outside) = match &self.origin {
+            Origin::Table(_) => ("CAST(NULL, 'Nullable(Int64)')".to_owned(), "0".to_owned()),
+            Origin::Query(_) => {
+                let renamed = Cursor { name: "k2_cursor".to_owned(), kind: cursor.kind };
+                let newest = format!("maxOrNull(assumeNotNull({}))", ticks(&renamed.name, cursor.kind));
+                (newest, format!("countIf({})", outside(&renamed, window)))
+            }
+        };
+        format!(
+            "SELECT {} AS key, toUInt64({rows}) AS rows, toUInt64({kept}) AS kept, toUInt64({rejected}) AS rejected, {newest} AS newest, \
+             toUInt64({outside}) AS outside FROM ({}) GROUP BY key ORDER BY key LIMIT {limit}",
+            keys(fields),
+            self.keyed_rows(cursor, window, fields, counting)
+        )
+    }
+
+    /// The aggregates that count which rows leave, and which are rejected.
+    fn kept_and_rejected(&self) -> (String, &'static str) {
+        let Rules { key, is_final, reject, .. } = &self.rules;
+        let kept = match (is_final, reject) {
+            (false, None) => None,
+            (false, Some(_)) => Some("NOT k2_rejected"),
+            (true, None) => Some("k2_final"),
+            (true, Some(_)) => Some("k2_final AND NOT k2_rejected"),
+        };
+        let ids = (0..key.len()).map(|number| format!("k2_id{number}")).collect::<Vec<_>>().join(", ");
+        let kept = match (kept, key.is_empty() || *is_final) {
+            (None, true) => "count()".to_owned(),
+            (Some(kept), true) => format!("countIf({kept})"),
+            (None, false) => format!("uniqExact(({ids}))"),
+            (Some(kept), false) => format!("uniqExactIf(({ids}), {kept})"),
+        };
+        let rejected = match (reject, is_final) {
+            (None, _) => "0",
+            (Some(_), false) => "countIf(k2_rejected)",
+            (Some(_), true) => "countIf(k2_final AND k2_rejected)",
+        };
+        (kept, rejected)
+    }
+
+    /// The columns of a window that a count needs, renamed; of a table that is read with FINAL the rows as they are and as FINAL leaves them.
+    fn keyed_rows(&self, cursor: &Cursor, window: Window, fields: &[PartitionField], counting: Counting) -> String {
+        let column = |name: &str, prefix: &str, number: usize| format!("{} AS k2_{prefix}{number}", identifier(name));
+        let mut columns: Vec<String> =
+            fields.iter().enumerate().map(|(number, field)| column(&field.by.column, "key", number)).collect();
+        columns.push(format!("{} AS k2_cursor", identifier(&cursor.name)));
+        let from = self.from(cursor, window);
+        let filter = match &self.origin {
+            Origin::Table(_) => within(cursor, window),
+            Origin::Query(_) => "1".to_owned(),
+        };
+        if counting == Counting::Raw {
+            return self.rows(&columns.join(", "), &from, &filter);
+        }
+        let Rules { key, is_final, reject, .. } = &self.rules;
+        columns.extend(key.iter().enumerate().map(|(number, name)| column(name, "id", number)));
+        columns.extend(reject.iter().map(|reject| format!("{} AS k2_rejected", rejected(reject))));
+        let columns = columns.join(", ");
+        if !is_final {
+            return self.rows(&columns, &from, &filter);
+        }
+        let raw = self.rows(&format!("{columns}, 0 AS k2_final"), &from, &filter);
+        let last = self.rows(&format!("{columns}, 1 AS k2_final"), &format!("{from} FINAL"), &filter);
+        format!("{raw} UNION ALL {last}")
+    }
+
+    /// The SELECT whose Parquet becomes a data file: one window, or one partition of it.
+    pub fn select(
+        &self,
+        columns: &[Column],
+        cursor: &Cursor,
+        window: Window,
+        partition: &[(&str, Predicate<'_>)],
+    ) -> String {
+        let names: Vec<String> = columns.iter().map(|column| identifier(&column.name)).collect();
+        let casts = columns.iter().enumerate().map(|(number, column)| {
+            let is_checked = matches!(self.origin, Origin::Query(_)) && column.name == cursor.name;
+            let name = identifier(&column.name);
+            let checked = || format!("if(throwIf({}, '{OUTSIDE}'), {name}, {name})", outside(cursor, window));
+            project(column, number, is_checked.then(checked))
+        });
+        let casts: Vec<String> = casts.collect();
+        format!(
+            "SELECT {} FROM ({})",
+            casts.join(", "),
+            self.leaving_rows(columns, &names.join(", "), cursor, window, partition)
+        )
+    }
+
+    /// Raw columns of the rows that leave: without rejected ones, one of each key, sorted.
+    fn leaving_rows(
+        &self,
+        columns: &[Column],
+        names: &str,
+        cursor: &Cursor,
+        window: Window,
+        partition: &[(&str, Predicate<'_>)],
+    ) -> String {
+        let Rules { key, version, is_final, reject, sort } = &self.rules;
+        let bounds = match &self.origin {
+            Origin::Table(_) => Some(within(cursor, window)),
+            Origin::Query(_) => None,
+        };
+        let values = partition.iter().map(|(column, predicate)| matches(column, predicate));
+        let rejects = reject.iter().map(|reject| format!("NOT {}", rejected(reject)));
+        let filter: Vec<String> = bounds.into_iter().chain(values).chain(rejects).collect();
+        let filter = if filter.is_empty() { "1".to_owned() } else { filter.join(" AND ") };
+        let from = format!("{}{}", self.from(cursor, window), if *is_final { " FINAL" } else { "" });
+        let rows = self.rows(names, &from, &filter);
+        let one_of_a_key = (!key.is_empty() && !is_final).then(|| {
+            let key: Vec<String> = key.iter().map(|name| identifier(name)).collect();
+            format!(" LIMIT 1 BY {}", key.join(", "))
+        });
+        let sort = order_by(columns, sort);
+        match (one_of_a_key, version) {
+            (Some(one_of_a_key), Some(version)) => {
+                // LIMIT BY takes what ORDER BY puts first.
+                let newest = format!("{rows} ORDER BY {} DESC{one_of_a_key}", identifier(version));
+                if sort.is_empty() { newest } else { format!("SELECT * FROM ({newest}){sort}") }
+            }
+            (one_of_a_key, _) => format!("{rows}{sort}{}", one_of_a_key.unwrap_or_default()),
+        }
+    }
+}
+
+/// ORDER BY that makes rows follow each other as Iceberg orders their values: labels of Enum by their text, nulls where Iceberg's defaults are.
+fn order_by(columns: &[Column], sort: &[SortBy]) -> String {
+    let terms = sort.iter().filter_map(|by| {
+        let column = columns.iter().find(|column| column.name == by.column)?;
+        let name = identifier(&column.name);
+        let value = match &column.shape {
+            Shape::Leaf(leaf) if leaf.source.starts_with("Enum") => format!("CAST({name}, 'Nullable(String)')"),
+            _ => name,
+        };
+        Some(format!("{value} {}", if by.descending { "DESC NULLS LAST" } else { "ASC NULLS FIRST" }))
+    });
+    let terms: Vec<String> = terms.collect();
+    if terms.is_empty() { String::new() } else { format!(" ORDER BY {}", terms.join(", ")) }
+}
+
+/// Whether a row does not lie in the window; one without cursor lies in none.
+fn outside(cursor: &Cursor, window: Window) -> String {
+    format!("NOT ifNull({}, 0)", within(cursor, window))
+}
+
+/// Whether a predicate of the configuration holds, which may be null. On lines of its own, because it may end with a comment.
+pub(super) fn rejected(predicate: &str) -> String {
+    format!("ifNull((\n{predicate}\n) != 0, 0)")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cursor::CursorType;
+    use crate::partition::{Grain, PartitionBy};
+    use crate::source::sql::table;
+
+    const MILLIS: CursorType = CursorType::DateTime64 { scale: 3 };
+    const WINDOW: Window = Window { low: Some(0), high: 60_000 };
+
+    fn relation() -> Relation {
+        with(Rules::default())
+    }
+
+    fn with(rules: Rules) -> Relation {
+        let origin = Origin::Table(table("d", "t"));
+        Relation { database: "d".into(), name: "t".into(), origin, rules, host: "h".into() }
+    }
+
+    fn query(sql: &str) -> Relation {
+        Relation { origin: Origin::Query(sql.into()), ..relation() }
+    }
+
+    fn ts() -> Cursor {
+        Cursor { name: "ts".into(), kind: MILLIS }
+    }
+
+    fn columns() -> Vec<Column> {
+        [("ts", "DateTime64(3)"), ("id", "Int64"), ("side", "Enum8('b' = 1, 'a' = 2)")]
+            .map(|(name, kind)| Column::map(name, kind, None).unwrap())
+            .into()
+    }
+
+    #[test]
+    fn window_stands_inside_and_casts_outside() {
+        let columns = [
+            Column::map("ts", "DateTime64(3)", None).unwrap(),
+            Column::map("n", "Nullable(UInt64)", None).unwrap(),
+            Column::map("s", "LowCardinality(String)", None).unwrap(),
+            Column::map("p", "Decimal(18, 8)", None).unwrap(),
+        ];
+        let sql = relation().select(&columns, &ts(), Window { low: None, high: 7 }, &[]);
+        assert_eq!(
+            sql,
+            "SELECT CAST(`ts`, 'DateTime64(6, \\'UTC\\')') AS `ts`, \
+             if(throwIf(`n` > 9223372036854775807, 'k2-offload-refused-column-1'), 0, accurateCast(`n`, 'Nullable(Int64)')) AS `n`, \
+             if(throwIf(NOT isValidUTF8(CAST(`s`, 'String')), 'k2-offload-refused-column-2'), '', CAST(`s`, 'String')) AS `s`, \
+             reinterpretAsInt64(`p`) AS `p` \
+             FROM (SELECT `ts`, `n`, `s`, `p` FROM `d`.`t` WHERE (`ts` < reinterpret(toInt64(7), 'DateTime64(3, \\'UTC\\')')) \
+             AND (SELECT throwIf(hostName() != 'h', 'k2-offload-other-server')) = 0)"
+        );
+    }
+
+    /// P2: every query filters on the raw column, whatever it is called.
+    #[test]
+    fn a_cursor_may_bear_the_name_of_an_alias() {
+        for name in ["day", "rows", "newest", "future", "nulls", "clock_micros", "low", "key", "seconds"] {
+            let cursor = Cursor { name: name.into(), kind: CursorType::Date };
+            let column = Column::map(name, "Date", None).unwrap();
+            let by = PartitionBy { grain: Grain::Day, column: name.into() };
+            let day = PartitionField::new(by, 0, &column, Some(CursorType::Date)).unwrap();
+            let day = std::slice::from_ref(&day);
+            let window = Window { low: None, high: 7 };
+            let filter = format!("FROM `d`.`t` WHERE (`{name}` < toDate(toUInt16(7)))");
+            for sql in [
+                relation().histogram(&cursor, window, &[], 5),
+                relation().count(&cursor, window, &[], Counting::Leaving, 9),
+                relation().count(&cursor, window, day, Counting::Leaving, 9),
+                relation().shortest_lifetime(&cursor, window, "toInt64(`day` + 1)"),
+            ] {
+                assert!(sql.contains(&filter), "{sql}");
+                assert!(!sql.split_once(&filter).unwrap().0.split("FROM").last().unwrap().contains("count"), "{sql}");
+            }
+            let raw = format!("(SELECT `{name}` AS k2_cursor, `rows` + 1 AS k2_expires FROM `d`.`t`");
+            assert!(relation().facts(&cursor, false, None, Some("`rows` + 1")).contains(&raw));
+        }
+    }
+
+    #[test]
+    fn partition_values_that_do_not_fit_are_refused_where_they_are_listed() {
+        let column = Column::map("e", "String", None).unwrap();
+        let field = PartitionField::new(PartitionBy::parse("e").unwrap(), 4, &column, None).unwrap();
+        let sql = relation().count(&ts(), Window { low: None, high: 7 }, &[field], Counting::Leaving, 9);
+        assert!(sql.contains("throwIf(NOT isValidUTF8(toString(k2_key0)), 'k2-offload-refused-column-4')"), "{sql}");
+    }
+
+    /// What the SELECT reads, without its casts and its check of the server.
+    fn rows_of(relation: &Relation) -> String {
+        let sql = relation.select(&columns(), &ts(), WINDOW, &[("id", Predicate::Null)]);
+        let (_, rows) = sql.split_once("FROM (").unwrap();
+        let here = format!(" AND {}", relation.here());
+        rows.strip_suffix(')').unwrap().replace(&here, "")
+    }
+
+    #[test]
+    fn one_row_of_each_key_leaves() {
+        let key = vec!["id".to_owned(), "si`de".to_owned()];
+        let rows = rows_of(&with(Rules { key: key.clone(), ..Rules::default() }));
+        assert!(rows.ends_with("isNull(`id`)) LIMIT 1 BY `id`, `si\\`de`"), "{rows}");
+        let newest = Rules { key: key.clone(), version: Some("v".into()), ..Rules::default() };
+        let rows = rows_of(&with(newest.clone()));
+        assert!(rows.ends_with("isNull(`id`)) ORDER BY `v` DESC LIMIT 1 BY `id`, `si\\`de`"), "{rows}");
+        let sort = vec![SortBy::parse("side desc").unwrap(), SortBy::parse("id").unwrap()];
+        let rows = rows_of(&with(Rules { sort, ..newest }));
+        let sorted = ") ORDER BY CAST(`side`, 'Nullable(String)') DESC NULLS LAST, `id` ASC NULLS FIRST";
+        assert!(rows.starts_with("SELECT * FROM (SELECT `ts`") && rows.ends_with(sorted), "{rows}");
+        let rows = rows_of(&with(Rules { key, is_final: true, ..Rules::default() }));
+        assert!(rows.contains("FROM `d`.`t` FINAL WHERE") && !rows.contains("LIMIT 1 BY"), "{rows}");
+    }
+
+    #[test]
+    fn rejected_rows_stay_and_are_counted() {
+        let rejecting = with(Rules { reject: Some("price < 0 -- odd".into()), ..Rules::default() });
+        assert!(rows_of(&rejecting).contains("AND NOT ifNull((\nprice < 0 -- odd\n) != 0, 0)"));
+        let sql = rejecting.count(&ts(), WINDOW, &[], Counting::Leaving, 9);
+        assert!(sql.contains("countIf(NOT k2_rejected)) AS kept, toUInt64(countIf(k2_rejected)) AS rejected"), "{sql}");
+        assert!(!rejecting.count(&ts(), WINDOW, &[], Counting::Raw, 9).contains("k2_rejected"));
+    }
+
+    /// P11: the bounds stand in the query itself, and a row outside them fails the SELECT.
+    #[test]
+    fn a_query_gets_its_bounds_and_is_held_to_them() {
+        let candles = query("SELECT ts FROM trades WHERE t >= {low} AND t < {high} -- {high}");
+        let sql = candles.select(&columns(), &ts(), WINDOW, &[]);
+        let (low, high) = (literal(0, MILLIS), literal(60_000, MILLIS));
+        assert!(sql.contains(&format!(
+            "FROM (\nSELECT ts FROM trades WHERE t >= {low} AND t < {high} -- {high}\n) WHERE (1)"
+        )));
+        assert!(sql.contains(&format!(
+            "throwIf(NOT ifNull(`ts` >= {low} AND `ts` < {high}, 0), 'k2-offload-outside-window')"
+        )));
+        let sql = candles.count(&ts(), WINDOW, &[], Counting::Leaving, 9);
+        assert!(
+            sql.contains(&format!("countIf(NOT ifNull(`k2_cursor` >= {low} AND `k2_cursor` < {high}, 0))")),
+            "{sql}"
+        );
+        let open = candles.select(&columns(), &ts(), Window { low: None, high: Tick::MAX }, &[]);
+        assert!(
+            open.contains(&literal(-2_208_988_800_000, MILLIS)) && open.contains(&literal(10_413_791_999_000, MILLIS))
+        );
+    }
+}
