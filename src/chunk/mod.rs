@@ -270,6 +270,7 @@ impl<'a> Route<'a> {
             schema: metadata.current_schema(),
             partition_spec_id: metadata.default_partition_spec_id(),
             partition,
+            sort_order_id: self.target.sort_order_id(&self.table.sort_by),
         })
     }
 }

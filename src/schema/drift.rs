@@ -9,7 +9,7 @@ pub fn drift(columns: &[Column], target: &Schema) -> Vec<String> {
     let fields = target.as_struct().fields();
     let changed = columns.iter().filter_map(|column| match fields.iter().find(|f| f.name == column.name) {
         None => Some(format!("column `{}` ({}) is not in the target", column.name, column.source_type)),
-        Some(field) if field.required && column.nullable() => {
+        Some(field) if field.required && column.nullable() && !column.required => {
             Some(format!("column `{}` can be null in the source and is required in the target", column.name))
         }
         Some(field) => {

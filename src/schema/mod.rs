@@ -76,6 +76,19 @@ impl Column {
         }
     }
 
+    /// Refuses what ClickHouse and Iceberg order differently, or not at all: floats (NaN, -0), UUID, bytes, nested types.
+    pub fn check_sortable(&self) -> Result<()> {
+        use PrimitiveType as I;
+        match self.primitive() {
+            Some(I::Boolean | I::Int | I::Long | I::Decimal { .. } | I::String | I::Date | I::Timestamptz) => Ok(()),
+            _ => {
+                let message = format!("column `{}` ({}) cannot sort the rows of a file", self.name, self.source_type);
+                Err(Error::new(Kind::Config, message)
+                    .hint("sort_by takes integers, decimals, text, times and booleans"))
+            }
+        }
+    }
+
     /// Whether the source can hold null.
     pub fn nullable(&self) -> bool {
         matches!(&self.shape, Shape::Leaf(leaf) if leaf.nullable)

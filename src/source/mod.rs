@@ -165,8 +165,11 @@ impl Server {
         for name in &table.key {
             find_mut(&mut columns, name, "key column")?.require()?;
         }
-        for name in table.version_column.iter().chain(table.sort_by.iter().map(|by| &by.column)) {
-            find_mut(&mut columns, name, "column")?;
+        for by in &table.sort_by {
+            find_mut(&mut columns, &by.column, "sort_by column")?.check_sortable()?;
+        }
+        if let Some(version) = &table.version_column {
+            find_mut(&mut columns, version, "version_column")?;
         }
         refuse_names_that_differ_by_case(&columns)?;
         let rules = Rules {

@@ -4,6 +4,8 @@
 //! WHERE to an alias of the SELECT (protocol.md P2); each cast refers to its own column only, for the same reason; queries with aliases of
 //! their own rename the column first.
 
+use iceberg::spec::PrimitiveType;
+
 use super::projection::project;
 use super::sql::{
     CLOCK_MICROS, OTHER_SERVER, bounded, identifier, keys, literal, matches, seconds, string, tick_of_now, ticks,
@@ -324,13 +326,16 @@ impl Relation {
     }
 }
 
-/// ORDER BY that makes rows follow each other as Iceberg orders their values: labels of Enum by their text, nulls where Iceberg's defaults are.
+/// ORDER BY that makes rows follow each other as Iceberg orders their values, nulls where it has them by default.
 fn order_by(columns: &[Column], sort: &[SortBy]) -> String {
     let terms = sort.iter().filter_map(|by| {
         let column = columns.iter().find(|column| column.name == by.column)?;
         let name = identifier(&column.name);
         let value = match &column.shape {
-            Shape::Leaf(leaf) if leaf.source.starts_with("Enum") => format!("CAST({name}, 'Nullable(String)')"),
+            // What becomes text is ordered as text: labels, addresses.
+            Shape::Leaf(leaf) if leaf.iceberg == PrimitiveType::String && leaf.source != "String" => {
+                format!("CAST({name}, 'Nullable(String)')")
+            }
             _ => name,
         };
         Some(format!("{value} {}", if by.descending { "DESC NULLS LAST" } else { "ASC NULLS FIRST" }))

@@ -3,6 +3,7 @@
 mod catalog;
 mod history;
 mod scan;
+mod sort;
 
 use std::collections::HashMap;
 use std::{io, iter};
@@ -149,6 +150,7 @@ impl NewTable {
     pub fn build(config: &TableConfig, columns: &[Column], warehouse: &str) -> Result<Self> {
         let schema = iceberg_schema(columns)?;
         let spec = partition_spec(&config.partition_by, &schema)?;
+        let order = sort::sort_order(&config.sort_by, &schema)?;
         let mut properties = HashMap::from([
             ("write.format.default".to_owned(), "parquet".to_owned()),
             ("write.target-file-size-bytes".to_owned(), config.target_file_size.to_string()),
@@ -166,6 +168,7 @@ impl NewTable {
             .location(format!("{warehouse}/{}/{}", folder(&config.target.namespace), folder(&config.target.name)))
             .schema(schema)
             .partition_spec(spec)
+            .sort_order(order)
             .properties(properties)
             .build();
         let built = TableMetadataBuilder::from_table_creation(creation)

@@ -36,6 +36,9 @@ pub fn data_file(metadata: &ParquetMetaData, placement: &Placement<'_>, size: u6
         .null_value_counts(statistics.nulls)
         .lower_bounds(statistics.lower)
         .upper_bounds(statistics.upper);
+    if let Some(id) = placement.sort_order_id {
+        builder.sort_order_id(id);
+    }
     builder.build().or_error(Kind::Internal, "describe a data file")
 }
 

@@ -32,6 +32,8 @@ pub struct Placement<'a> {
     pub partition_spec_id: i32,
     /// Partition values in the order of the spec.
     pub partition: Struct,
+    /// The table's id of the order that the rows have, if it has one.
+    pub sort_order_id: Option<i32>,
 }
 
 /// What became of a stream.
@@ -171,6 +173,7 @@ mod tests {
             schema: &schema,
             partition_spec_id: 0,
             partition: Struct::empty(),
+            sort_order_id: None,
         };
         let mut file = Passthrough::create(location, hold_back).unwrap();
         for piece in bytes.chunks(piece) {
@@ -239,6 +242,7 @@ mod tests {
                 schema: &schema,
                 partition_spec_id: 0,
                 partition: Struct::empty(),
+                sort_order_id: None,
             };
             let mut file = Passthrough::create(&location, HOLD_BACK).unwrap();
             file.write(Bytes::copy_from_slice(bytes)).unwrap();

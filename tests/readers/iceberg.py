@@ -334,6 +334,40 @@ def schema(catalog, namespace, table):
     return [{"id": f.field_id, "name": f.name, "type": str(f.field_type), "required": f.required} for f in fields]
 
 
+def identifier_fields(catalog, namespace, table):
+    """Names of the columns that identify a row."""
+    return sorted(load(catalog, namespace, table).schema().identifier_field_names())
+
+
+def sort_order(catalog, namespace, table):
+    """The table's order, by names."""
+    loaded = load(catalog, namespace, table)
+    order = loaded.sort_order()
+    return [f"{loaded.schema().find_column_name(f.source_id)} {f.direction.name} {f.null_order.name.replace('_', ' ')}" for f in order.fields]
+
+
+def sorted_files(catalog, namespace, table):
+    """Whether the rows of each file are in the table's order, and what its manifest entry says."""
+    loaded = load(catalog, namespace, table)
+    keys = [
+        (loaded.schema().find_column_name(f.source_id), f.direction.name == "DESC", "FIRST" in f.null_order.name)
+        for f in loaded.sort_order().fields
+    ]
+    files = []
+    for task in loaded.scan().plan_files():
+        rows = pq.read_table(local_path(task.file.file_path)).to_pylist()
+        ordered = list(rows)
+        # Sorts are stable: the last key first.
+        for name, descending, nulls_first in reversed(keys):
+            known = sorted((r for r in ordered if r[name] is not None), key=lambda r: r[name], reverse=descending)
+            nulls = [r for r in ordered if r[name] is None]
+            ordered = nulls + known if nulls_first else known + nulls
+        names = [name for name, _, _ in keys]
+        same = [[r[n] for n in names] for r in rows] == [[r[n] for n in names] for r in ordered]
+        files.append({"is_sorted": same and len(rows) > 1, "sort_order_id": task.file.sort_order_id, "rows": len(rows)})
+    return files
+
+
 def metadata_location(catalog, namespace, table):
     return local_path(load(catalog, namespace, table).metadata_location)
 
@@ -517,7 +551,7 @@ def local_path(location):
 
 COMMANDS = [
     compare, count, count_duckdb, count_where, plan_files, data_files, snapshots, referenced_files, manifests, count_at, properties, schema,
-    metadata_location, append, delete, delete_positions, delete_equal, append_without, drop, rollback, expire, tag, branch, set_properties,
+    identifier_fields, sort_order, sorted_files, metadata_location, append, delete, delete_positions, delete_equal, append_without, drop, rollback, expire, tag, branch, set_properties,
     create_other_table, create_catalog,
 ]
 
