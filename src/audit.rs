@@ -4,7 +4,6 @@
 //! range and of the ranges that were skipped on purpose. Nothing at or above the watermark is compared, so that rows that have not
 //! left yet are never called missing.
 
-use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -12,7 +11,7 @@ use serde::Serialize;
 
 use crate::cursor::{CursorType, MICROS_PER_SECOND, Tick};
 use crate::histogram::Bucket;
-use crate::plan::Window;
+use crate::plan::{Window, floor};
 
 /// What the counts of a bucket say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -59,6 +58,26 @@ pub struct Section {
     pub skipped: bool,
 }
 
+impl Section {
+    /// Its window cut at multiples of `span`; nothing where it was skipped. Without a lower bound it stays in one piece.
+    pub fn spans(&self, span: Tick) -> Vec<Window> {
+        let Window { low, high } = self.window;
+        let Some(first) = low.filter(|_| !self.skipped) else {
+            return if self.skipped { Vec::new() } else { vec![self.window] };
+        };
+        let lows = std::iter::successors(Some(first), |low| Some(floor(*low, span).saturating_add(span)));
+        let lows = lows.take_while(|low| *low < high);
+        lows.map(|low| Window { low: Some(low), high: high.min(floor(low, span).saturating_add(span)) }).collect()
+    }
+}
+
+/// The bucket of the first row that a query still returns: below it, and within it, its own sources have dropped rows. Without one, they have
+/// dropped all.
+pub fn first_of_source(counts: &[Counts]) -> Option<Tick> {
+    let first = counts.iter().find(|counts| counts.source > 0 && !counts.skipped);
+    Some(first.map_or(Tick::MAX, |counts| counts.low))
+}
+
 /// Rows of both sides in one bucket, more than none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Counts {
@@ -66,8 +85,10 @@ pub struct Counts {
     pub low: Tick,
     /// First tick behind it.
     pub high: Tick,
-    /// Rows of the source.
+    /// Rows of the source that leave, one of each key.
     pub source: u64,
+    /// Further rows of the source with one of these keys: the target may hold them where they left by another SELECT (protocol.md P27).
+    pub duplicates: u64,
     /// Rows of the target, whoever wrote them.
     pub target: u64,
     /// Whether they were left out on purpose.
@@ -101,19 +122,22 @@ pub fn sections(range: Window, skipped: &[(Tick, Tick)]) -> Vec<Section> {
 }
 
 /// Puts both sides of a section together, in ascending order.
-pub fn pair(section: Section, source: &[Bucket], target: &[Bucket]) -> Vec<Counts> {
+pub fn pair(section: Section, source: &[(Bucket, u64)], target: &[Bucket]) -> Vec<Counts> {
     let Section { window, skipped } = section;
-    let mut rows: BTreeMap<(Tick, Tick), (u64, u64)> = BTreeMap::new();
-    for bucket in source {
-        rows.entry((bucket.low, bucket.high())).or_default().0 += bucket.rows;
+    let mut rows: BTreeMap<(Tick, Tick), (u64, u64, u64)> = BTreeMap::new();
+    for (bucket, duplicates) in source {
+        let counts = rows.entry((bucket.low, bucket.high())).or_default();
+        counts.0 += bucket.rows;
+        counts.1 += duplicates;
     }
     for bucket in target {
-        rows.entry((bucket.low, bucket.high())).or_default().1 += bucket.rows;
+        rows.entry((bucket.low, bucket.high())).or_default().2 += bucket.rows;
     }
-    let counts = rows.into_iter().map(|((low, high), (source, target))| Counts {
+    let counts = rows.into_iter().map(|((low, high), (source, duplicates, target))| Counts {
         low: window.low.map_or(low, |first| first.max(low)),
         high: high.min(window.high),
         source,
+        duplicates,
         target,
         skipped,
     });
@@ -128,7 +152,7 @@ impl Counts {
 
     /// Rows of the target that the source has not.
     pub fn extra(&self) -> u64 {
-        self.target.saturating_sub(self.source)
+        self.target.saturating_sub(self.source).saturating_sub(self.duplicates)
     }
 
     /// What they say, where rows up to the tick `outlived_to` have begun to expire in the source.
@@ -136,11 +160,11 @@ impl Counts {
         if self.skipped {
             return Verdict::Skipped;
         }
-        match self.source.cmp(&self.target) {
-            Ordering::Equal => Verdict::Equal,
-            Ordering::Greater => Verdict::Missing,
-            Ordering::Less if outlived_to.is_some_and(|tick| self.low <= tick) => Verdict::ExpiredInSource,
-            Ordering::Less => Verdict::Extra,
+        match (self.missing(), self.extra()) {
+            (0, 0) => Verdict::Equal,
+            (1.., _) => Verdict::Missing,
+            _ if outlived_to.is_some_and(|tick| self.low <= tick) => Verdict::ExpiredInSource,
+            _ => Verdict::Extra,
         }
     }
 }
@@ -199,7 +223,7 @@ mod tests {
     #[test]
     fn counts_give_a_verdict() {
         let verdict = |source, target, skipped, outlived_to| {
-            Counts { low: 10, high: 20, source, target, skipped }.verdict(outlived_to)
+            Counts { low: 10, high: 20, source, duplicates: 0, target, skipped }.verdict(outlived_to)
         };
         assert_eq!(verdict(5, 5, false, None), Verdict::Equal);
         assert_eq!(verdict(6, 5, false, None), Verdict::Missing);
@@ -209,6 +233,9 @@ mod tests {
         assert_eq!(verdict(5, 6, false, Some(10)), Verdict::ExpiredInSource);
         assert_eq!(verdict(0, 6, true, None), Verdict::Skipped);
         assert_eq!(verdict(6, 0, true, None), Verdict::Skipped);
+        let keyed =
+            |target| Counts { low: 10, high: 20, source: 5, duplicates: 2, target, skipped: false }.verdict(None);
+        assert_eq!([4, 5, 7, 8].map(keyed), [Verdict::Missing, Verdict::Equal, Verdict::Equal, Verdict::Extra]);
         let mismatches = [Verdict::Missing, Verdict::Extra];
         for verdict in [Verdict::Equal, Verdict::Missing, Verdict::Extra, Verdict::ExpiredInSource, Verdict::Skipped] {
             assert_eq!(verdict.is_mismatch(), mismatches.contains(&verdict), "{verdict:?}");
@@ -236,7 +263,8 @@ mod tests {
             let mut all = Vec::new();
             for section in sections(range, &skipped) {
                 let side = |rows| buckets(rows, section.window, HOUR);
-                all.extend(pair(section, &side(&source), &side(&target)));
+                let source: Vec<_> = side(&source).into_iter().map(|bucket| (bucket, 0)).collect();
+                all.extend(pair(section, &source, &side(&target)));
             }
             prop_assert!(all.windows(2).all(|w| w[0].high <= w[1].low), "ascending and disjoint: {:?}", all);
             for counts in &all {

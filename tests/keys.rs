@@ -202,3 +202,29 @@ fn only_the_columns_that_are_asked_for_leave() {
         case.target("orders").holds_for_all_readers("wanted");
     }
 }
+
+/// protocol.md P27: within one SELECT a key leaves once; what is left twice by two of them is no error, what is missing or more is.
+#[test]
+fn audit_counts_the_rows_that_leave() {
+    let case = with_orders("audit", MERGE_TREE, "key = ['exchange', 'id']\nreject_where = 'price = 0'\n");
+    insert(&case, "1", "100");
+    let until = |time: &str| case.run(&["--format", "json", "run", "--until", time]).expect(0);
+    until("2024-03-10T13:30:00Z");
+    let mismatches = |code: i32| {
+        let document = case.run(&["--format", "json", "audit"]).expect(code).json();
+        let buckets = only_table(&document)["buckets"].as_array().unwrap().clone();
+        buckets
+            .into_iter()
+            .filter(|bucket| bucket["verdict"] != "equal")
+            .map(|b| b["verdict"].clone())
+            .collect::<Vec<_>>()
+    };
+    assert!(mismatches(0).is_empty());
+    // A duplicate in the same hour, but in another window.
+    case.sql("INSERT INTO orders SELECT '2024-03-10 13:45:00', exchange, id, price, side, version, note FROM orders WHERE ts = '2024-03-10 13:10:00' LIMIT 1");
+    case.pass();
+    assert!(mismatches(0).is_empty());
+    assert_eq!(case.target("orders").count(), 300);
+    case.sql("INSERT INTO orders SELECT * REPLACE ('late' AS id) FROM orders WHERE ts = '2024-03-10 14:10:00' LIMIT 1");
+    assert_eq!(mismatches(3), ["missing"]);
+}

@@ -240,3 +240,27 @@ fn a_table_with_a_window_leaves_what_has_closed() {
     let shown = case.run(&["--format", "json", "watermark", "show"]).expect(0).json();
     assert!(only_table(&shown)["lag_seconds"].as_i64().unwrap() < 3600, "{shown:#}");
 }
+
+#[test]
+fn audit_asks_a_query_span_by_span_and_knows_what_its_sources_have_dropped() {
+    let case = with_candles("audit", &format!("{KEYS}start_at = '2024-03-10T00:00:00Z'\n"));
+    case.trades("trades", "2024-03-12 10:00:00", 2000);
+    assert_eq!(case.pass_one()["rows_written"], 24);
+    let audit = |code: i32| {
+        let document = case.run(&["--format", "json", "audit"]).expect(code).json();
+        let buckets = only_table(&document)["buckets"].as_array().unwrap().clone();
+        buckets
+            .iter()
+            .map(|b| (b["verdict"].as_str().unwrap().to_owned(), b["target_rows"].as_u64().unwrap()))
+            .collect::<Vec<_>>()
+    };
+    let bucket = |verdict: &str, rows| (verdict.to_owned(), rows);
+    assert_eq!(audit(0), [bucket("equal", 12), bucket("equal", 12)]);
+    case.target("candles").ask("delete", json!({"filter": "opened == '2024-03-12T10:05:00+00:00'"}));
+    assert_eq!(audit(3), [bucket("equal", 12), bucket("missing", 9)]);
+    // The oldest trades expire, and with them candles that have left.
+    case.sql("DELETE FROM trades WHERE exchange_timestamp < '2024-03-10 10:10:00'");
+    assert_eq!(audit(3), [bucket("expired_in_source", 12), bucket("missing", 9)]);
+    case.sql("TRUNCATE TABLE trades");
+    assert_eq!(audit(0), [], "no row is left to compare with");
+}

@@ -8,7 +8,8 @@ use crate::cli::{Audit, Format};
 use crate::config::{Config, Table};
 use crate::cursor::{Cursor, CursorType, Tick, micros_of};
 use crate::error::{Error, Kind, Result};
-use crate::plan::Window;
+use crate::histogram::Bucket;
+use crate::plan::{Window, ceil, floor, step};
 use crate::report::{self, AuditBucket, AuditReport, AuditTable, ErrorReport};
 use crate::source::{Server, Source, new_run_id};
 use crate::storage::local_file_io;
@@ -86,10 +87,12 @@ async fn compare(
     let clock_micros = server.clock_micros().await?;
     let time = |tick| cursor.kind.format(tick);
     let mut entry = AuditTable { watermark: Some(time(marker.watermark)), ..entry(table) };
-    let range = range(args, cursor.kind, clock_micros, marker.watermark);
+    let step = step(table.window, cursor.kind)?;
+    let range = range(args, cursor.kind, clock_micros, marker.watermark, step);
     let sides = Sides { table, source: &source, target: &target, cursor: &cursor, file_io };
     let Some((range, counts)) = sides.count(range, &marker.skipped).await? else { return Ok(entry) };
     let outlived_to = match counts.iter().any(|counts| counts.verdict(None) == Verdict::Extra) {
+        true if source.is_query() => audit::first_of_source(&counts),
         true => sides.outlived_to(range, clock_micros).await?,
         false => None,
     };
@@ -107,14 +110,14 @@ async fn compare(
     Ok(entry)
 }
 
-/// What the command line asks for, as far as it has left.
-fn range(args: &Audit, cursor: CursorType, clock_micros: i64, watermark: Tick) -> Window {
+/// What the command line asks for, as far as it has left; of aggregates those that lie in it as a whole (protocol.md P11).
+fn range(args: &Audit, cursor: CursorType, clock_micros: i64, watermark: Tick, step: Tick) -> Window {
     let since = args.since.map(|since| since.timestamp_micros());
     let last = args.last.map(|last| clock_micros.saturating_sub(micros_of(last)));
     let until = args.until.map(|until| cursor.tick_from(until.timestamp_micros()));
     Window {
-        low: since.or(last).map(|micros| cursor.tick_from(micros)),
-        high: until.map_or(watermark, |until| until.min(watermark)),
+        low: since.or(last).map(|micros| ceil(cursor.tick_from(micros), step)),
+        high: floor(until.map_or(watermark, |until| until.min(watermark)), step),
     }
 }
 
@@ -134,9 +137,9 @@ impl Sides<'_> {
         let width = audit::bucket_width(self.cursor.kind);
         let mut counted = Vec::new();
         for section in audit::sections(range, skipped) {
-            counted.push((section, self.source.histogram(self.cursor, section.window, &[], &[], width).await?));
+            counted.push((section, self.source_rows(section, width).await?));
         }
-        let earliest = counted.iter().flat_map(|(_, rows)| rows).map(|bucket| bucket.low).next();
+        let earliest = counted.iter().flat_map(|(_, rows)| rows).map(|(bucket, _)| bucket.low).next();
         let Some(low) = range.low.or(earliest).filter(|_| !counted.is_empty()) else { return Ok(None) };
         let mut counts = Vec::new();
         for (section, source_rows) in counted {
@@ -146,6 +149,19 @@ impl Sides<'_> {
             counts.extend(audit::pair(section, &source_rows, &target_rows));
         }
         Ok(Some((Window { low: Some(low), ..range }, counts)))
+    }
+
+    /// Rows of the source. A query is asked span by span, as passes ask it, and not for what was skipped.
+    async fn source_rows(&self, section: Section, width: Tick) -> Result<Vec<(Bucket, u64)>> {
+        let span = self.table.chunk_span.filter(|_| self.source.is_query());
+        let Some(span) = span.and_then(|span| self.cursor.kind.ticks_in(span)) else {
+            return self.source.leaving_histogram(self.cursor, section.window, width).await;
+        };
+        let mut rows = Vec::new();
+        for window in section.spans(span) {
+            rows.extend(self.source.leaving_histogram(self.cursor, window, width).await?);
+        }
+        Ok(rows)
     }
 
     /// How far the source's TTL explains that rows are gone; `None` where it has none. Rows up to its clock tell how long a row lives: of a

@@ -132,6 +132,13 @@ struct BucketRow {
 }
 
 #[derive(Row, Deserialize)]
+struct LeavingRow {
+    low: i64,
+    rows: u64,
+    duplicates: u64,
+}
+
+#[derive(Row, Deserialize)]
 struct LifetimeRow {
     seconds: Option<i64>,
 }
@@ -359,6 +366,14 @@ impl Source<'_> {
         let query = self.relation.histogram(cursor, window, &predicates(fields, values)?, width);
         let rows: Vec<BucketRow> = self.server.fetch(&query, &self.what("histogram")).await?;
         Ok(rows.into_iter().map(|row| Bucket { low: row.low, width, rows: row.rows }).collect())
+    }
+
+    /// Counts the rows of a window that leave, in buckets of `width` ticks; beside each bucket the duplicates of its rows.
+    pub async fn leaving_histogram(&self, cursor: &Cursor, window: Window, width: Tick) -> Result<Vec<(Bucket, u64)>> {
+        let query = self.relation.leaving_histogram(cursor, window, width);
+        let rows: Vec<LeavingRow> = self.server.fetch(&query, &self.what("histogram")).await?;
+        let bucket = |row: LeavingRow| (Bucket { low: row.low, width, rows: row.rows }, row.duplicates);
+        Ok(rows.into_iter().map(bucket).collect())
     }
 
     /// The shortest time in seconds that the TTL lets a row of the window live, from its cursor on; `None` where none of them expires, and

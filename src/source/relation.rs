@@ -150,14 +150,27 @@ impl Relation {
         partition: &[(&str, Predicate<'_>)],
         width: Tick,
     ) -> String {
-        let tick = format!("assumeNotNull({})", ticks("k2_cursor", cursor.kind));
         format!(
-            "SELECT {tick} - positiveModulo({tick}, toInt64({width})) AS low, count() AS rows FROM ({}) GROUP BY low ORDER BY low",
+            "SELECT {} AS low, count() AS rows FROM ({}) GROUP BY low ORDER BY low",
+            bucket(cursor, width),
             self.rows(
                 &format!("{} AS k2_cursor", identifier(&cursor.name)),
                 &self.from(cursor, window),
                 &within_partition(cursor, window, partition)
             )
+        )
+    }
+
+    /// Rows of a window that leave, for each bucket of `width` ticks that holds any, and their duplicates; ascending.
+    pub fn leaving_histogram(&self, cursor: &Cursor, window: Window, width: Tick) -> String {
+        let [rows, kept, rejected] = self.aggregates(Counting::Leaving);
+        let renamed = Cursor { name: "k2_cursor".to_owned(), kind: cursor.kind };
+        format!(
+            "SELECT {} AS low, toUInt64({kept}) AS rows, toUInt64({rows} - {kept} - {rejected}) AS duplicates FROM ({}) WHERE {} \
+             GROUP BY low ORDER BY low",
+            bucket(cursor, width),
+            self.keyed_rows(cursor, window, &[], Counting::Leaving),
+            within(&renamed, window)
         )
     }
 
@@ -195,12 +208,7 @@ impl Relation {
         counting: Counting,
         limit: usize,
     ) -> String {
-        let (kept, rejected) = match counting {
-            Counting::Raw => ("count()".to_owned(), "0"),
-            Counting::Leaving => self.kept_and_rejected(),
-        };
-        let rows =
-            if counting == Counting::Leaving && self.rules.is_final { "countIf(NOT k2_final)" } else { "count()" };
+        let [rows, kept, rejected] = self.aggregates(counting);
         let (newest, outside) = match &self.origin {
             Origin::Table(_) => ("CAST(NULL, 'Nullable(Int64)')".to_owned(), "0".to_owned()),
             Origin::Query(_) => {
@@ -217,28 +225,28 @@ impl Relation {
         )
     }
 
-    /// The aggregates that count which rows leave, and which are rejected.
-    fn kept_and_rejected(&self) -> (String, &'static str) {
+    /// The aggregates that count raw rows, those that leave and those that are rejected.
+    fn aggregates(&self, counting: Counting) -> [String; 3] {
         let Rules { key, is_final, reject, .. } = &self.rules;
-        let kept = match (is_final, reject) {
-            (false, None) => None,
-            (false, Some(_)) => Some("NOT k2_rejected"),
-            (true, None) => Some("k2_final"),
-            (true, Some(_)) => Some("k2_final AND NOT k2_rejected"),
+        let (is_final, reject) = (*is_final, reject.is_some());
+        if counting == Counting::Raw || (!is_final && !reject && key.is_empty()) {
+            return ["count()", "count()", "0"].map(str::to_owned);
+        }
+        let is_kept = match (is_final, reject) {
+            (false, false) => "1",
+            (false, true) => "NOT k2_rejected",
+            (true, false) => "k2_final",
+            (true, true) => "k2_final AND NOT k2_rejected",
         };
-        let ids = (0..key.len()).map(|number| format!("k2_id{number}")).collect::<Vec<_>>().join(", ");
-        let kept = match (kept, key.is_empty() || *is_final) {
-            (None, true) => "count()".to_owned(),
-            (Some(kept), true) => format!("countIf({kept})"),
-            (None, false) => format!("uniqExact(({ids}))"),
-            (Some(kept), false) => format!("uniqExactIf(({ids}), {kept})"),
+        let kept = if key.is_empty() || is_final {
+            format!("countIf({is_kept})")
+        } else {
+            let ids: Vec<String> = (0..key.len()).map(|number| format!("k2_id{number}")).collect();
+            format!("uniqExactIf(({}), {is_kept})", ids.join(", "))
         };
-        let rejected = match (reject, is_final) {
-            (None, _) => "0",
-            (Some(_), false) => "countIf(k2_rejected)",
-            (Some(_), true) => "countIf(k2_final AND k2_rejected)",
-        };
-        (kept, rejected)
+        let (rows, of_these) = if is_final { ("countIf(NOT k2_final)", "k2_final AND ") } else { ("count()", "") };
+        let rejected = if reject { format!("countIf({of_these}k2_rejected)") } else { "0".to_owned() };
+        [rows.to_owned(), kept, rejected]
     }
 
     /// The columns of a window that a count needs, renamed; of a table that is read with FINAL the rows as they are and as FINAL leaves them.
@@ -324,6 +332,12 @@ impl Relation {
             (one_of_a_key, _) => format!("{rows}{sort}{}", one_of_a_key.unwrap_or_default()),
         }
     }
+}
+
+/// The first tick of the bucket of a row whose cursor was renamed.
+fn bucket(cursor: &Cursor, width: Tick) -> String {
+    let tick = format!("assumeNotNull({})", ticks("k2_cursor", cursor.kind));
+    format!("{tick} - positiveModulo({tick}, toInt64({width}))")
 }
 
 /// ORDER BY that makes rows follow each other as Iceberg orders their values, nulls where it has them by default.
