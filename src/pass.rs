@@ -194,15 +194,16 @@ impl Pass<'_> {
 
         if let Some(window) = plan.window {
             let mut chunks = self.stop.or(route.chunks(window)).await?;
-            while let Some(chunk) = self.stop.or(route.next_chunk(&mut chunks)).await? {
+            while let Some(mut chunk) = self.stop.or(route.next_chunk(&mut chunks)).await? {
                 if self.options.dry_run {
+                    self.stop.or(route.count_unread(&mut chunk)).await?;
                     progress.planned(chunk);
                     continue;
                 }
                 if self.started.elapsed() > self.config.pass_deadline {
                     return Err(deadline_is_over());
                 }
-                self.chunk(catalog, &route, &chunk, progress).await?;
+                self.chunk(catalog, &route, &mut chunk, progress).await?;
             }
         }
         if !self.options.dry_run {
@@ -216,7 +217,7 @@ impl Pass<'_> {
         &self,
         catalog: &mut Catalog,
         route: &Route<'_>,
-        chunk: &Chunk,
+        chunk: &mut Chunk,
         progress: &mut Progress,
     ) -> Result<()> {
         failpoint::hit(Failpoint::Counted)?;
@@ -225,6 +226,8 @@ impl Pass<'_> {
         let written = self.stop.or(route.write(chunk, &mut files, &bar)).await;
         bar.finish_and_clear();
         let committed = match written {
+            // What a query holds is only known now.
+            Ok(()) if chunk.source_rows() == 0 => return Ok(()),
             Ok(()) => self.commit(catalog, route, progress.marker(), chunk, &files).await,
             Err(error) => Err(Failure::Rejected(error)),
         };

@@ -66,6 +66,9 @@ impl Progress {
 
     /// A chunk would be committed (`--dry-run`).
     pub fn planned(&mut self, chunk: Chunk) {
+        if chunk.source_rows() == 0 {
+            return;
+        }
         self.extend(chunk.window);
         self.planned.push(chunk);
     }

@@ -109,6 +109,16 @@ fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
+/// A new file without a name, where `path` is: nothing is left of it when the process ends, however it does. For what is only needed meanwhile.
+pub fn nameless_file(path: &Path) -> io::Result<File> {
+    if let Some(parent) = path.parent() {
+        create_directories(parent)?;
+    }
+    let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
+    fs::remove_file(path)?;
+    Ok(file)
+}
+
 /// `create_dir_all` that syncs the parent of every directory that it creates.
 fn create_directories(path: &Path) -> io::Result<()> {
     if path.is_dir() {

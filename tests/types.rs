@@ -105,6 +105,18 @@ fn every_type_arrives_bit_for_bit_with_and_without_nulls() {
     case.sql("INSERT INTO kinds (* EXCEPT ts, ts) SELECT * EXCEPT ts, ts + 60 FROM kinds");
     assert_eq!(case.pass_one()["rows_written"], ROWS);
     case.target("kinds").holds_for_all_readers("kinds");
+    arrives_by_query(&case, "kinds");
+}
+
+/// The rows of a query are decoded and encoded on their way.
+fn arrives_by_query(case: &Case, table: &str) {
+    let query = format!("SELECT * FROM {table} WHERE ts >= {{low}} AND ts < {{high}}");
+    case.config(&format!(
+        "[[table]]\nname = 'by_query'\nquery = '{query}'\ntarget = 'cold.by_query'\ncursor = 'ts'\npartition_by = ['hour(ts)']\n"
+    ));
+    case.init_tables();
+    case.pass();
+    case.target("by_query").holds_for_all_readers(table);
 }
 
 /// Nested types, and values of them as SQL.
@@ -151,6 +163,7 @@ fn nested_types_arrive_as_they_are_at_any_depth() {
     assert_eq!(case.pass_one()["rows_written"], 4);
     case.target("nested").holds_for_all_readers("nested");
     assert_eq!(case.pass_one()["status"], "nothing");
+    arrives_by_query(&case, "nested");
 }
 
 /// ClickHouse keeps a key that comes twice, Iceberg's specification does not forbid it, and so both entries arrive.

@@ -7,13 +7,13 @@ use crate::cursor::Tick;
 use crate::error::{Error, Kind, Result};
 use crate::histogram::{Bucket, Cut, Histogram};
 use crate::partition::{Grain, Value};
-use crate::plan::{Partition, Piece, Window, ceil, floor, rows_per_file};
+use crate::plan::{Partition, Piece, Window, floor, rows_per_file};
 use crate::source::{Counted, Counting, partition_values};
 
 /// Days, or hours, of a target's partitions in one commit (protocol.md P6).
 const MAX_UNITS_PER_CHUNK: usize = 64;
 /// Partitions, and so files, in one commit.
-const MAX_FILES_PER_CHUNK: usize = 1024;
+pub(super) const MAX_FILES_PER_CHUNK: usize = 1024;
 /// Files of one partition in one commit.
 const MAX_PIECES_PER_PARTITION: u64 = 64;
 /// Spans of a query that are not looked for by a histogram first.
@@ -63,12 +63,12 @@ impl Route<'_> {
         Ok(Chunks { rest: window, histogram, unit: width, max_units, rows_per_file })
     }
 
-    /// Whether the rows of a chunk and partition leave by one SELECT: within it duplicates are dropped (protocol.md P27), and no query is asked twice.
+    /// Whether the rows of a chunk and partition leave by one SELECT: within it duplicates are dropped (protocol.md P27), and no aggregate is split.
     fn keeps_partitions_whole(&self) -> bool {
         self.source.leaves_rows_out() || self.source.is_query() || self.step > 1
     }
 
-    /// The spans of a query's window, as if each held rows, where they are so few that counting them one by one is cheaper than a histogram.
+    /// The spans of a query's window, as if each held rows, where they are so few that reading them one by one is cheaper than a histogram.
     fn few_spans(&self, window: Window) -> Option<Vec<Bucket>> {
         let width = self.span.filter(|_| self.source.is_query())?;
         let first = floor(window.low?, width);
@@ -90,6 +90,9 @@ impl Route<'_> {
     /// The next chunk, counted; `None` when the window is done.
     pub async fn next_chunk(&self, chunks: &mut Chunks) -> Result<Option<Chunk>> {
         while !chunks.histogram.is_empty() {
+            if self.source.is_query() {
+                return self.next_unread(chunks).await.map(Some);
+            }
             let (window, partitions) = self.next_window(chunks).await?;
             chunks.rest.low = Some(window.high);
             if !partitions.is_empty() {
@@ -99,25 +102,28 @@ impl Route<'_> {
         Ok(None)
     }
 
+    /// The next span of a query, which is counted by reading it.
+    async fn next_unread(&self, chunks: &mut Chunks) -> Result<Chunk> {
+        let limits = (u64::MAX, chunks.unit, chunks.max_units);
+        let window = self.cut(&mut chunks.histogram, chunks.rest, &[], limits).await?;
+        chunks.rest.low = Some(window.high);
+        Ok(Chunk { commit_id: Uuid::now_v7(), window, partitions: Vec::new(), pieces: Vec::new() })
+    }
+
     /// Cuts and counts the next window; where it holds too many partitions, a smaller one.
     async fn next_window(&self, chunks: &mut Chunks) -> Result<(Window, Vec<Partition>)> {
         let mut limit = self.table.chunk_rows;
         loop {
             let mut histogram = chunks.histogram.clone();
             let window = self.cut(&mut histogram, chunks.rest, &[], (limit, chunks.unit, chunks.max_units)).await?;
-            let Counted { partitions, newest } = self.count(window, Counting::Leaving).await?;
+            let partitions = self.count(window, Counting::Leaving).await?.partitions;
             if partitions.len() <= MAX_FILES_PER_CHUNK {
                 chunks.histogram = histogram;
-                // Nobody has told yet how far the rows of a query go (P9).
-                let high =
-                    newest.map_or(window.high, |newest| window.high.min(ceil(newest.saturating_add(1), self.step)));
-                return Ok((Window { high, ..window }, partitions));
+                return Ok((window, partitions));
             }
-            if limit == 1 || self.source.is_query() {
-                let what = if self.source.is_query() { "chunk_span" } else { "single tick" };
-                let message = format!("a {what} holds more than {MAX_FILES_PER_CHUNK} partitions");
-                return Err(Error::refused(message)
-                    .hint("each one is a file: choose coarser partitions, or a shorter chunk_span"));
+            if limit == 1 {
+                let message = format!("a single tick holds more than {MAX_FILES_PER_CHUNK} partitions");
+                return Err(Error::refused(message).hint("each one is a file: choose coarser partitions"));
             }
             limit /= 2;
         }

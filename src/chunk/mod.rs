@@ -1,6 +1,7 @@
 //! One chunk on its way: counted, streamed into files, and checked, before anyone may commit it.
 
 mod cut;
+mod query;
 
 use std::collections::BTreeMap;
 
@@ -48,9 +49,9 @@ pub struct Chunk {
     pub commit_id: Uuid,
     /// The rows.
     pub window: Window,
-    /// How many there are of each partition, counted before any is read (protocol.md P7).
+    /// How many there are of each partition: of a table counted before any is read (protocol.md P7), of a query known once it is read.
     pub partitions: Vec<Partition>,
-    /// The SELECTs that read them, each into one file.
+    /// The SELECTs that read a table, each into one file.
     pub pieces: Vec<Piece>,
 }
 
@@ -108,11 +109,6 @@ impl Files {
     /// Rows of the finished files.
     pub fn rows(&self) -> u64 {
         self.finished.iter().map(DataFile::record_count).sum()
-    }
-
-    /// Rows of a partition in the finished files.
-    fn read_of(&self, partition: &Partition) -> u64 {
-        self.read.get(&partition.key).copied().unwrap_or(0)
     }
 
     /// The rows of each partition, as if they had been counted.
@@ -176,8 +172,8 @@ impl<'a> Route<'a> {
             .hint("`k2-offload init-tables` prints the differences; this version does not change a target's schema"))
     }
 
-    /// Streams one SELECT per piece into one file each, then checks that nothing was missed or moved (protocol.md P6 to P8).
-    pub async fn write(&self, chunk: &Chunk, files: &mut Files, bar: &ProgressBar) -> Result<()> {
+    /// Reads a chunk into data files, and checks that nothing was missed or moved (protocol.md P6 to P8).
+    pub async fn write(&self, chunk: &mut Chunk, files: &mut Files, bar: &ProgressBar) -> Result<()> {
         let changed = |what: &str| {
             Err(Error::new(Kind::Conflict, format!("the source changed while it was read: {what}"))
                 .hint("nothing was committed; the chunk is planned again"))
@@ -186,12 +182,16 @@ impl<'a> Route<'a> {
         if mutations.unfinished > 0 {
             return changed(&format!("{} mutations are not finished", mutations.unfinished));
         }
-        for (number, piece) in chunk.pieces.iter().enumerate() {
-            let name = format!("k2-offload-{}-{number}.parquet", chunk.commit_id);
-            self.write_file(piece, &name, files, bar).await?;
+        if self.source.is_query() {
+            self.write_query(chunk, files, bar).await?;
+        } else {
+            self.write_table(chunk, files, bar).await?;
         }
         if self.source.mutations().await? != mutations {
             return changed("there is a new mutation");
+        }
+        if self.source.is_query() {
+            return Ok(());
         }
         if is_whole(&chunk.partitions, &files.read, &self.count_after(chunk, files).await?) {
             return Ok(());
@@ -203,9 +203,7 @@ impl<'a> Route<'a> {
     async fn count_after(&self, chunk: &Chunk, files: &Files) -> Result<Vec<Partition>> {
         // One SELECT over the whole window sees one state of it; several must fit together.
         let one = self.fields.is_empty() && chunk.pieces.len() == 1;
-        let as_counted = || chunk.partitions.iter().all(|partition| files.read_of(partition) == partition.kept);
-        // To ask a query again may take as long as to read it, and it gave what was counted.
-        if one || (self.source.is_query() && as_counted()) {
+        if one {
             return Ok(files.as_read());
         }
         let raw = self.count(chunk.window, Counting::Raw).await?.partitions;
@@ -218,6 +216,15 @@ impl<'a> Route<'a> {
         } else {
             Ok(self.count(chunk.window, Counting::Leaving).await?.partitions)
         }
+    }
+
+    /// Streams one SELECT per piece into one file each.
+    async fn write_table(&self, chunk: &Chunk, files: &mut Files, bar: &ProgressBar) -> Result<()> {
+        for (number, piece) in chunk.pieces.iter().enumerate() {
+            let name = format!("k2-offload-{}-{number}.parquet", chunk.commit_id);
+            self.write_file(piece, &name, files, bar).await?;
+        }
+        Ok(())
     }
 
     async fn write_file(&self, piece: &Piece, name: &str, files: &mut Files, bar: &ProgressBar) -> Result<()> {

@@ -426,7 +426,7 @@ impl Source<'_> {
         Ok(Counted { partitions: partitions.collect(), newest })
     }
 
-    /// Starts the SELECT of a window, or of the rows of it with these partition values.
+    /// Starts the SELECT of a window of a table, or of the rows of it with these partition values.
     pub fn parquet(
         &self,
         cursor: &Cursor,
@@ -436,10 +436,29 @@ impl Source<'_> {
         compression: &Compression,
     ) -> Result<ParquetStream> {
         let query = self.relation.select(&self.columns, cursor, window, &predicates(fields, values)?);
+        self.stream(&query, settings::compression(&self.server.settings, compression)?)
+    }
+
+    /// Starts the SELECT of a window of a query: the rows of all partitions, one after the other, each with its partition values and the number of
+    /// rows for which it stands, in columns of these names.
+    pub fn whole(
+        &self,
+        cursor: &Cursor,
+        window: Window,
+        fields: &[PartitionField],
+        names: (&str, &str),
+    ) -> Result<ParquetStream> {
+        let query = self.relation.select_whole(&self.columns, cursor, window, fields, names);
+        // It is encoded again: what is fastest, where it may be set.
+        let fast = Compression { codec: "lz4".to_owned(), level: None };
+        self.stream(&query, settings::compression(&self.server.settings, &fast).unwrap_or_default())
+    }
+
+    fn stream(&self, query: &str, compression: BTreeMap<String, String>) -> Result<ParquetStream> {
         let id = self.server.query_id(&self.what("select"));
         tracing::debug!(query_id = id, query, "query");
-        let mut request = self.server.client.query_raw(&query).with_setting("query_id", id);
-        for (name, value) in settings::compression(&self.server.settings, compression)? {
+        let mut request = self.server.client.query_raw(query).with_setting("query_id", id);
+        for (name, value) in compression {
             request = request.with_setting(name, value);
         }
         Ok(ParquetStream {

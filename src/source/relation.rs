@@ -12,7 +12,7 @@ use super::sql::{
     within, within_partition,
 };
 use crate::config::SortBy;
-use crate::cursor::{Cursor, CursorType, Tick};
+use crate::cursor::{Cursor, Tick};
 use crate::partition::{PartitionField, Predicate};
 use crate::plan::Window;
 use crate::schema::{Column, Shape};
@@ -91,21 +91,19 @@ impl Relation {
 
     /// A query that fails where the SQL of the rules is wrong; `None` where they hold none.
     pub fn try_rules(&self) -> Option<String> {
-        let reject = self.rules.reject.as_ref()?;
-        let from = match &self.origin {
-            Origin::Table(quoted) => quoted.clone(),
-            Origin::Query(query) => {
-                bounded(query, CursorType::DateTime64 { scale: 6 }, Window { low: None, high: Tick::MAX })
-            }
-        };
-        Some(format!("DESCRIBE TABLE (SELECT {} AS k2_rejected FROM {from})", rejected(reject)))
+        let (Origin::Table(quoted), Some(reject)) = (&self.origin, &self.rules.reject) else { return None };
+        Some(format!("DESCRIBE TABLE (SELECT {} AS k2_rejected FROM {quoted})", rejected(reject)))
     }
 
     /// Unfinished mutations, and a number that changes with every new one; for a query, of the tables that its text names.
     pub fn mutations(&self) -> String {
         let tables = match &self.origin {
             Origin::Table(_) => format!("database = {} AND table = {}", string(&self.database), string(&self.name)),
-            Origin::Query(query) => format!("position({}, table) > 0", string(query)),
+            Origin::Query(query) => {
+                let named = |column: &str| format!("position({}, {column}) > 0", string(query));
+                let database = string(&self.database);
+                format!("{} AND (database = {database} OR {})", named("table"), named("database"))
+            }
         };
         format!(
             "SELECT toUInt64(countIf(NOT is_done)) AS unfinished, groupBitXor(cityHash64(database, table, mutation_id)) AS fingerprint \
@@ -275,7 +273,7 @@ impl Relation {
         format!("{raw} UNION ALL {last}")
     }
 
-    /// The SELECT whose Parquet becomes a data file: one window, or one partition of it.
+    /// The SELECT of a table whose Parquet becomes a data file: one window, or one partition of it.
     pub fn select(
         &self,
         columns: &[Column],
@@ -284,18 +282,51 @@ impl Relation {
         partition: &[(&str, Predicate<'_>)],
     ) -> String {
         let names: Vec<String> = columns.iter().map(|column| identifier(&column.name)).collect();
-        let casts = columns.iter().enumerate().map(|(number, column)| {
-            let is_checked = matches!(self.origin, Origin::Query(_)) && column.name == cursor.name;
-            let name = identifier(&column.name);
-            let checked = || format!("if(throwIf({}, '{OUTSIDE}'), {name}, {name})", outside(cursor, window));
-            project(column, number, is_checked.then(checked))
-        });
-        let casts: Vec<String> = casts.collect();
+        let casts: Vec<String> =
+            columns.iter().enumerate().map(|(number, column)| project(column, number, None)).collect();
         format!(
             "SELECT {} FROM ({})",
             casts.join(", "),
             self.leaving_rows(columns, &names.join(", "), cursor, window, partition)
         )
+    }
+
+    /// The SELECT of a query over a whole window, which throws where a row lies outside it: its columns, the partition values of each row
+    /// (as `partition`) and how many rows of its key there are (as `copies`); ordered by partition, and within as rows are sorted.
+    pub fn select_whole(
+        &self,
+        columns: &[Column],
+        cursor: &Cursor,
+        window: Window,
+        fields: &[PartitionField],
+        (partition, copies): (&str, &str),
+    ) -> String {
+        let Rules { key, version, sort, .. } = &self.rules;
+        let key: Vec<String> = key.iter().map(|name| identifier(name)).collect();
+        let key = key.join(", ");
+        let mut raw: Vec<String> = columns.iter().map(|column| identifier(&column.name)).collect();
+        let values = fields.iter().enumerate();
+        raw.extend(values.map(|(number, field)| format!("{} AS k2_key{number}", identifier(&field.by.column))));
+        let count =
+            if key.is_empty() { "toUInt64(1)".to_owned() } else { format!("count() OVER (PARTITION BY {key})") };
+        raw.push(format!("{count} AS k2_count"));
+        let mut rows = self.rows(&raw.join(", "), &self.from(cursor, window), "1");
+        if let Some(version) = version {
+            rows = format!("{rows} ORDER BY {} DESC", identifier(version));
+        }
+        if !key.is_empty() {
+            rows = format!("{rows} LIMIT 1 BY {key}");
+        }
+        let selected = columns.iter().enumerate().map(|(number, column)| {
+            let name = identifier(&column.name);
+            let checked = || format!("if(throwIf({}, '{OUTSIDE}'), {name}, {name})", outside(cursor, window));
+            project(column, number, (column.name == cursor.name).then(checked))
+        });
+        let ours = [format!("toJSONString({}) AS {partition}", keys(fields)), format!("k2_count AS {copies}")];
+        let selected: Vec<String> = selected.chain(ours).collect();
+        let order: Vec<String> =
+            [partition.to_owned()].into_iter().chain(sort.iter().map(|by| term(by, None))).collect();
+        format!("SELECT * FROM (SELECT {} FROM ({rows})) ORDER BY {}", selected.join(", "), order.join(", "))
     }
 
     /// Raw columns of the rows that leave: without rejected ones, one of each key, sorted.
@@ -308,16 +339,11 @@ impl Relation {
         partition: &[(&str, Predicate<'_>)],
     ) -> String {
         let Rules { key, version, is_final, reject, sort } = &self.rules;
-        let bounds = match &self.origin {
-            Origin::Table(_) => Some(within(cursor, window)),
-            Origin::Query(_) => None,
-        };
         let values = partition.iter().map(|(column, predicate)| matches(column, predicate));
         let rejects = reject.iter().map(|reject| format!("NOT {}", rejected(reject)));
-        let filter: Vec<String> = bounds.into_iter().chain(values).chain(rejects).collect();
-        let filter = if filter.is_empty() { "1".to_owned() } else { filter.join(" AND ") };
+        let filter: Vec<String> = [within(cursor, window)].into_iter().chain(values).chain(rejects).collect();
         let from = format!("{}{}", self.from(cursor, window), if *is_final { " FINAL" } else { "" });
-        let rows = self.rows(names, &from, &filter);
+        let rows = self.rows(names, &from, &filter.join(" AND "));
         let one_of_a_key = (!key.is_empty() && !is_final).then(|| {
             let key: Vec<String> = key.iter().map(|name| identifier(name)).collect();
             format!(" LIMIT 1 BY {}", key.join(", "))
@@ -340,22 +366,24 @@ fn bucket(cursor: &Cursor, width: Tick) -> String {
     format!("{tick} - positiveModulo({tick}, toInt64({width}))")
 }
 
-/// ORDER BY that makes rows follow each other as Iceberg orders their values, nulls where it has them by default.
+/// ORDER BY over raw columns that makes rows follow each other as Iceberg orders their values.
 fn order_by(columns: &[Column], sort: &[SortBy]) -> String {
-    let terms = sort.iter().filter_map(|by| {
-        let column = columns.iter().find(|column| column.name == by.column)?;
-        let name = identifier(&column.name);
-        let value = match &column.shape {
-            // What becomes text is ordered as text: labels, addresses.
-            Shape::Leaf(leaf) if leaf.iceberg == PrimitiveType::String && leaf.source != "String" => {
-                format!("CAST({name}, 'Nullable(String)')")
-            }
-            _ => name,
-        };
-        Some(format!("{value} {}", if by.descending { "DESC NULLS LAST" } else { "ASC NULLS FIRST" }))
-    });
-    let terms: Vec<String> = terms.collect();
+    let column = |by: &SortBy| columns.iter().find(|column| column.name == by.column);
+    let terms: Vec<String> = sort.iter().map(|by| term(by, column(by))).collect();
     if terms.is_empty() { String::new() } else { format!(" ORDER BY {}", terms.join(", ")) }
+}
+
+/// A term of ORDER BY with nulls where Iceberg has them by default; `raw` is the column where it is not cast yet: what becomes text (labels,
+/// addresses) is ordered as text.
+fn term(by: &SortBy, raw: Option<&Column>) -> String {
+    let name = identifier(&by.column);
+    let value = match raw.map(|column| &column.shape) {
+        Some(Shape::Leaf(leaf)) if leaf.iceberg == PrimitiveType::String && leaf.source != "String" => {
+            format!("CAST({name}, 'Nullable(String)')")
+        }
+        _ => name,
+    };
+    format!("{value} {}", if by.descending { "DESC NULLS LAST" } else { "ASC NULLS FIRST" })
 }
 
 /// Whether a row does not lie in the window; one without cursor lies in none.
@@ -491,7 +519,8 @@ mod tests {
     #[test]
     fn a_query_gets_its_bounds_and_is_held_to_them() {
         let candles = query("SELECT ts FROM trades WHERE t >= {low} AND t < {high} -- {high}");
-        let sql = candles.select(&columns(), &ts(), WINDOW, &[]);
+        let names = ("p", "c");
+        let sql = candles.select_whole(&columns(), &ts(), WINDOW, &[], names);
         let (low, high) = (literal(0, MILLIS), literal(60_000, MILLIS));
         assert!(sql.contains(&format!(
             "FROM (\nSELECT ts FROM trades WHERE t >= {low} AND t < {high} -- {high}\n) WHERE (1)"
@@ -504,7 +533,7 @@ mod tests {
             sql.contains(&format!("countIf(NOT ifNull(`k2_cursor` >= {low} AND `k2_cursor` < {high}, 0))")),
             "{sql}"
         );
-        let open = candles.select(&columns(), &ts(), Window { low: None, high: Tick::MAX }, &[]);
+        let open = candles.select_whole(&columns(), &ts(), Window { low: None, high: Tick::MAX }, &[], names);
         assert!(
             open.contains(&literal(-2_208_988_800_000, MILLIS)) && open.contains(&literal(10_413_791_999_000, MILLIS))
         );

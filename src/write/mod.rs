@@ -1,6 +1,7 @@
 //! Streams of Parquet bytes -> uncommitted data files with statistics. Knows files, never the catalog or the source.
 
 mod bounds;
+mod encode;
 mod footer;
 
 use std::collections::VecDeque;
@@ -8,6 +9,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use iceberg::spec::{DataFile, Schema, Struct};
 
+pub use self::encode::{COPIES, Encoder, PARTITION, Run, Runs, Spool};
 use crate::error::{Classify, Error, Kind, Result};
 use crate::storage::{DurableFile, delete_own_file, file_error, local_path};
 

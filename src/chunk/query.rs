@@ -1,0 +1,92 @@
+//! A chunk of a query: one SELECT, whose rows fall into the target's partitions here.
+//!
+//! Counting a query first would take about as long as reading it, and several SELECTs would see several states of what it is computed from. One
+//! SELECT sees one state, so it is its own count (protocol.md P6, P7), and it tells how far its rows go (P9).
+
+use iceberg::spec::{DataFile, PrimitiveLiteral};
+use indicatif::ProgressBar;
+
+use super::cut::MAX_FILES_PER_CHUNK;
+use super::{Chunk, Files, Route};
+use crate::cursor::{CursorType, Tick};
+use crate::error::{Error, Kind, Result};
+use crate::plan::{Partition, Piece, ceil};
+use crate::source::{Counting, partition_values};
+use crate::write::{COPIES, Encoder, PARTITION, Spool, Written};
+
+impl Route<'_> {
+    /// Counts the rows of a chunk that is not read (`--dry-run`).
+    pub async fn count_unread(&self, chunk: &mut Chunk) -> Result<()> {
+        if !self.source.is_query() {
+            return Ok(());
+        }
+        let counted = self.count(chunk.window, Counting::Leaving).await?;
+        chunk.pieces = counted.partitions.iter().map(|p| Piece { window: chunk.window, key: p.key.clone() }).collect();
+        chunk.partitions = counted.partitions;
+        self.end_above(chunk, counted.newest);
+        Ok(())
+    }
+
+    /// A chunk ends with its newest row's window: no clock carries the watermark further.
+    fn end_above(&self, chunk: &mut Chunk, newest: Option<Tick>) {
+        if let Some(newest) = newest {
+            chunk.window.high = chunk.window.high.min(ceil(newest.saturating_add(1), self.step));
+        }
+    }
+
+    /// Reads a chunk; what it holds is known afterwards.
+    pub(super) async fn write_query(&self, chunk: &mut Chunk, files: &mut Files, bar: &ProgressBar) -> Result<()> {
+        let spool = format!("{}/data/k2-offload-{}.spool", self.target.metadata.location(), chunk.commit_id);
+        let mut spool = Spool::create(&spool)?;
+        let mut stream = self.source.whole(self.cursor(), chunk.window, &self.fields, (PARTITION, COPIES))?;
+        while let Some(bytes) = stream.next().await? {
+            bar.inc(bytes.len() as u64);
+            spool.write(&bytes)?;
+        }
+        let mut runs = spool.read()?;
+        let mut next = runs.next_run()?;
+        while let Some(run) = next.take() {
+            let name = format!("k2-offload-{}-{}.parquet", chunk.commit_id, files.begun.len());
+            if files.begun.len() >= MAX_FILES_PER_CHUNK {
+                let message = format!("a chunk_span of the query holds more than {MAX_FILES_PER_CHUNK} partitions");
+                return Err(Error::refused(message)
+                    .hint("each one is a file: choose coarser partitions or a shorter chunk_span"));
+            }
+            let placement = self.placement(&partition_values(&self.fields, &run.key)?, &name)?;
+            files.begun.push(placement.location.clone());
+            let mut file = Encoder::create(&placement.location, &run.rows, &self.table.compression)?;
+            let mut partition = Partition { key: run.key.clone(), rows: 0, kept: 0, rejected: 0 };
+            let mut same = Some(run);
+            while let Some(run) = same.take() {
+                file.write(&run.rows)?;
+                partition.rows += run.source_rows;
+                partition.kept += run.rows.num_rows() as u64;
+                // Encoding takes its time, and another table may stream meanwhile.
+                tokio::task::yield_now().await;
+                next = runs.next_run()?;
+                if next.as_ref().is_some_and(|next| next.key == partition.key) {
+                    same = next.take();
+                }
+            }
+            let Written::File(data_file) = file.finish(&placement).await? else {
+                return Err(Error::new(Kind::Internal, "a file that was encoded here has no rows, or no end"));
+            };
+            files.finished.push(*data_file);
+            chunk.partitions.push(partition);
+        }
+        let newest = files.finished.iter().filter_map(|file| self.newest(file)).max();
+        self.end_above(chunk, newest);
+        Ok(())
+    }
+
+    /// The newest tick of a file, from its bounds.
+    fn newest(&self, file: &DataFile) -> Option<Tick> {
+        let kind = self.cursor().kind;
+        let id = self.target.metadata.current_schema().field_id_by_name(&self.cursor().name)?;
+        match (kind, file.upper_bounds().get(&id)?.literal()) {
+            (CursorType::Date, PrimitiveLiteral::Int(days)) => Some(Tick::from(*days)),
+            (_, PrimitiveLiteral::Long(micros)) => Some(kind.tick_at(*micros)),
+            _ => None,
+        }
+    }
+}
