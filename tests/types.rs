@@ -47,7 +47,7 @@ const KINDS: [(&str, &[&str]); 39] = [
         "Decimal(38, 8)",
         &["'-999999999999999999999999999999.99999999'", "'999999999999999999999999999999.99999999'", "'-0.00000001'"],
     ),
-    ("String", &["''", "'ünï 🦀 \\t\\n\\0'", "repeat('long ', 1000)"]),
+    ("String", &["''", "'ünï 🦀 \\t\\n\\0'", "repeat('long ', 1000)", "repeat('ü', 524288)"]),
     ("LowCardinality(String)", &["'BTC'", "''", "'ETH'"]),
     ("Enum8('it\\'s' = -1, 'b, c' = 2)", &["'it\\'s'", "'b, c'"]),
     ("Enum16('low' = -30000, 'ü' = 30000)", &["'low'", "'ü'"]),
@@ -81,30 +81,112 @@ fn nullable(kind: &str) -> String {
     }
 }
 
+/// A line of tests/types.md: a table of its own with edge values of one type.
+struct Line {
+    kind: String,
+    iceberg: String,
+    asked_for: &'static str,
+    values: Vec<&'static str>,
+    /// What the target is compared with: the table, or a view that makes of it what was asked for.
+    source: String,
+}
+
+/// Every type, with and without null, in a table of its own; the outcome is the table that README links to.
 #[test]
-fn every_type_arrives_bit_for_bit_with_and_without_nulls() {
+fn every_type_arrives_bit_for_bit() {
     let case = Case::new("types");
-    let mut columns = vec!["ts DateTime64(3, 'UTC')".to_owned()];
-    let mut rows: Vec<Vec<String>> = (0..ROWS).map(|i| vec![format!("'2024-03-10 00:00:00.00{i}'")]).collect();
-    for (number, (kind, values)) in KINDS.iter().enumerate() {
-        let maybe = nullable(kind);
-        columns.push(format!("some_{number} {kind}, maybe_{number} {maybe}, never_{number} {maybe}"));
-        for (i, row) in rows.iter_mut().enumerate() {
-            let value = values[i % values.len()];
-            let maybe = if i % 2 == 0 { "NULL" } else { value };
-            row.push(format!("{value}, {maybe}, NULL"));
+    let mut lines = Vec::new();
+    let mut config = String::new();
+    let all = KINDS.iter().map(|(kind, values)| (*kind, "", *values));
+    let all = all.chain(NESTED.iter().map(|(kind, values)| (*kind, "", *values)));
+    let all = all.chain(OVERRIDES.iter().map(|(kind, wanted, values)| (*kind, *wanted, *values)));
+    for (number, (kind, asked_for, values)) in all.enumerate() {
+        let (table, flat) = (format!("t{number}"), !is_nested(kind));
+        let maybe = if flat { nullable(kind) } else { kind.to_owned() };
+        case.sql(&format!(
+            "CREATE TABLE {table} (ts DateTime64(3, 'UTC'), some {kind}, maybe {maybe}, never {maybe}) ENGINE = MergeTree ORDER BY ts \
+             SETTINGS flatten_nested = 0"
+        ));
+        let rows = (0..ROWS).map(|row| {
+            let value = values[row % values.len()];
+            let (maybe, never) =
+                if flat { (if row % 2 == 0 { "NULL" } else { value }, "NULL") } else { (value, value) };
+            format!("('2024-03-10 00:00:00.00{row}', {value}, {maybe}, {never})")
+        });
+        case.sql(&format!("INSERT INTO {table} VALUES {}", rows.collect::<Vec<_>>().join(", ")));
+        config += &format!("[[table]]\nsource = '{table}'\ntarget = 'cold.{table}'\ncursor = 'ts'\n");
+        let mut source = table.clone();
+        if !asked_for.is_empty() {
+            config += &format!("types = {{ some = '{asked_for}', maybe = '{asked_for}', never = '{asked_for}' }}\n");
+            source = format!("{table}_as_text");
+            let text = |name: &str, kind: &str| format!("CAST({name}, '{kind}') AS {name}");
+            let texts = [text("some", "String"), text("maybe", "Nullable(String)"), text("never", "Nullable(String)")];
+            case.sql(&format!("CREATE VIEW {source} AS SELECT ts, {} FROM (SELECT * FROM {table})", texts.join(", ")));
+        }
+        lines.push(Line { kind: kind.to_owned(), iceberg: String::new(), asked_for, values: values.to_vec(), source });
+    }
+    case.config(&config);
+    case.init_tables();
+    case.pass();
+    let readers = ["pyiceberg", "duckdb", "clickhouse"];
+    let pairs: Vec<_> =
+        lines.iter().enumerate().map(|(number, line)| json!([line.source, format!("t{number}")])).collect();
+    let arguments = json!({"url": case.url, "database": case.database, "pairs": pairs, "readers": readers});
+    let results = case.target("t0").ask("compare_all", arguments);
+    for (line, result) in lines.iter_mut().zip(results.as_array().unwrap()) {
+        line.iceberg = result["type"].as_str().unwrap().to_owned();
+        for difference in result["readers"].as_array().unwrap() {
+            assert_eq!(difference["equal"], true, "{} {}: {difference:#}", line.kind, line.asked_for);
         }
     }
-    case.sql(&format!("CREATE TABLE kinds ({}) ENGINE = MergeTree ORDER BY ts", columns.join(", ")));
-    let rows: Vec<String> = rows.iter().map(|row| format!("({})", row.join(", "))).collect();
-    case.sql(&format!("INSERT INTO kinds VALUES {}", rows.join(", ")));
-    case.config("[[table]]\nsource = 'kinds'\ntarget = 'cold.kinds'\ncursor = 'ts'\n");
-    case.init_tables();
-    assert_eq!(case.pass_one()["rows_written"], ROWS);
-    case.target("kinds").holds_for_all_readers("kinds");
-    case.sql("INSERT INTO kinds (* EXCEPT ts, ts) SELECT * EXCEPT ts, ts + 60 FROM kinds");
-    assert_eq!(case.pass_one()["rows_written"], ROWS);
-    case.target("kinds").holds_for_all_readers("kinds");
+    let printed = print_matrix(&lines);
+    println!("{printed}");
+    let file = support::server::repository().join("tests/types.md");
+    if std::env::var("K2_TEST_WRITE").is_ok() {
+        std::fs::write(&file, &printed).unwrap();
+    }
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), printed, "write tests/types.md anew with K2_TEST_WRITE=1");
+}
+
+/// Whether there is no Nullable of a type.
+fn is_nested(kind: &str) -> bool {
+    ["Array(", "Map(", "Tuple(", "Nested(", "JSON", "Variant(", "Dynamic"].iter().any(|name| kind.starts_with(name))
+}
+
+fn print_matrix(lines: &[Line]) -> String {
+    let mut text = "# Every type, read back\n\nPrinted by `tests/types.rs`: per line a ClickHouse table with these edge values, in a column, in a nullable column and in one of \
+                    nulls only, offloaded and compared value by value with what PyIceberg, DuckDB and ClickHouse read.\n\n\
+                    | ClickHouse | `types` | Iceberg | edge values | PyIceberg | DuckDB | ClickHouse |\n|---|---|---|---|---|---|---|\n"
+        .to_owned();
+    for line in lines {
+        let values = line.values.join(" · ").replace('|', "\\|");
+        let asked_for = if line.asked_for.is_empty() { String::new() } else { format!("`{}`", line.asked_for) };
+        let code = |text: &str| if text.contains('`') { format!("`` {text} ``") } else { format!("`{text}`") };
+        let (kind, iceberg) = (code(&line.kind), line.iceberg.replace('|', "\\|"));
+        text += &format!("| {kind} | {asked_for} | {iceberg} | {} | equal | equal | equal |\n", code(&values));
+    }
+    text
+}
+
+#[test]
+fn every_type_arrives_by_query_too() {
+    let case = Case::new("by_query");
+    let columns: Vec<String> = KINDS
+        .iter()
+        .enumerate()
+        .map(|(n, (kind, _))| format!("some_{n} {kind}, maybe_{n} {}", nullable(kind)))
+        .collect();
+    case.sql(&format!(
+        "CREATE TABLE kinds (ts DateTime64(3, 'UTC'), {}) ENGINE = MergeTree ORDER BY ts",
+        columns.join(", ")
+    ));
+    for row in 0..ROWS {
+        let value = |values: &[&'static str]| values[row % values.len()];
+        let maybe = |values: &[&'static str]| if row % 2 == 0 { "NULL" } else { values[row % values.len()] };
+        let values: Vec<String> =
+            KINDS.iter().map(|(_, values)| format!("{}, {}", value(values), maybe(values))).collect();
+        case.sql(&format!("INSERT INTO kinds VALUES ('2024-03-10 0{row}:00:00', {})", values.join(", ")));
+    }
     arrives_by_query(&case, "kinds");
 }
 
@@ -120,7 +202,7 @@ fn arrives_by_query(case: &Case, table: &str) {
 }
 
 /// Nested types, and values of them as SQL.
-const NESTED: [(&str, &[&str]); 13] = [
+const NESTED: [(&str, &[&str]); 16] = [
     ("Array(String)", &["[]", "['a', '', 'ünï 🦀']"]),
     ("Array(Nullable(String))", &["[NULL, 'a', NULL]", "[]"]),
     ("Array(UInt64)", &["[0, 9223372036854775807]", "[]"]),
@@ -143,6 +225,9 @@ const NESTED: [(&str, &[&str]); 13] = [
         &["[('n', ['it\\'s', 'b']), ('m', [])]", "[]"],
     ),
     ("Nested(price Decimal(38, 8), size Float32)", &["[('0.00000001', 0.1), ('-3', 2)]", "[]"]),
+    ("JSON", &["'{\"a\": {\"b\": [1, 2]}, \"c\": \"ü\"}'", "'{}'"]),
+    ("Variant(Int32, String)", &["-5::Int32", "'text'", "NULL"]),
+    ("Dynamic", &["7::UInt8", "'text'", "NULL", "[1, 2]::Array(UInt8)"]),
 ];
 
 #[test]
@@ -274,50 +359,6 @@ const OVERRIDES: [(&str, &str, &[&str]); 8] = [
     ("DateTime64(3, 'UTC')", "string", &["'2024-03-10 01:02:03.004'"]),
     ("Int32", "string", &["-5", "5"]),
 ];
-
-#[test]
-fn types_that_are_asked_for_arrive_as_they_are() {
-    let case = Case::new("overrides");
-    let columns: Vec<String> = OVERRIDES
-        .iter()
-        .enumerate()
-        .map(|(number, (kind, ..))| format!("some_{number} {kind}, maybe_{number} Nullable({kind})"))
-        .collect();
-    case.sql(&format!(
-        "CREATE TABLE asked (ts DateTime64(3, 'UTC'), {}) ENGINE = MergeTree ORDER BY ts",
-        columns.join(", ")
-    ));
-    for row in 0..4 {
-        let value = |values: &[&'static str]| values[row % values.len()];
-        let values = OVERRIDES.iter().map(|(.., values)| {
-            let maybe = if row % 2 == 0 { "NULL" } else { value(values) };
-            format!("{}, {maybe}", value(values))
-        });
-        case.sql(&format!(
-            "INSERT INTO asked VALUES ('2024-03-10 00:00:00.00{row}', {})",
-            values.collect::<Vec<_>>().join(", ")
-        ));
-    }
-    let types = OVERRIDES
-        .iter()
-        .enumerate()
-        .map(|(number, (_, wanted, _))| format!("some_{number} = '{wanted}', maybe_{number} = '{wanted}'"));
-    let types = types.collect::<Vec<_>>().join(", ");
-    case.config(&format!("[[table]]\nsource = 'asked'\ntarget = 'cold.asked'\ncursor = 'ts'\ntypes = {{ {types} }}\n"));
-    case.init_tables();
-    assert_eq!(case.pass_one()["rows_written"], 4);
-    // The oracle compares what the target holds with the text of the source.
-    let texts = OVERRIDES.iter().enumerate().map(|(number, _)| {
-        format!(
-            "CAST(some_{number}, 'String') AS some_{number}, CAST(maybe_{number}, 'Nullable(String)') AS maybe_{number}"
-        )
-    });
-    case.sql(&format!(
-        "CREATE VIEW as_text AS SELECT ts, {} FROM (SELECT * FROM asked)",
-        texts.collect::<Vec<_>>().join(", ")
-    ));
-    case.target("asked").holds_for_all_readers("as_text");
-}
 
 #[test]
 fn bytes_and_nanoseconds_are_kept_as_asked() {

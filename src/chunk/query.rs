@@ -68,10 +68,14 @@ impl Route<'_> {
                     same = next.take();
                 }
             }
-            let Written::File(data_file) = file.finish(&placement).await? else {
-                return Err(Error::new(Kind::Internal, "a file that was encoded here has no rows, or no end"));
-            };
-            files.finished.push(*data_file);
+            match file.finish(&placement).await? {
+                Written::File(data_file) => files.finished.push(*data_file),
+                Written::Empty => return Err(Error::new(Kind::Internal, "a file that was encoded here has no rows")),
+                Written::NeedsHoldBack(bytes) => {
+                    return Err(Error::refused(format!("the Parquet footer takes {bytes} bytes, more than is held"))
+                        .hint("offload fewer columns or a shorter chunk_span"));
+                }
+            }
             chunk.partitions.push(partition);
         }
         let newest = files.finished.iter().filter_map(|file| self.newest(file)).max();

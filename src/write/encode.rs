@@ -142,11 +142,7 @@ impl Write for Pipe {
 impl Encoder {
     /// Creates a file for rows like these.
     pub fn create(location: &str, like: &RecordBatch, compression: &Compression) -> Result<Self> {
-        let properties = WriterProperties::builder()
-            .set_compression(codec(compression)?)
-            // A bound that was cut is none for text that is shorter.
-            .set_statistics_truncate_length(None)
-            .build();
+        let properties = WriterProperties::builder().set_compression(codec(compression)?).build();
         let options = ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
         let file = Pipe(Passthrough::create(location, HOLD_BACK)?);
         let writer = ArrowWriter::try_new_with_options(file, like.schema(), options);

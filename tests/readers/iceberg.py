@@ -35,6 +35,16 @@ def compare(source, readers, where="1", **table):
     return [difference(reader, canonical_rows(READERS[reader](source["url"], **table)), want) for reader in readers]
 
 
+def compare_all(url, database, pairs, readers, catalog, namespace, **_):
+    """`compare` for many pairs of source and table, with the type of the second column."""
+    results = []
+    for source, table in pairs:
+        target = {"catalog": catalog, "namespace": namespace, "table": table}
+        compared = compare({"url": url, "database": database, "table": source}, readers, **target)
+        results.append({"type": str(load(**target).schema().fields[1].field_type), "readers": compared})
+    return results
+
+
 def difference(reader, have, want):
     if have.equals(want):
         return {"reader": reader, "equal": True, "source": len(want), "target": len(have)}
@@ -550,7 +560,7 @@ def local_path(location):
 
 
 COMMANDS = [
-    compare, count, count_duckdb, count_where, plan_files, data_files, snapshots, referenced_files, manifests, count_at, properties, schema,
+    compare, compare_all, count, count_duckdb, count_where, plan_files, data_files, snapshots, referenced_files, manifests, count_at, properties, schema,
     identifier_fields, sort_order, sorted_files, metadata_location, append, delete, delete_positions, delete_equal, append_without, drop, rollback, expire, tag, branch, set_properties,
     create_other_table, create_catalog,
 ]
