@@ -132,7 +132,7 @@ pub struct Partition {
     pub key: Vec<String>,
     /// Raw rows, counted before any is read.
     pub rows: u64,
-    /// Those that leave: not rejected, and one of each key.
+    /// Those that leave: not rejected and, once they are read, one of each key.
     pub kept: u64,
     /// Those that `reject_where` keeps out.
     pub rejected: u64,

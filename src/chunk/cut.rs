@@ -65,7 +65,7 @@ impl Route<'_> {
 
     /// Whether the rows of a chunk and partition leave by one SELECT: within it duplicates are dropped (protocol.md P27), and no aggregate is split.
     fn keeps_partitions_whole(&self) -> bool {
-        self.source.leaves_rows_out() || self.source.is_query() || self.step > 1
+        self.source.drops_duplicates() || self.source.is_query() || self.step > 1
     }
 
     /// The spans of a query's window, as if each held rows, where they are so few that reading them one by one is cheaper than a histogram.
@@ -116,7 +116,7 @@ impl Route<'_> {
         loop {
             let mut histogram = chunks.histogram.clone();
             let window = self.cut(&mut histogram, chunks.rest, &[], (limit, chunks.unit, chunks.max_units)).await?;
-            let partitions = self.count(window, Counting::Leaving).await?.partitions;
+            let partitions = self.count(window, Counting::Raw).await?.partitions;
             if partitions.len() <= MAX_FILES_PER_CHUNK {
                 chunks.histogram = histogram;
                 return Ok((window, partitions));

@@ -61,6 +61,11 @@ impl Chunk {
         self.partitions.iter().map(|partition| partition.rows).sum()
     }
 
+    /// Those that leave, as far as is known.
+    fn kept(&self) -> u64 {
+        self.partitions.iter().map(|partition| partition.kept).sum()
+    }
+
     /// Those whose key another row has.
     pub fn duplicates(&self) -> u64 {
         self.partitions.iter().map(Partition::duplicates).sum()
@@ -193,29 +198,26 @@ impl<'a> Route<'a> {
         if self.source.is_query() {
             return Ok(());
         }
-        if is_whole(&chunk.partitions, &files.read, &self.count_after(chunk, files).await?) {
+        if self.is_read(chunk, files).await? {
             return Ok(());
         }
         changed(&format!("{} rows were counted, {} read", chunk.source_rows(), files.rows()))
     }
 
-    /// What a window holds after the last SELECT, asked as far as it takes.
-    async fn count_after(&self, chunk: &Chunk, files: &Files) -> Result<Vec<Partition>> {
+    /// Whether all that was counted was read, and nothing twice.
+    async fn is_read(&self, chunk: &mut Chunk, files: &Files) -> Result<bool> {
+        if self.source.drops_duplicates() && files.rows() < chunk.kept() {
+            // Duplicates were dropped, if nothing has changed since and there are just so many rows without them.
+            let distinct = self.count(chunk.window, Counting::Distinct).await?.partitions;
+            let before = std::mem::replace(&mut chunk.partitions, distinct);
+            let as_before =
+                before.iter().map(|p| (&p.key, p.rows)).eq(chunk.partitions.iter().map(|p| (&p.key, p.rows)));
+            return Ok(as_before && is_whole(&chunk.partitions, &files.read, &chunk.partitions));
+        }
         // One SELECT over the whole window sees one state of it; several must fit together.
         let one = self.fields.is_empty() && chunk.pieces.len() == 1;
-        if one {
-            return Ok(files.as_read());
-        }
-        let raw = self.count(chunk.window, Counting::Raw).await?.partitions;
-        let same = |(before, after): (&Partition, &Partition)| before.key == after.key && before.rows == after.rows;
-        if !self.source.leaves_rows_out() {
-            Ok(raw)
-        } else if raw.len() == chunk.partitions.len() && chunk.partitions.iter().zip(&raw).all(same) {
-            // As many rows as before: no more, and no less, of them leave.
-            Ok(chunk.partitions.clone())
-        } else {
-            Ok(self.count(chunk.window, Counting::Leaving).await?.partitions)
-        }
+        let after = if one { files.as_read() } else { self.count(chunk.window, Counting::Raw).await?.partitions };
+        Ok(is_whole(&chunk.partitions, &files.read, &after))
     }
 
     /// Streams one SELECT per piece into one file each.

@@ -20,7 +20,7 @@ impl Route<'_> {
         if !self.source.is_query() {
             return Ok(());
         }
-        let counted = self.count(chunk.window, Counting::Leaving).await?;
+        let counted = self.count(chunk.window, Counting::Distinct).await?;
         chunk.pieces = counted.partitions.iter().map(|p| Piece { window: chunk.window, key: p.key.clone() }).collect();
         chunk.partitions = counted.partitions;
         self.end_above(chunk, counted.newest);

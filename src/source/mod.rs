@@ -297,10 +297,9 @@ impl Source<'_> {
         self.columns.iter().any(|column| column.name == cursor.name && column.nullable())
     }
 
-    /// Whether rows are left out: duplicates, or rejected ones.
-    pub fn leaves_rows_out(&self) -> bool {
-        let Rules { key, is_final, reject, .. } = &self.relation.rules;
-        *is_final || !key.is_empty() || reject.is_some()
+    /// Whether duplicates are dropped.
+    pub fn drops_duplicates(&self) -> bool {
+        self.relation.rules.is_final || !self.relation.rules.key.is_empty()
     }
 
     /// Whether it is a query.

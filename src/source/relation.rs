@@ -50,10 +50,10 @@ pub struct Rules {
 /// What a count tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Counting {
-    /// All rows of the source: what is cheap.
+    /// Rows, as if none of them were duplicates: what is cheap.
     Raw,
-    /// Also which of them leave.
-    Leaving,
+    /// Rows, and how many are left of them without duplicates.
+    Distinct,
 }
 
 /// A source as the queries name it.
@@ -161,13 +161,13 @@ impl Relation {
 
     /// Rows of a window that leave, for each bucket of `width` ticks that holds any, and their duplicates; ascending.
     pub fn leaving_histogram(&self, cursor: &Cursor, window: Window, width: Tick) -> String {
-        let [rows, kept, rejected] = self.aggregates(Counting::Leaving);
+        let [rows, kept, rejected] = self.aggregates(Counting::Distinct);
         let renamed = Cursor { name: "k2_cursor".to_owned(), kind: cursor.kind };
         format!(
             "SELECT {} AS low, toUInt64({kept}) AS rows, toUInt64({rows} - {kept} - {rejected}) AS duplicates FROM ({}) WHERE {} \
              GROUP BY low ORDER BY low",
             bucket(cursor, width),
-            self.keyed_rows(cursor, window, &[], Counting::Leaving),
+            self.keyed_rows(cursor, window, &[], Counting::Distinct),
             within(&renamed, window)
         )
     }
@@ -226,21 +226,17 @@ impl Relation {
     /// The aggregates that count raw rows, those that leave and those that are rejected.
     fn aggregates(&self, counting: Counting) -> [String; 3] {
         let Rules { key, is_final, reject, .. } = &self.rules;
-        let (is_final, reject) = (*is_final, reject.is_some());
-        if counting == Counting::Raw || (!is_final && !reject && key.is_empty()) {
-            return ["count()", "count()", "0"].map(str::to_owned);
-        }
-        let is_kept = match (is_final, reject) {
-            (false, false) => "1",
-            (false, true) => "NOT k2_rejected",
-            (true, false) => "k2_final",
-            (true, true) => "k2_final AND NOT k2_rejected",
-        };
-        let kept = if key.is_empty() || is_final {
-            format!("countIf({is_kept})")
-        } else {
-            let ids: Vec<String> = (0..key.len()).map(|number| format!("k2_id{number}")).collect();
-            format!("uniqExactIf(({}), {is_kept})", ids.join(", "))
+        let is_distinct = counting == Counting::Distinct;
+        let (is_final, reject) = (*is_final && is_distinct, reject.is_some());
+        let ids: Vec<String> = (0..key.len()).map(|number| format!("k2_id{number}")).collect();
+        let ids = (is_distinct && !is_final && !ids.is_empty()).then(|| format!("({})", ids.join(", ")));
+        let conditions = [is_final.then_some("k2_final"), reject.then_some("NOT k2_rejected")];
+        let condition = conditions.into_iter().flatten().collect::<Vec<_>>().join(" AND ");
+        let kept = match (ids, condition.as_str()) {
+            (None, "") => "count()".to_owned(),
+            (None, condition) => format!("countIf({condition})"),
+            (Some(ids), "") => format!("uniqExact({ids})"),
+            (Some(ids), condition) => format!("uniqExactIf({ids}, {condition})"),
         };
         let (rows, of_these) = if is_final { ("countIf(NOT k2_final)", "k2_final AND ") } else { ("count()", "") };
         let rejected = if reject { format!("countIf({of_these}k2_rejected)") } else { "0".to_owned() };
@@ -258,14 +254,11 @@ impl Relation {
             Origin::Table(_) => within(cursor, window),
             Origin::Query(_) => "1".to_owned(),
         };
-        if counting == Counting::Raw {
-            return self.rows(&columns.join(", "), &from, &filter);
-        }
         let Rules { key, is_final, reject, .. } = &self.rules;
         columns.extend(key.iter().enumerate().map(|(number, name)| column(name, "id", number)));
         columns.extend(reject.iter().map(|reject| format!("{} AS k2_rejected", rejected(reject))));
         let columns = columns.join(", ");
-        if !is_final {
+        if !is_final || counting == Counting::Raw {
             return self.rows(&columns, &from, &filter);
         }
         let raw = self.rows(&format!("{columns}, 0 AS k2_final"), &from, &filter);
@@ -462,8 +455,8 @@ mod tests {
             let filter = format!("FROM `d`.`t` WHERE (`{name}` < toDate(toUInt16(7)))");
             for sql in [
                 relation().histogram(&cursor, window, &[], 5),
-                relation().count(&cursor, window, &[], Counting::Leaving, 9),
-                relation().count(&cursor, window, day, Counting::Leaving, 9),
+                relation().count(&cursor, window, &[], Counting::Distinct, 9),
+                relation().count(&cursor, window, day, Counting::Distinct, 9),
                 relation().shortest_lifetime(&cursor, window, "toInt64(`day` + 1)"),
             ] {
                 assert!(sql.contains(&filter), "{sql}");
@@ -478,7 +471,7 @@ mod tests {
     fn partition_values_that_do_not_fit_are_refused_where_they_are_listed() {
         let column = Column::map("e", "String", None).unwrap();
         let field = PartitionField::new(PartitionBy::parse("e").unwrap(), 4, &column, None).unwrap();
-        let sql = relation().count(&ts(), Window { low: None, high: 7 }, &[field], Counting::Leaving, 9);
+        let sql = relation().count(&ts(), Window { low: None, high: 7 }, &[field], Counting::Distinct, 9);
         assert!(sql.contains("throwIf(NOT isValidUTF8(toString(k2_key0)), 'k2-offload-refused-column-4')"), "{sql}");
     }
 
@@ -510,9 +503,13 @@ mod tests {
     fn rejected_rows_stay_and_are_counted() {
         let rejecting = with(Rules { reject: Some("price < 0 -- odd".into()), ..Rules::default() });
         assert!(rows_of(&rejecting).contains("AND NOT ifNull((\nprice < 0 -- odd\n) != 0, 0)"));
-        let sql = rejecting.count(&ts(), WINDOW, &[], Counting::Leaving, 9);
+        let sql = rejecting.count(&ts(), WINDOW, &[], Counting::Distinct, 9);
         assert!(sql.contains("countIf(NOT k2_rejected)) AS kept, toUInt64(countIf(k2_rejected)) AS rejected"), "{sql}");
-        assert!(!rejecting.count(&ts(), WINDOW, &[], Counting::Raw, 9).contains("k2_rejected"));
+        let keyed = with(Rules { key: vec!["id".into()], ..Rules::default() });
+        assert!(
+            keyed.count(&ts(), WINDOW, &[], Counting::Distinct, 9).contains("toUInt64(uniqExact((k2_id0))) AS kept")
+        );
+        assert!(keyed.count(&ts(), WINDOW, &[], Counting::Raw, 9).contains("toUInt64(count()) AS kept"));
     }
 
     /// P11: the bounds stand in the query itself, and a row outside them fails the SELECT.
@@ -528,7 +525,7 @@ mod tests {
         assert!(sql.contains(&format!(
             "throwIf(NOT ifNull(`ts` >= {low} AND `ts` < {high}, 0), 'k2-offload-outside-window')"
         )));
-        let sql = candles.count(&ts(), WINDOW, &[], Counting::Leaving, 9);
+        let sql = candles.count(&ts(), WINDOW, &[], Counting::Distinct, 9);
         assert!(
             sql.contains(&format!("countIf(NOT ifNull(`k2_cursor` >= {low} AND `k2_cursor` < {high}, 0))")),
             "{sql}"
