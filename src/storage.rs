@@ -39,6 +39,11 @@ pub fn local_path(location: &str) -> Result<PathBuf> {
     Ok(PathBuf::from(path))
 }
 
+/// One spelling for the URIs of a file: writers differ in `file:///p`, `file:/p` and `/p`.
+pub fn same_spelling(location: &str) -> String {
+    local_path(location).map_or_else(|_| location.to_owned(), |path| path.to_string_lossy().into_owned())
+}
+
 /// Deletes a file that we created and nobody refers to; a file that is not there is fine.
 pub fn delete_own_file(location: &str) -> Result<()> {
     let path = local_path(location)?;

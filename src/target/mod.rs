@@ -2,6 +2,7 @@
 
 mod catalog;
 mod history;
+mod register;
 mod scan;
 
 use std::collections::HashMap;
@@ -15,6 +16,7 @@ use iceberg::{ErrorKind, MetadataLocation, TableCreation};
 
 pub use self::catalog::{Catalog, Swap, SwapError};
 pub use self::history::{Fate, Rollback, ancestors, fate};
+pub use self::register::{Relation, locate, version_of};
 use crate::config::{Table as TableConfig, TableName};
 use crate::error::{Error, Kind, Result};
 use crate::partition::{Grain, PartitionBy};
