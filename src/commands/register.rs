@@ -69,7 +69,10 @@ impl Registration<'_> {
         // What the catalog already holds may have gone on.
         let target = match (relation, &registered) {
             (Some(Relation::Known), Some(registered)) => registered,
-            _ => &given,
+            _ => {
+                given.check_files(self.file_io).await?;
+                &given
+            }
         };
         self.check_fits(target)?;
 

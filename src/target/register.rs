@@ -89,8 +89,7 @@ fn newest(folder: &Path) -> Result<Option<(i32, PathBuf)>> {
 }
 
 impl Target {
-    /// Reads a table by its metadata file, and refuses what cannot be taken over: another format, a table that lies elsewhere than it says,
-    /// and one of which files are missing.
+    /// Reads a table by its metadata file, and refuses what cannot be taken over: another format, and a table that lies elsewhere than it says.
     pub async fn read_unregistered(file_io: &FileIO, file: &Path) -> Result<Self> {
         let read = TableMetadata::read_from(file_io, file.to_string_lossy()).await;
         let metadata = read.map_err(|error| match io_cause(&error) {
@@ -110,12 +109,11 @@ impl Target {
             metadata,
         };
         target.check_format()?;
-        target.check_files(file_io).await?;
         Ok(target)
     }
 
     /// Every file of the current snapshot must be there: what is missing now would be found out by readers.
-    async fn check_files(&self, file_io: &FileIO) -> Result<()> {
+    pub async fn check_files(&self, file_io: &FileIO) -> Result<()> {
         let Some(snapshot) = self.metadata.current_snapshot() else { return Ok(()) };
         let failed = |e| classify(e, "read the table's manifests".to_owned());
         let exists = |location: &str| -> Result<()> {
