@@ -253,10 +253,4 @@ mod tests {
         };
         assert_eq!((of("true"), of("false")), (2, 0));
     }
-
-    #[test]
-    fn files_have_one_spelling() {
-        assert!(["file:///w/x", "file:/w/x", "/w/x"].iter().all(|location| same_spelling(location) == "/w/x"));
-        assert_eq!(same_spelling("s3://b/x"), "s3://b/x");
-    }
 }

@@ -23,7 +23,7 @@ use uuid::Uuid;
 use self::errors::{classify, stalled};
 pub use self::server::{Server, new_run_id};
 pub use self::settings::reserved_setting;
-use crate::config::{Compression, Table};
+use crate::config::Table;
 use crate::cursor::{Cursor, CursorType, Tick};
 use crate::error::{Classify, Error, Kind, Result};
 use crate::histogram::Bucket;
@@ -149,6 +149,7 @@ impl Server {
             return Err(Error::new(Kind::Config, message).hint("correct the name; DESCRIBE TABLE lists the columns"));
         }
         refuse_names_that_differ_by_case(&columns)?;
+        check_bloom_filter(&table.bloom_filter, &columns)?;
         let definition: Vec<DefinitionRow> = self.fetch(&sql::definition(database, source), "definition").await?;
         let definition = definition.first();
         let uuid = definition.and_then(|row| Uuid::parse_str(&row.uuid).ok()).unwrap_or_default();
@@ -161,6 +162,20 @@ impl Server {
         };
         Ok(Source { server: self, relation, name: source.clone(), columns, uuid, ttl })
     }
+}
+
+/// Bloom filters are of top-level columns that are flat.
+fn check_bloom_filter(wanted: &[String], columns: &[Column]) -> Result<()> {
+    for name in wanted {
+        let reason = match columns.iter().find(|column| column.name == *name) {
+            Some(column) if column.primitive().is_some() => continue,
+            Some(column) => format!("has type {}, which is nested", column.source_type),
+            None => "is no column of the source".to_owned(),
+        };
+        return Err(Error::new(Kind::Config, format!("bloom_filter: `{name}` {reason}"))
+            .hint("name flat columns; DESCRIBE TABLE lists them"));
+    }
+    Ok(())
 }
 
 /// Spark, Hive and ClickHouse itself fold case: two such columns, or fields of a struct, would be one there.
@@ -307,13 +322,15 @@ impl Source<'_> {
         window: Window,
         fields: &[PartitionField],
         values: &[Option<Value>],
-        compression: &Compression,
+        table: &Table,
     ) -> Result<ParquetStream> {
         let query = self.relation.select(&self.columns, cursor, window, &predicates(fields, values)?);
         let id = self.server.query_id(&self.what("select"));
         tracing::debug!(query_id = id, query, "query");
         let mut request = self.server.client.query_raw(&query).with_setting("query_id", id);
-        for (name, value) in settings::compression(&self.server.settings, compression)? {
+        let (compression, has_filter) = (&table.compression, !table.bloom_filter.is_empty());
+        let settings = settings::parquet(&self.server.settings, compression, table.row_group_size, has_filter)?;
+        for (name, value) in settings {
             request = request.with_setting(name, value);
         }
         Ok(ParquetStream {

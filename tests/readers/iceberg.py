@@ -292,6 +292,41 @@ def data_files(catalog, namespace, table):
     return sorted(files, key=lambda file: file["path"])
 
 
+def parquet(catalog, namespace, table):
+    """For each data file, what pyarrow reads of its row groups: rows, and codec and length of the Bloom filter of each column that has one."""
+    files = []
+    for file in data_files(catalog, namespace, table):
+        metadata = pq.read_metadata(file["path"])
+        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+        columns = [[group.column(n) for n in range(group.num_columns)] for group in groups]
+        files.append({
+            "path": file["path"],
+            "size": os.path.getsize(file["path"]),
+            "rows": [group.num_rows for group in groups],
+            "codecs": sorted({column.compression for group in columns for column in group}),
+            "filters": [{c.path_in_schema: c.bloom_filter_length for c in group if c.bloom_filter_offset is not None} for group in columns],
+        })
+    return files
+
+
+def bloom_probe(catalog, namespace, table, column, values):
+    """For each value, in how many row groups the Bloom filter leaves it possible, in the eyes of DuckDB."""
+    import duckdb
+
+    paths = [file["path"] for file in data_files(catalog, namespace, table)]
+    probe = "SELECT count(*) FILTER (NOT bloom_filter_excludes) FROM parquet_bloom_probe(?, ?, ?)"
+    return [sum(duckdb.execute(probe, [path, column, value]).fetchone()[0] for path in paths) for value in values]
+
+
+def bounds(catalog, namespace, table, column):
+    """Lower and upper bound of a text column in the manifests, per file."""
+    loaded = load(catalog, namespace, table)
+    number = loaded.schema().find_field(column).field_id
+    files = [task.file for task in loaded.scan().plan_files()]
+    side = lambda bounds: bounds[number].decode() if bounds and number in bounds else None
+    return [[side(f.lower_bounds), side(f.upper_bounds)] for f in files]
+
+
 def snapshots(catalog, namespace, table):
     """Oldest first."""
     return [
@@ -577,7 +612,8 @@ def local_path(location):
 COMMANDS = [
     compare, count, count_duckdb, count_where, plan_files, data_files, snapshots, referenced_files, manifests, count_at, properties, schema,
     metadata_location, append, delete, delete_positions, delete_equal, append_without, drop, rollback, expire, tag, branch, set_properties,
-    create_other_table, create_catalog, hadoop_append,
+    create_other_table, create_catalog, hadoop_append, parquet, bloom_probe,
+    bounds,
 ]
 
 if __name__ == "__main__":
