@@ -164,6 +164,21 @@ fn without_a_watermark_the_next_step_is_told() {
 }
 
 #[test]
+fn a_predecessor_that_writes_meanwhile_is_noticed() {
+    let case = trades("meanwhile", &["t"]);
+    let metadata = predecessor(&case, "t");
+    let gate = case.gate("gate");
+    let words = arguments("t", folder(&metadata), &["--watermark", ABOVE]);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let mut waits = case.spawn("offload.toml", &format!("target={}", gate.pause()), &words);
+    gate.wait_for(&mut waits);
+    append(&case, "t", "sequence_number = 0", json!({}));
+    gate.open();
+    waits.wait().expect(3).says(&["written to while it was looked at"]);
+    case.run(&["run"]).expect(3).says(&["init-tables"]);
+}
+
+#[test]
 fn ties_that_the_predecessor_lost_are_told_with_their_numbers() {
     let case = trades("ties", &["t"]);
     let fewer =

@@ -3,6 +3,8 @@
 //! Two steps, each whole by itself: the catalog learns the table, as it is; then one commit without rows sets the watermark (P17). Crash
 //! safety: after the first alone, passes refuse the table, because it holds rows and no marker; the same command goes on with the second.
 
+use std::path::Path;
+
 use iceberg::io::FileIO;
 use iceberg::spec::{NestedFieldRef, PrimitiveType, Type};
 
@@ -60,7 +62,8 @@ pub async fn register(
 
 impl Registration<'_> {
     async fn execute(&self, clock_micros: i64) -> Result<InitTable> {
-        let given = self.find().await?;
+        let file = locate(self.request.metadata)?;
+        let given = Target::read_unregistered(self.file_io, &file).await?;
         let registered = match self.config.catalog.path.exists() {
             true => Target::load(&Catalog::open(&self.config.catalog)?, self.file_io, &self.table.target).await?,
             false => None,
@@ -120,14 +123,12 @@ impl Registration<'_> {
         {
             return Err(Error::new(Kind::Config, "the answer was no").hint("nothing was changed"));
         }
-        let snapshot_id = self.change(target, registered.as_ref(), relation, adoption.as_ref()).await?;
+        let old = registered.as_ref().filter(|_| relation == Some(Relation::Newer));
+        let from = (relation != Some(Relation::Known)).then_some((file.as_path(), old));
+        let snapshot_id = self.change(target, from, adoption.as_ref()).await?;
         let adopted =
             adoption.map(|adoption| ResetReport { status: ResetStatus::Reset, snapshot_id, ..adoption.report });
         Ok(InitTable { adoption: adopted, ..report })
-    }
-
-    async fn find(&self) -> Result<Target> {
-        Target::read_unregistered(self.file_io, &locate(self.request.metadata)?).await
     }
 
     /// Refuses what passes would refuse: better before the cut-over than after it.
@@ -206,21 +207,23 @@ impl Registration<'_> {
         Ok(Some(Seam { at, source_rows, target_rows }))
     }
 
-    /// Both steps, as far as they are to be done; returns the snapshot of the second.
+    /// Both steps, as far as they are to be done; returns the snapshot of the second. `from` is the file that the catalog is to learn, and
+    /// the version of which it knows.
     async fn change(
         &self,
         target: &Target,
-        registered: Option<&Target>,
-        relation: Option<Relation>,
+        from: Option<(&Path, Option<&Target>)>,
         adoption: Option<&Adoption>,
     ) -> Result<Option<i64>> {
         let mut catalog = Catalog::open_or_create(&self.config.catalog)?;
         failpoint::hit(Failpoint::Guard)?;
         let _guard = Guard::acquire(&self.config.catalog, &self.table.target, self.request.run_id)?;
         failpoint::hit(Failpoint::Target)?;
-        if relation != Some(Relation::Known) {
-            // Its old writer may have gone on while the rows were looked at.
-            locate(self.request.metadata)?;
+        if let Some((file, registered)) = from {
+            if locate(self.request.metadata)? != file {
+                return Err(Error::refused("the table was written to while it was looked at")
+                    .hint("stop what writes through its old catalog, then run this again"));
+            }
             self.tell_catalog(&mut catalog, target, registered)?;
         }
         failpoint::hit(Failpoint::Written)?;

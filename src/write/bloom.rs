@@ -42,25 +42,44 @@ impl Cut {
     }
 }
 
-/// The row groups without the filters of other columns than `columns`, and what that leaves out of the file.
-pub fn keep_only(columns: &[String], row_groups: &[RowGroupMetaData]) -> Result<(Vec<RowGroupMetaData>, Cut)> {
+/// The row groups without the filters of other columns than `columns`, and what that leaves out of a file whose footer begins at `end`.
+pub fn keep_only(
+    columns: &[String],
+    row_groups: &[RowGroupMetaData],
+    end: u64,
+) -> Result<(Vec<RowGroupMetaData>, Cut)> {
     let chunks = || row_groups.iter().flat_map(RowGroupMetaData::columns);
-    let data_end = chunks().map(|chunk| chunk.byte_range()).map(|(start, length)| start.saturating_add(length)).max();
-    let unwanted = chunks().filter(|chunk| !is_wanted(columns, chunk)).filter_map(filter_range);
-    let mut gone: Vec<Range<u64>> = unwanted.filter(|range| Some(range.start) >= data_end).collect();
+    let data_end = chunks().filter_map(pages_end).max();
+    let mut gone: Vec<Range<u64>> = chunks()
+        .filter(|chunk| !is_wanted(columns, chunk))
+        .filter_map(filter_range)
+        .filter(|range| Some(range.start) >= data_end && range.end <= end)
+        .collect();
     gone.sort_by_key(|range| range.start);
-    gone.dedup();
-    let cut = Cut { gone: merged(gone) };
+    let mut gone = merged(gone);
+    // Servers do not write what overlaps; where one does, it stays.
+    let needed: Vec<Range<u64>> = chunks().flat_map(|chunk| needed_ranges(columns, chunk)).collect();
+    gone.retain(|gone| !needed.iter().any(|needed| needed.start < gone.end && gone.start < needed.end));
+    let cut = Cut { gone };
     let groups = row_groups.iter().map(|group| {
         let chunks = group.columns().iter().map(|chunk| moved(chunk, is_wanted(columns, chunk), &cut));
-        group
-            .clone()
-            .into_builder()
-            .set_column_metadata(chunks.collect::<Result<_>>()?)
-            .build()
-            .or_error(Kind::Internal, "rebuild a row group")
+        let group = group.clone().into_builder().set_column_metadata(chunks.collect::<Result<_>>()?).build();
+        group.or_error(Kind::Internal, "rebuild a row group")
     });
     Ok((groups.collect::<Result<_>>()?, cut))
+}
+
+/// Where the pages of a column chunk end; nothing where the footer says what cannot be.
+fn pages_end(chunk: &ColumnChunkMetaData) -> Option<u64> {
+    let start = chunk.dictionary_page_offset().unwrap_or_else(|| chunk.data_page_offset());
+    u64::try_from(start.checked_add(chunk.compressed_size())?).ok()
+}
+
+/// What readers still look for behind the row groups.
+fn needed_ranges(columns: &[String], chunk: &ColumnChunkMetaData) -> impl Iterator<Item = Range<u64>> {
+    let filter = filter_range(chunk).filter(|_| is_wanted(columns, chunk));
+    let column_index = range(chunk.column_index_offset(), chunk.column_index_length());
+    filter.into_iter().chain(column_index).chain(range(chunk.offset_index_offset(), chunk.offset_index_length()))
 }
 
 /// Filters are asked for by top-level column.
@@ -69,9 +88,12 @@ fn is_wanted(columns: &[String], chunk: &ColumnChunkMetaData) -> bool {
 }
 
 fn filter_range(chunk: &ColumnChunkMetaData) -> Option<Range<u64>> {
-    let start = u64::try_from(chunk.bloom_filter_offset()?).ok()?;
-    let length = u64::try_from(chunk.bloom_filter_length()?).ok()?;
-    Some(start..start.checked_add(length)?)
+    range(chunk.bloom_filter_offset(), chunk.bloom_filter_length())
+}
+
+fn range(offset: Option<i64>, length: Option<i32>) -> Option<Range<u64>> {
+    let start = u64::try_from(offset?).ok()?;
+    Some(start..start.checked_add(u64::try_from(length?).ok()?)?)
 }
 
 /// Ranges that touch become one; `ranges` ascend.

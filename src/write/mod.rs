@@ -97,12 +97,12 @@ impl Passthrough {
         };
         let (pages, rest) = tail.split_at(body);
         let footer = rest.get(..footer).unwrap_or_default();
-        let rewritten = footer::rewrite(footer, placement.schema, placement.bloom_filter)?;
+        let end = self.flushed + pages.len() as u64;
+        let rewritten = footer::rewrite(footer, end, placement.schema, placement.bloom_filter)?;
         if rewritten.metadata.file_metadata().num_rows() == 0 {
             delete_own_file(&placement.location)?;
             return Ok(Written::Empty);
         }
-        let end = self.flushed + pages.len() as u64;
         let size = end - rewritten.cut.length() + rewritten.bytes.len() as u64;
         let data_file = bounds::data_file(&rewritten.metadata, placement, size)?;
         append(&mut self.file, pages)?;
