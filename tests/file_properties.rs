@@ -159,3 +159,18 @@ fn bounds_of_texts_are_as_long_as_the_table_says() {
         assert!(bounds().as_array().unwrap().contains(&json!([lower, upper])), "{mode}: {}", bounds());
     }
 }
+
+#[test]
+fn full_metrics_bound_bytes_too() {
+    let case = Case::new("bytes");
+    case.sql("CREATE TABLE trades (exchange_timestamp DateTime64(3), f FixedString(2), b String) ENGINE = MergeTree ORDER BY exchange_timestamp");
+    case.config(&format!("{TRADES}types = {{ b = 'binary' }}\n"));
+    case.init_tables();
+    case.sql(
+        "INSERT INTO trades SELECT toDateTime64('2024-03-10', 3) + number, unhex(['ff01', '01ff', '7f00'][number + 1]), \
+         unhex(['ff01', '01ff00', '7f'][number + 1]) FROM numbers(3)",
+    );
+    case.pass();
+    let bounds = |column: &str| case.target("trades").ask("bounds", json!({"column": column}));
+    assert_eq!((bounds("f"), bounds("b")), (json!([["01ff", "ff01"]]), json!([["01ff00", "ff01"]])));
+}

@@ -3,7 +3,7 @@
 //! Two steps, each whole by itself: the catalog learns the table, as it is; then one commit without rows sets the watermark (P17). Crash
 //! safety: after the first alone, passes refuse the table, because it holds rows and no marker; the same command goes on with the second.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use iceberg::io::FileIO;
 use iceberg::spec::{NestedFieldRef, PrimitiveType, Type};
@@ -62,11 +62,21 @@ pub async fn register(
 
 impl Registration<'_> {
     async fn execute(&self, clock_micros: i64) -> Result<InitTable> {
-        let file = locate(self.request.metadata)?;
-        let given = Target::read_unregistered(self.file_io, &file).await?;
         let registered = match self.config.catalog.path.exists() {
             true => Target::load(&Catalog::open(&self.config.catalog)?, self.file_io, &self.table.target).await?,
             false => None,
+        };
+        let (file, given) = match (locate(self.request.metadata), &registered) {
+            (Ok(file), _) => {
+                let given = Target::read_unregistered(self.file_io, &file).await?;
+                (file, given)
+            }
+            (Err(error), Some(registered))
+                if error.kind() == Kind::Config && registered.goes_on_from(self.request.metadata) =>
+            {
+                (PathBuf::new(), registered.clone())
+            }
+            (Err(error), _) => return Err(error),
         };
         let relation = registered.as_ref().map(|registered| given.relation_to(registered)).transpose()?;
         // What the catalog already holds may have gone on.

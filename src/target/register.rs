@@ -14,6 +14,7 @@ use iceberg::spec::{FormatVersion, ManifestList, TableMetadata};
 use super::{Target, classify, io_cause};
 use crate::error::{Error, Kind, Result};
 use crate::storage::{file_error, local_path, same_spelling};
+use crate::watermark::KEY;
 
 const VERSION_HINT: &str = "version-hint.text";
 const SUFFIXES: [&str; 3] = [".gz.metadata.json", ".metadata.json.gz", ".metadata.json"];
@@ -34,12 +35,10 @@ pub fn version_of(file_name: &str) -> Option<i32> {
     number.parse().ok().filter(|version| *version >= 0)
 }
 
-/// The metadata file that was given, by path or URI: itself, or the newest of a table's folder. Refuses one after which there is a newer.
+/// The metadata file that was given, by path or URI: itself, or the newest of a table's folder. Refuses one after which there is a newer;
+/// what is not there is a wrong argument ([`Kind::Config`]).
 pub fn locate(given: &str) -> Result<PathBuf> {
-    let path = match given.starts_with("file:") {
-        true => local_path(given)?,
-        false => std::path::absolute(given).map_err(|e| file_error("find", Path::new(given), e))?,
-    };
+    let path = absolute(given)?;
     let wrong = |what: &str| Error::new(Kind::Config, format!("--register {}: {what}", path.display()));
     if path.is_dir() {
         let newest = newest(&path.join("metadata"))?;
@@ -57,6 +56,13 @@ pub fn locate(given: &str) -> Result<PathBuf> {
         Some((_, newest)) => Err(Error::refused(format!("{} is not the newest version of its table", path.display()))
             .hint(format!("rows of the newer version would be lost to readers: give {}", newest.display()))),
         None => Ok(path),
+    }
+}
+
+fn absolute(given: &str) -> Result<PathBuf> {
+    match given.starts_with("file:") {
+        true => local_path(given),
+        false => std::path::absolute(given).map_err(|e| file_error("find", Path::new(given), e)),
     }
 }
 
@@ -80,11 +86,12 @@ fn newest(folder: &Path) -> Result<Option<(i32, PathBuf)>> {
     }
     match versions.get(&version) {
         Some(file) => Ok(Some((version, file.clone()))),
-        None => Err(Error::refused(format!(
-            "{} names version {version}, which is not there",
-            folder.join(VERSION_HINT).display()
-        ))
-        .hint("restore the metadata file, or correct the hint to the newest version that is there")),
+        None => {
+            let hint = folder.join(VERSION_HINT);
+            let message = format!("{} names version {version}, which is not there", hint.display());
+            Err(Error::new(Kind::Config, message)
+                .hint("restore the metadata file, or correct the hint to the newest version that is there"))
+        }
     }
 }
 
@@ -134,6 +141,12 @@ impl Target {
             }
         }
         Ok(())
+    }
+
+    /// Whether commits of ours have gone on from what was given, which need not be there any more: tables let old metadata go.
+    pub fn goes_on_from(&self, given: &str) -> bool {
+        let lies_in = |folder| absolute(given).is_ok_and(|path| path.starts_with(folder));
+        self.metadata.properties().contains_key(KEY) && local_path(self.metadata.location()).is_ok_and(lies_in)
     }
 
     /// How a table that was given stands to the one of that name in the catalog; refuses another one, and one that went on without it.

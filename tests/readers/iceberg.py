@@ -319,11 +319,12 @@ def bloom_probe(catalog, namespace, table, column, values):
 
 
 def bounds(catalog, namespace, table, column):
-    """Lower and upper bound of a text column in the manifests, per file."""
+    """Lower and upper bound of a column in the manifests, per file, as text or, of what is none, in hex."""
     loaded = load(catalog, namespace, table)
-    number = loaded.schema().find_field(column).field_id
+    field = loaded.schema().find_field(column)
+    text = lambda bound: bound.decode() if str(field.field_type) == "string" else bound.hex()
     files = [task.file for task in loaded.scan().plan_files()]
-    side = lambda bounds: bounds[number].decode() if bounds and number in bounds else None
+    side = lambda bounds: text(bounds[field.field_id]) if bounds and field.field_id in bounds else None
     return [[side(f.lower_bounds), side(f.upper_bounds)] for f in files]
 
 
