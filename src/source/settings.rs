@@ -87,6 +87,11 @@ const BLOOM_FILTER: &str = "output_format_parquet_write_bloom_filter";
 
 /// Why a user may not set `name` in the configuration, if so.
 pub fn reserved_setting(name: &str) -> Option<&'static str> {
+    match name {
+        ROW_GROUP_SIZE => return Some("is what `row_group_size` of [defaults] or of a table sets"),
+        BLOOM_FILTER => return Some("is what `bloom_filter` of [defaults] or of a table sets"),
+        _ => {}
+    }
     let pinned = PINNED.iter().any(|(pinned, ..)| *pinned == name) || PER_QUERY.contains(&name);
     let own =
         ["query", "query_id", "database", "user", "password", "default_format", "role", "session_id"].contains(&name);
@@ -263,6 +268,7 @@ mod tests {
     #[test]
     fn users_cannot_override_what_is_pinned() {
         assert!(reserved_setting("final").is_some() && reserved_setting("max_execution_time").is_some());
+        assert!(reserved_setting(ROW_GROUP_SIZE).is_some_and(|reason| reason.contains("`row_group_size`")));
         assert!(reserved_setting("max_threads").is_none());
     }
 }
