@@ -106,6 +106,21 @@ pub struct InitTables {
     /// Say what would be created, change nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// Take over a table of another catalog, such as Spark's: its newest metadata file (TABLE/metadata/v7.metadata.json) or its folder
+    ///
+    /// The catalog learns the table as it lies, after checks that it is whole and fits the source. Its old catalog must not be
+    /// written to any more, nor cleaned up: version-hint.text and the old metadata files stay as they are, and show the old state.
+    #[arg(long, value_name = "METADATA", requires = "tables")]
+    pub register: Option<String>,
+    /// With --register: where the table's watermark shall be (RFC 3339, or a date), above all its rows
+    ///
+    /// It is exclusive: rows at or above it are offloaded by the next pass, rows below it never. A predecessor that remembered the last
+    /// timestamp that it offloaded needs that and one tick more (the next millisecond, for milliseconds).
+    #[arg(long, value_name = "TIMESTAMP", value_parser = parse_instant, requires = "register")]
+    pub watermark: Option<DateTime<Utc>>,
+    /// With --watermark: do not ask where rows of the source lie between the table's last and the watermark
+    #[arg(long, requires = "watermark")]
+    pub yes: bool,
 }
 
 /// Options of `run`.

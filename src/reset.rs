@@ -83,7 +83,10 @@ impl Situation<'_> {
                 Standing::Filled(_) => Error::refused(format!("{} lies below the watermark {}", time(to), time(from)))
                     .hint("going back takes a merge, without which rows are doubled; this version cannot merge"),
                 _ => Error::refused(format!("the target itself holds rows up to {}", time(from.saturating_sub(1))))
-                    .hint("choose a later time: rows that leave from below it are doubled"),
+                    .hint(format!(
+                        "the watermark is exclusive: give {}, or later; rows that leave from below it are doubled",
+                        time(from)
+                    )),
             });
         }
         let before = self.marker().map(|marker| marker.skipped.as_slice()).unwrap_or_default();

@@ -5,7 +5,7 @@
 //! module that touches files of the warehouse; it knows nothing of tables.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Seek, Write};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -24,6 +24,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
 
+/// Bytes that are moved at once.
+const COPY_BUFFER: usize = 1 << 16;
+
 /// A `FileIO` over durable local files.
 pub fn local_file_io() -> FileIO {
     FileIOBuilder::new(Arc::new(LocalFactory)).build()
@@ -37,6 +40,11 @@ pub fn local_path(location: &str) -> Result<PathBuf> {
         return Err(Error::refused(message).hint("only file:/// warehouses are supported by this version"));
     }
     Ok(PathBuf::from(path))
+}
+
+/// One spelling for the URIs of a file: writers differ in `file:///p`, `file:/p` and `/p`.
+pub fn same_spelling(location: &str) -> String {
+    local_path(location).map_or_else(|_| location.to_owned(), |path| path.to_string_lossy().into_owned())
 }
 
 /// Deletes a file that we created and nobody refers to; a file that is not there is fine.
@@ -84,7 +92,7 @@ impl DurableFile {
         if let Some(parent) = path.parent() {
             create_directories(parent)?;
         }
-        let file = OpenOptions::new().write(true).create_new(true).open(path)?;
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
         Ok(Self { file, path: path.to_owned() })
     }
 
@@ -96,6 +104,25 @@ impl DurableFile {
     /// Appends `bytes`.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.file.write_all(bytes)
+    }
+
+    /// Moves `parts` of what was written, ascending and behind `start`, together from `start` on, and cuts off the rest.
+    pub fn compact(&mut self, start: u64, parts: &[Range<u64>]) -> io::Result<()> {
+        let mut buffer = vec![0; COPY_BUFFER];
+        let mut to = start;
+        for part in parts {
+            let mut from = part.start;
+            while from < part.end {
+                let length = usize::try_from(part.end - from).unwrap_or(COPY_BUFFER).min(COPY_BUFFER);
+                let buffer = buffer.get_mut(..length).unwrap_or_default();
+                self.file.read_exact_at(buffer, from)?;
+                self.file.write_all_at(buffer, to)?;
+                from += length as u64;
+                to += length as u64;
+            }
+        }
+        self.file.set_len(to)?;
+        self.file.seek(io::SeekFrom::Start(to)).map(|_| ())
     }
 
     /// Crash safety: the content is on disk before the name, and both are before this returns.
@@ -253,5 +280,32 @@ impl FileWrite for LocalWriter {
 
     async fn close(&mut self) -> iceberg::Result<()> {
         self.file.take().map_or(Ok(()), DurableFile::finish).map_err(|e| io_error("sync", &self.path, e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn compacting_keeps_parts_of_any_length() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("f");
+        let content: Vec<u8> = (0..300_000_u32).map(|n| (n % 251) as u8).collect();
+        let mut file = DurableFile::create(&path).unwrap();
+        file.write(&content).unwrap();
+        let parts = [10..10, 100..200_001, 250_000..300_000];
+        file.compact(7, &parts).unwrap();
+        file.write(b"end").unwrap();
+        file.finish().unwrap();
+        let kept = parts.iter().map(|part| &content[part.start as usize..part.end as usize]);
+        let expected: Vec<&[u8]> = [&content[..7]].into_iter().chain(kept).chain([&b"end"[..]]).collect();
+        assert!(fs::read(&path).unwrap() == expected.concat());
+    }
+
+    #[test]
+    fn files_have_one_spelling() {
+        assert!(["file:///w/x", "file:/w/x", "/w/x"].iter().all(|location| same_spelling(location) == "/w/x"));
+        assert_eq!(same_spelling("s3://b/x"), "s3://b/x");
     }
 }

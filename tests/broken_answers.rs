@@ -103,8 +103,8 @@ fn a_server_that_is_killed_in_the_middle_of_its_answer_leaves_nothing_behind() {
     };
     case.sql(&format!("CREATE {}", trades("sleepEachRow(0.0001)", "1000000")));
     let proxy = Proxy::start(&case.url, "trades");
-    let config = "[[table]]\nsource = 'trades'\ntarget = 'cold.trades'\ncursor = 'ts'\nlayer = 'second'\n";
-    let settings = "settings = { max_block_size = 1000, max_threads = 1, output_format_parquet_row_group_size = 1000, \
+    let config = "[[table]]\nsource = 'trades'\ntarget = 'cold.trades'\ncursor = 'ts'\nlayer = 'second'\nrow_group_size = 1000\n";
+    let settings = "settings = { max_block_size = 1000, max_threads = 1, \
                     function_sleep_max_microseconds_per_block = 0 }";
     let early = TRADES.replace("'trades'", "'early'").replace("cold.trades", "cold.early");
     case.url.clone_from(&proxy.url);
@@ -138,9 +138,9 @@ fn an_exception_after_the_first_bytes_leaves_nothing_behind() {
     let rows =
         "SELECT toDateTime64('2024-03-10', 3, 'UTC') + intDiv(number, 1000) AS ts, number AS n FROM numbers(4000000)";
     case.sql(&format!("CREATE VIEW trades AS SELECT *, throwIf(n = 3500000, 'too late') AS bad FROM ({rows})"));
-    let trades = "[[table]]\nsource = 'trades'\ntarget = 'cold.trades'\ncursor = 'ts'\n";
+    let trades = "[[table]]\nsource = 'trades'\ntarget = 'cold.trades'\ncursor = 'ts'\nrow_group_size = 100000\n";
     let others = TRADES.replace("'trades'", "'others'").replace("cold.trades", "cold.others");
-    let settings = "settings = { max_threads = 1, output_format_parquet_row_group_size = 100000 }";
+    let settings = "settings = { max_threads = 1 }";
     case.config_file("offload.toml", settings, "", &format!("{trades}{others}"));
     case.init_tables();
     nothing_is_left(&case, "trades", &["`trades`", "too late", "next pass"], || case.run(&JSON_RUN));

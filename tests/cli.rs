@@ -109,7 +109,7 @@ fn all_problems_of_a_configuration_are_told_at_once() {
 }
 
 /// Section, key, bad value, and what is said of it beside the key.
-const BAD_VALUES: [(&str, &str, &str, &str); 45] = [
+const BAD_VALUES: [(&str, &str, &str, &str); 47] = [
     ("[clickhouse]", "user", "\"me\\nyou\"", "line break"),
     ("[clickhouse]", "connect_timeout", "'soon'", "`soon` is no duration"),
     ("[clickhouse]", "idle_timeout", "'5'", "`5` is no duration such as 90s"),
@@ -141,6 +141,8 @@ const BAD_VALUES: [(&str, &str, &str, &str); 45] = [
     ("[defaults]", "chunk_rows", "-1", "`-1`"),
     ("[defaults]", "parallel_tables", "0", "must be 1 or more"),
     ("[defaults]", "parallel_tables", "1.5", "`1.5`"),
+    ("[defaults]", "row_group_size", "0", "must be 1 or more"),
+    ("[[table]]", "bloom_filter", "['a', 'b', 'a']", "`a` stands twice"),
     ("[defaults]", "compression", "'zstd(23)'", "`zstd(23)` is none of zstd(1..22)"),
     ("[[table]]", "settle_delay", "'5 mins and a bit'", "`5 mins and a bit` is no duration"),
     ("[[table]]", "target_file_size", "'128 bananas'", "`128 bananas` is no size"),

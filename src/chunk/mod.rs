@@ -19,7 +19,7 @@ use crate::source::{Counting, Server, Source, partition_values};
 use crate::storage::delete_own_file;
 use crate::target::Target;
 use crate::watermark::{Marker, Mode, SourceIdentity, VERSION};
-use crate::write::{HOLD_BACK, Passthrough, Placement, Written};
+use crate::write::{HOLD_BACK, Metrics, Passthrough, Placement, Written};
 
 /// Longest name of a partition's folder, in bytes.
 const MAX_FOLDER_LENGTH: usize = 200;
@@ -235,8 +235,7 @@ impl<'a> Route<'a> {
         files.begun.push(placement.location.clone());
         let mut hold_back = HOLD_BACK;
         for _ in 0..2 {
-            let mut stream =
-                self.source.parquet(self.cursor(), piece.window, &self.fields, &values, &self.table.compression)?;
+            let mut stream = self.source.parquet(self.cursor(), piece.window, &self.fields, &values, self.table)?;
             let mut file = Passthrough::create(&placement.location, hold_back)?;
             while let Some(bytes) = stream.next().await? {
                 bar.inc(bytes.len() as u64);
@@ -280,6 +279,8 @@ impl<'a> Route<'a> {
             partition_spec_id: metadata.default_partition_spec_id(),
             partition,
             sort_order_id: self.target.sort_order_id(&self.table.sort_by),
+            bloom_filter: &self.table.bloom_filter,
+            metrics: Metrics::of(metadata.properties()),
         })
     }
 }

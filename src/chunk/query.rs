@@ -54,7 +54,7 @@ impl Route<'_> {
             }
             let placement = self.placement(&partition_values(&self.fields, &run.key)?, &name)?;
             files.begun.push(placement.location.clone());
-            let mut file = Encoder::create(&placement.location, &run.rows, &self.table.compression)?;
+            let mut file = Encoder::create(&placement.location, &run.rows, self.table)?;
             let mut partition = Partition { key: run.key.clone(), rows: 0, kept: 0, rejected: 0 };
             let mut same = Some(run);
             while let Some(run) = same.take() {

@@ -1,11 +1,12 @@
-//! `init-tables`: creates what is missing, says what differs, changes nothing that exists.
+//! `init-tables`: creates what is missing, says what differs, changes nothing that exists. Tables of others are [`super::register`]'s.
 
 use iceberg::io::FileIO;
 
+use super::register::{Request, register};
 use super::select;
 use crate::cli::{Format, InitTables};
 use crate::config::{Config, Table};
-use crate::error::{Error, Result, worst_exit};
+use crate::error::{Error, Kind, Result, worst_exit};
 use crate::partition::PartitionBy;
 use crate::plan::{span_ticks, step};
 use crate::report::{self, ErrorReport, InitReport, InitStatus, InitTable};
@@ -16,7 +17,11 @@ use crate::target::{Catalog, NewTable, Target};
 
 pub async fn execute(config: &Config, args: &InitTables, format: Format) -> Result<u8> {
     let tables = select(config, &args.tables)?;
-    let server = Server::connect(&config.clickhouse, &new_run_id()).await?;
+    let run_id = new_run_id();
+    let server = Server::connect(&config.clickhouse, &run_id).await?;
+    if let Some(metadata) = &args.register {
+        return register_one(config, &tables, &server, &Request { metadata, args, run_id: &run_id }, format).await;
+    }
     let mut catalog = match args.dry_run {
         true if !config.catalog.path.exists() => None,
         true => Some(Catalog::open(&config.catalog)?),
@@ -30,6 +35,23 @@ pub async fn execute(config: &Config, args: &InitTables, format: Format) -> Resu
     }
     report::print(&report, format);
     Ok(worst_exit(report.tables.iter().filter_map(|t| Some(t.error.as_ref()?.kind.policy().exit))))
+}
+
+async fn register_one(
+    config: &Config,
+    tables: &[&Table],
+    server: &Server,
+    request: &Request<'_>,
+    format: Format,
+) -> Result<u8> {
+    let [table] = tables else {
+        return Err(Error::new(Kind::Config, "--register takes over one table, and needs one --table"));
+    };
+    let entry = register(config, table, server, &local_file_io(), request).await;
+    let code = entry.as_ref().map_or_else(|error| error.kind().policy().exit, |_| 0);
+    let entry = entry.unwrap_or_else(|error| failed(table, &error));
+    report::print(&InitReport { tables: vec![entry] }, format);
+    Ok(code)
 }
 
 async fn init(
@@ -58,6 +80,9 @@ async fn init(
         status,
         location: Some(location.to_owned()),
         drift,
+        adoption: None,
+        seam: None,
+        next_step: None,
         error: None,
     };
     match (existing, catalog) {
@@ -74,7 +99,7 @@ async fn init(
 }
 
 /// Drift of the schema, and a partition that is another one than configured.
-fn differences(table: &Table, source: &Source<'_>, target: &Target) -> Vec<String> {
+pub(super) fn differences(table: &Table, source: &Source<'_>, target: &Target) -> Vec<String> {
     let mut all = drift(&source.columns, target.metadata.current_schema());
     let name = |fields: &[PartitionBy]| {
         let fields: Vec<String> = fields.iter().map(PartitionBy::to_string).collect();
@@ -99,6 +124,9 @@ fn failed(table: &Table, error: &Error) -> InitTable {
         status: InitStatus::Failed,
         location: None,
         drift: Vec::new(),
+        adoption: None,
+        seam: None,
+        next_step: None,
         error: Some(ErrorReport::from(error)),
     }
 }

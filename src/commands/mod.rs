@@ -2,6 +2,7 @@
 
 mod audit;
 mod init_tables;
+mod register;
 mod reset;
 mod run;
 mod watermark;

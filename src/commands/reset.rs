@@ -1,5 +1,7 @@
 //! `watermark reset`: one commit without rows that puts the watermark elsewhere.
 
+use iceberg::io::FileIO;
+
 use super::select;
 use crate::cli::{Format, Reset, Tables};
 use crate::commit::{self, Base, Commit, Failure};
@@ -9,8 +11,8 @@ use crate::error::{Error, Kind, Result};
 use crate::guard::Guard;
 use crate::plan::{Window, floor, step};
 use crate::report::{self, ResetReport, ResetStatus};
-use crate::reset::{Situation, needs_largest};
-use crate::source::{Counting, Server, Source, new_run_id};
+use crate::reset::{Reset as Plan, Situation, needs_largest};
+use crate::source::{Server, Source, new_run_id};
 use crate::state::State;
 use crate::storage::local_file_io;
 use crate::target::{Catalog, Standing, Target};
@@ -67,8 +69,7 @@ async fn reset(config: &Config, table: &Table, args: &Reset, run_id: &str) -> Re
         return Err(Error::new(Kind::Config, message).hint(format!("choose {}", time(floor(to, step)))));
     }
     let plan = situation.plan(to)?;
-    let skipped = source.count(&identity.cursor, plan.window(), &[], Counting::Raw, 1).await?;
-    report.rows_skipped = skipped.partitions.iter().map(|partition| partition.rows).sum();
+    report.rows_skipped = source.rows(&identity.cursor, plan.window()).await?;
     report.to = Some(time(plan.to));
     report.status = ResetStatus::Planned;
     if args.dry_run {
@@ -79,15 +80,29 @@ async fn reset(config: &Config, table: &Table, args: &Reset, run_id: &str) -> Re
     }
     // Not before the answer: passes go on while the question stands. What they commit meanwhile makes the commit fail.
     let _guard = Guard::acquire(&config.catalog, &table.target, run_id)?;
-    let marker = plan.marker(report.rows_skipped);
+    let snapshot_id = commit_reset(config, &mut catalog, &file_io, table, &target, &plan, report.rows_skipped).await?;
+    Ok(ResetReport { status: ResetStatus::Reset, snapshot_id: Some(snapshot_id), ..report })
+}
+
+/// Commits a reset, which skips so many rows of the source.
+pub async fn commit_reset(
+    config: &Config,
+    catalog: &mut Catalog,
+    file_io: &FileIO,
+    table: &Table,
+    target: &Target,
+    plan: &Plan,
+    rows_skipped: u64,
+) -> Result<i64> {
+    let marker = plan.marker(rows_skipped);
     // The very snapshot: where the watermark may be depends on all rows that are there.
-    let commit = Commit { name: &table.target, planned_on: &target, base: Base::Snapshot, marker: &marker, files: &[] };
-    let snapshot_id = match Box::pin(commit::commit(&mut catalog, &file_io, &commit)).await {
+    let commit = Commit { name: &table.target, planned_on: target, base: Base::Snapshot, marker: &marker, files: &[] };
+    let snapshot_id = match Box::pin(commit::commit(catalog, file_io, &commit)).await {
         Ok(snapshot_id) => snapshot_id,
         Err(Failure::Rejected(error) | Failure::Undecided(error)) => return Err(error),
     };
-    State::open(&config.state).forget_checked_to(&report.target);
-    Ok(ResetReport { status: ResetStatus::Reset, snapshot_id: Some(snapshot_id), ..report })
+    State::open(&config.state).forget_checked_to(&table.target.to_string());
+    Ok(snapshot_id)
 }
 
 /// The day of the source's first row; without rows, now.

@@ -16,7 +16,7 @@ use iceberg::spec::{
 use serde::Deserialize;
 
 use super::manifests::manifests_of;
-use crate::storage::local_path;
+use crate::storage::same_spelling;
 use crate::target::{MAX_SNAPSHOT_AGE_MS, ancestors};
 
 const GC_ENABLED: &str = "gc.enabled";
@@ -93,8 +93,8 @@ pub async fn unreferenced(file_io: &FileIO, old: &TableMetadata, new: &TableMeta
     let mut dead = HashMap::new();
     for snapshot in &gone {
         for manifest in manifests_of(snapshot, old, file_io).await? {
-            if !live.contains_key(&same(&manifest.manifest_path)) {
-                dead.insert(same(&manifest.manifest_path), manifest);
+            if !live.contains_key(&same_spelling(&manifest.manifest_path)) {
+                dead.insert(same_spelling(&manifest.manifest_path), manifest);
             }
         }
     }
@@ -102,8 +102,8 @@ pub async fn unreferenced(file_io: &FileIO, old: &TableMetadata, new: &TableMeta
     files.extend(statistics(old).difference(&statistics(new)).cloned());
     files.extend(unreferenced_data(file_io, new, &gone, &history, &live, &dead).await?);
     files.extend(dead.into_values().map(|manifest| manifest.manifest_path));
-    let folder = format!("{}/", same(new.location()));
-    files.retain(|file| same(file).starts_with(&folder));
+    let folder = format!("{}/", same_spelling(new.location()));
+    files.retain(|file| same_spelling(file).starts_with(&folder));
     Ok(files)
 }
 
@@ -138,7 +138,7 @@ async fn read_manifests<'a>(
     let mut manifests = HashMap::new();
     for snapshot in snapshots {
         let of_snapshot = manifests_of(snapshot, metadata, file_io).await?;
-        manifests.extend(of_snapshot.into_iter().map(|manifest| (same(&manifest.manifest_path), manifest)));
+        manifests.extend(of_snapshot.into_iter().map(|manifest| (same_spelling(&manifest.manifest_path), manifest)));
     }
     Ok(manifests)
 }
@@ -165,7 +165,7 @@ async fn unreferenced_data(
             let by = entry.snapshot_id().unwrap_or(manifest.added_snapshot_id);
             let is_deleted = entry.status() == ManifestStatus::Deleted && new.snapshot_by_id(by).is_none();
             if is_deleted || (entry.status() == ManifestStatus::Added && rolled_back(by)) {
-                candidates.insert(same(entry.file_path()));
+                candidates.insert(same_spelling(entry.file_path()));
             }
         }
     }
@@ -174,15 +174,10 @@ async fn unreferenced_data(
     }
     for manifest in read_manifests(file_io, new, new.snapshots().map(AsRef::as_ref)).await?.values() {
         for entry in manifest.load_manifest(file_io).await?.entries().iter().filter(|entry| entry.is_alive()) {
-            candidates.remove(&same(entry.file_path()));
+            candidates.remove(&same_spelling(entry.file_path()));
         }
     }
     Ok(candidates)
-}
-
-/// One spelling for the URIs of a file: writers differ in `file:///p`, `file:/p` and `/p`.
-fn same(location: &str) -> String {
-    local_path(location).map_or_else(|_| location.to_owned(), |path| path.to_string_lossy().into_owned())
 }
 
 #[cfg(test)]
@@ -257,11 +252,5 @@ mod tests {
             expired(&metadata, metadata.last_updated_ms()).unwrap().len()
         };
         assert_eq!((of("true"), of("false")), (2, 0));
-    }
-
-    #[test]
-    fn files_have_one_spelling() {
-        assert!(["file:///w/x", "file:/w/x", "/w/x"].iter().all(|location| same(location) == "/w/x"));
-        assert_eq!(same("s3://b/x"), "s3://b/x");
     }
 }

@@ -16,7 +16,8 @@ use super::expiry::expired;
 use super::manifests::{manifests_of, replace, to_merge, write_added, write_merged, writer};
 use super::{Commit, discard};
 use crate::error::{Classify, Kind, Result};
-use crate::target::{Target, classify};
+use crate::storage::same_spelling;
+use crate::target::{Target, classify, version_of};
 use crate::watermark::KEY;
 
 /// Iceberg's property that lets old metadata files be deleted.
@@ -79,16 +80,22 @@ pub async fn stage(
     let new = if old.is_empty() { new } else { build(&base, &snapshot, &marker, &old).map_err(failed)? };
     let delete_obsolete = new.metadata.properties().get(DELETE_AFTER_COMMIT).map(String::as_str) == Some("true");
     // What lies outside the table's folder, because it was registered from elsewhere, is not ours to delete.
-    let is_obsolete = |file: &String| delete_obsolete && file.starts_with(metadata.location());
+    let folder = format!("{}/", same_spelling(metadata.location()));
+    let is_obsolete = |file: &String| delete_obsolete && same_spelling(file).starts_with(&folder);
     let obsolete = new.expired_metadata_logs.into_iter().map(|entry| entry.metadata_file).filter(is_obsolete).collect();
-    let location = MetadataLocation::from_str(&base.metadata_location)
-        .map_err(failed)?
-        .with_next_version()
-        .with_new_metadata(&new.metadata);
+    let location = next_location(&base, &new.metadata).map_err(failed)?;
     files.push(location.to_string());
     new.metadata.write_to(file_io, &location).await.map_err(failed)?;
     let new = Target { metadata: new.metadata, metadata_location: location.to_string() };
     Ok(Staged { base, new, snapshot_id, obsolete })
+}
+
+/// Where the next metadata goes: into the folder of the last, whatever that was called, numbered on and named as catalogs but Hadoop's do.
+fn next_location(base: &Target, new: &TableMetadata) -> iceberg::Result<MetadataLocation> {
+    let (folder, name) = base.metadata_location.rsplit_once('/').unwrap_or_default();
+    let version = version_of(name).unwrap_or(0).saturating_add(1);
+    let name = format!("{folder}/{version:0>5}-{}.metadata.json", Uuid::new_v4());
+    Ok(MetadataLocation::from_str(&name)?.with_new_metadata(new))
 }
 
 /// The base with a further snapshot and its marker, and without the snapshots `old`.

@@ -120,6 +120,10 @@ pub struct Table {
     pub ttl_margin: Duration,
     /// Parquet compression.
     pub compression: Compression,
+    /// About how many rows a row group of a data file should have.
+    pub row_group_size: u64,
+    /// Columns whose Bloom filters are kept in data files.
+    pub bloom_filter: Vec<String>,
 }
 
 /// Stands in a query for the inclusive lower bound of the cursor.
@@ -262,6 +266,8 @@ mod tests {
         assert_eq!(all.tables[0].settle_delay, default.tables[0].settle_delay);
         assert_eq!(all.tables[0].ttl_margin, default.tables[0].ttl_margin);
         assert_eq!(all.tables[0].compression, default.tables[0].compression);
+        let file = |table: &Table| (table.row_group_size, table.bloom_filter.clone());
+        assert_eq!(file(&all.tables[0]), file(&default.tables[0]));
         assert_eq!(
             (all.tables[0].chunk_rows, all.parallel_tables),
             (default.tables[0].chunk_rows, default.parallel_tables)

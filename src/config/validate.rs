@@ -238,6 +238,12 @@ fn validate_table(
         .and_then(|text| parse_instant(text).map_err(|e| problems.add(&key("start_at"), e)).ok());
     let (window, chunk_span) = rows::spans(&raw, start_at, key, problems);
     rows::check_duplicates(&raw, key, problems);
+    let bloom_filter = raw.bloom_filter.clone().unwrap_or_else(|| defaults.bloom_filter.clone());
+    if let Some(twice) =
+        (1..).zip(&bloom_filter).find(|(next, name)| bloom_filter.iter().skip(*next).any(|n| n == *name))
+    {
+        problems.add(&key("bloom_filter"), format_args!("`{}` stands twice", twice.1));
+    }
     let compression = raw.compression.as_deref().unwrap_or(&defaults.compression);
     Table {
         source_id: raw.source_id.clone().unwrap_or_else(|| format!("{database}.{source}")),
@@ -264,6 +270,9 @@ fn validate_table(
             problems.add(&key("compression"), reason);
             Compression { codec: "zstd".into(), level: None }
         }),
+        row_group_size: problems
+            .at_least_one(&key("row_group_size"), raw.row_group_size.unwrap_or(defaults.row_group_size)),
+        bloom_filter,
         ttl_margin: problems.duration(&key("ttl_margin"), raw.ttl_margin.as_deref().unwrap_or(&defaults.ttl_margin)),
         query,
         source,

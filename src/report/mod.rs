@@ -11,7 +11,7 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 pub use self::audit::{AuditBucket, AuditReport, AuditTable};
-pub use self::init::{InitReport, InitStatus, InitTable};
+pub use self::init::{InitReport, InitStatus, InitTable, Seam};
 pub use self::reset::{ResetReport, ResetStatus, confirm};
 pub use self::run::{PlannedChunk, RunReport, RunStatus, RunTable};
 pub use self::watermark::{WatermarkReport, WatermarkTable};

@@ -29,6 +29,18 @@ pub fn drift(columns: &[Column], target: &Schema) -> Vec<String> {
     changed.chain(gone).collect()
 }
 
+/// Entries for `types` of the configuration, with which columns would become what a target holds.
+pub fn fitting_types(columns: &[Column], target: &Schema) -> Vec<String> {
+    let fitting = columns.iter().filter_map(|column| {
+        let field = target.as_struct().fields().iter().find(|field| field.name == column.name)?;
+        let wanted = field.field_type.to_string();
+        let asked = Column::map(&column.name, &column.source_type, Some(&wanted)).ok()?;
+        let fits = |column: &Column| is_same(&column.shape.iceberg(&mut (1..)), &field.field_type);
+        (fits(&asked) && !fits(column)).then(|| format!("{} = \"{wanted}\"", column.name))
+    });
+    fitting.collect()
+}
+
 /// Whether two types differ in ids, docs and optionality only.
 fn is_same(a: &Type, b: &Type) -> bool {
     match (a, b) {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use iceberg::spec::{ListType, MapType, NestedField, NestedFieldRef, PrimitiveType, Schema, StructType, Type};
 use parquet::basic::{LogicalType, TimeUnit, Type as Physical};
 
-pub use self::drift::drift;
+pub use self::drift::{drift, fitting_types};
 pub use self::leaf::{Leaf, Projection};
 use self::parse::{SourceType, Structure};
 use crate::error::{Classify, Error, Kind, Result};

@@ -179,6 +179,7 @@ impl Server {
             find_mut(&mut columns, version, "version_column")?;
         }
         refuse_names_that_differ_by_case(&columns)?;
+        check_bloom_filter(&table.bloom_filter, &columns)?;
         let rules = Rules {
             key: table.key.clone(),
             version: table.version_column.clone(),
@@ -252,6 +253,20 @@ fn find_mut<'a>(columns: &'a mut [Column], name: &str, role: &str) -> Result<&'a
 fn no_column(name: &str, role: &str) -> Error {
     Error::new(Kind::Config, format!("{role} `{name}` is no column of the source"))
         .hint(format!("correct the {role} in the configuration; DESCRIBE TABLE lists the columns"))
+}
+
+/// Bloom filters are of top-level columns that are flat.
+fn check_bloom_filter(wanted: &[String], columns: &[Column]) -> Result<()> {
+    for name in wanted {
+        let reason = match columns.iter().find(|column| column.name == *name) {
+            Some(column) if column.primitive().is_some() => continue,
+            Some(column) => format!("has type {}, which is nested", column.source_type),
+            None => "is no column of the source".to_owned(),
+        };
+        return Err(Error::new(Kind::Config, format!("bloom_filter: `{name}` {reason}"))
+            .hint("name flat columns; DESCRIBE TABLE lists them"));
+    }
+    Ok(())
 }
 
 /// Spark, Hive and ClickHouse itself fold case: two such columns, or fields of a struct, would be one there.
@@ -425,6 +440,12 @@ impl Source<'_> {
         Ok(Counted { partitions: partitions.collect(), newest })
     }
 
+    /// Raw rows of a window.
+    pub async fn rows(&self, cursor: &Cursor, window: Window) -> Result<u64> {
+        let counted = self.count(cursor, window, &[], Counting::Raw, 1).await?;
+        Ok(counted.partitions.iter().map(|partition| partition.rows).sum())
+    }
+
     /// Starts the SELECT of a window of a table, or of the rows of it with these partition values.
     pub fn parquet(
         &self,
@@ -432,10 +453,11 @@ impl Source<'_> {
         window: Window,
         fields: &[PartitionField],
         values: &[Option<Value>],
-        compression: &Compression,
+        table: &Table,
     ) -> Result<ParquetStream> {
         let query = self.relation.select(&self.columns, cursor, window, &predicates(fields, values)?);
-        self.stream(&query, settings::compression(&self.server.settings, compression)?)
+        let (compression, has_filter) = (&table.compression, !table.bloom_filter.is_empty());
+        self.stream(&query, settings::parquet(&self.server.settings, compression, table.row_group_size, has_filter)?)
     }
 
     /// Starts the SELECT of a window of a query: the rows of all partitions, one after the other, each with its partition values and the number of

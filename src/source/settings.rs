@@ -41,6 +41,8 @@ const PINNED: &[(&str, &str, Importance)] = {
         ("max_result_bytes", "0", Cost),
         ("max_result_rows", "0", Cost),
         ("max_rows_to_read", "0", Cost),
+        // All filters together behind the last row group, where those that are not asked for can be left out.
+        ("output_format_parquet_bloom_filter_flush_threshold_bytes", "536870912", Cost),
         ("output_format_parquet_compliant_nested_types", "1", Result),
         ("output_format_parquet_date_as_uint16", "0", Result),
         ("output_format_parquet_datetime_as_uint32", "0", Result),
@@ -50,7 +52,6 @@ const PINNED: &[(&str, &str, Importance)] = {
         ("output_format_parquet_unsupported_types_as_binary", "0", Result),
         ("output_format_parquet_use_custom_encoder", "1", Result),
         ("output_format_parquet_version", "2.latest", Result),
-        ("output_format_parquet_write_bloom_filter", "0", Cost),
         ("output_format_parquet_write_page_index", "1", Cost),
         ("partial_result_on_first_cancel", "0", Result),
         ("prefer_column_name_to_alias", "0", Result),
@@ -72,15 +73,25 @@ const PINNED: &[(&str, &str, Importance)] = {
 };
 
 /// Settings that depend on the table, and one per query.
-const PER_QUERY: [&str; 4] = [
+const PER_QUERY: [&str; 6] = [
     "log_comment",
     "max_execution_time",
     "output_format_compression_level",
     "output_format_parquet_compression_method",
+    ROW_GROUP_SIZE,
+    BLOOM_FILTER,
 ];
+
+const ROW_GROUP_SIZE: &str = "output_format_parquet_row_group_size";
+const BLOOM_FILTER: &str = "output_format_parquet_write_bloom_filter";
 
 /// Why a user may not set `name` in the configuration, if so.
 pub fn reserved_setting(name: &str) -> Option<&'static str> {
+    match name {
+        ROW_GROUP_SIZE => return Some("is what `row_group_size` of [defaults] or of a table sets"),
+        BLOOM_FILTER => return Some("is what `bloom_filter` of [defaults] or of a table sets"),
+        _ => {}
+    }
     let pinned = PINNED.iter().any(|(pinned, ..)| *pinned == name) || PER_QUERY.contains(&name);
     let own =
         ["query", "query_id", "database", "user", "password", "default_format", "role", "session_id"].contains(&name);
@@ -125,7 +136,37 @@ pub fn pinned(server: &BTreeMap<String, ServerSetting>) -> Result<BTreeMap<Strin
     ))
 }
 
-/// The Parquet settings of a table. The codec must be ours; a level that cannot be set only costs space.
+/// The Parquet settings of a table. The codec must be ours, and Bloom filters must come where they are asked for; what else cannot be set only
+/// costs space or time.
+pub fn parquet(
+    server: &BTreeMap<String, ServerSetting>,
+    wanted: &Compression,
+    row_group_size: u64,
+    bloom_filter: bool,
+) -> Result<BTreeMap<String, String>> {
+    let mut send = compression(server, wanted)?;
+    let may_set = |name| server.get(name).is_some_and(|setting| !setting.readonly);
+    if may_set(ROW_GROUP_SIZE) {
+        send.insert(ROW_GROUP_SIZE.to_owned(), row_group_size.to_string());
+    }
+    match server.get(BLOOM_FILTER) {
+        Some(setting) if !setting.readonly => {
+            send.insert(BLOOM_FILTER.to_owned(), u8::from(bloom_filter).to_string());
+        }
+        Some(setting) if bloom_filter && setting.value != "1" => {
+            let message = format!("the server does not let this user change {BLOOM_FILTER} = `{}`", setting.value);
+            return Err(Error::new(Kind::Config, message)
+                .hint("give the user a profile with readonly = 0 or 2, or leave out `bloom_filter`"));
+        }
+        None if bloom_filter => {
+            let message = format!("the server is too old for `bloom_filter`: it has no setting {BLOOM_FILTER}");
+            return Err(Error::new(Kind::Config, message).hint("upgrade the server, or leave out `bloom_filter`"));
+        }
+        Some(_) | None => {}
+    }
+    Ok(send)
+}
+
 pub fn compression(server: &BTreeMap<String, ServerSetting>, wanted: &Compression) -> Result<BTreeMap<String, String>> {
     let mut send = BTreeMap::new();
     let method = "output_format_parquet_compression_method";
@@ -180,8 +221,8 @@ mod tests {
     #[test]
     fn values_that_are_ours_or_only_cost_time_are_left_alone() {
         let send =
-            pinned(&server(&[("limit", "0", true), ("output_format_parquet_write_bloom_filter", "1", true)])).unwrap();
-        assert!(!send.contains_key("limit") && !send.contains_key("output_format_parquet_write_bloom_filter"));
+            pinned(&server(&[("limit", "0", true), ("output_format_parquet_write_page_index", "0", true)])).unwrap();
+        assert!(!send.contains_key("limit") && !send.contains_key("output_format_parquet_write_page_index"));
         assert_eq!(send.get("offset").map(String::as_str), Some("0"));
     }
 
@@ -203,8 +244,31 @@ mod tests {
     }
 
     #[test]
+    fn filters_that_are_asked_for_must_come() {
+        let none = Compression { codec: "none".into(), level: None };
+        let method = ("output_format_parquet_compression_method", "none", true);
+        let of = |value, readonly, asked| {
+            parquet(&server(&[method, (BLOOM_FILTER, value, readonly), (ROW_GROUP_SIZE, "5", false)]), &none, 7, asked)
+        };
+        assert_eq!(of("0", false, true).unwrap()[BLOOM_FILTER], "1");
+        assert_eq!(
+            (&*of("1", false, false).unwrap()[BLOOM_FILTER], &*of("1", true, true).unwrap()[ROW_GROUP_SIZE]),
+            ("0", "7")
+        );
+        assert!(!of("1", true, false).unwrap().contains_key(BLOOM_FILTER));
+        assert_eq!(of("0", true, true).unwrap_err().kind(), Kind::Config);
+        assert_eq!(parquet(&server(&[method]), &none, 7, true).unwrap_err().kind(), Kind::Config);
+        assert!(
+            !parquet(&server(&[method, (ROW_GROUP_SIZE, "5", true)]), &none, 7, false)
+                .unwrap()
+                .contains_key(ROW_GROUP_SIZE)
+        );
+    }
+
+    #[test]
     fn users_cannot_override_what_is_pinned() {
         assert!(reserved_setting("final").is_some() && reserved_setting("max_execution_time").is_some());
+        assert!(reserved_setting(ROW_GROUP_SIZE).is_some_and(|reason| reason.contains("`row_group_size`")));
         assert!(reserved_setting("max_threads").is_none());
     }
 }

@@ -2,6 +2,7 @@
 
 mod catalog;
 mod history;
+mod register;
 mod scan;
 mod sort;
 
@@ -16,6 +17,7 @@ use iceberg::{ErrorKind, MetadataLocation, TableCreation};
 
 pub use self::catalog::{Catalog, Swap, SwapError};
 pub use self::history::{Fate, Rollback, ancestors, fate};
+pub use self::register::{Relation, locate, version_of};
 use crate::config::{Table as TableConfig, TableName};
 use crate::error::{Error, Kind, Result};
 use crate::partition::{Grain, PartitionBy};
@@ -154,6 +156,9 @@ impl NewTable {
         let mut properties = HashMap::from([
             ("write.format.default".to_owned(), "parquet".to_owned()),
             ("write.target-file-size-bytes".to_owned(), config.target_file_size.to_string()),
+            // Rows, as PyIceberg has it; the size in bytes of others is no limit of ours.
+            ("write.parquet.row-group-limit".to_owned(), config.row_group_size.to_string()),
+            ("write.metadata.metrics.default".to_owned(), "full".to_owned()),
             // 96 passes a day would leave as many metadata files, each as large as the last.
             ("write.metadata.delete-after-commit.enabled".to_owned(), "true".to_owned()),
             ("write.metadata.previous-versions-max".to_owned(), "100".to_owned()),
@@ -163,6 +168,8 @@ impl NewTable {
         if let Some(level) = config.compression.level {
             properties.insert("write.parquet.compression-level".to_owned(), level.to_string());
         }
+        let filter = |column| (format!("write.parquet.bloom-filter-enabled.column.{column}"), "true".to_owned());
+        properties.extend(config.bloom_filter.iter().map(filter));
         let creation = TableCreation::builder()
             .name(config.target.name.clone())
             .location(format!("{warehouse}/{}/{}", folder(&config.target.namespace), folder(&config.target.name)))

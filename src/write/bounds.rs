@@ -5,15 +5,63 @@
 
 use std::collections::HashMap;
 
-use iceberg::spec::{DataContentType, DataFile, DataFileBuilder, DataFileFormat, Datum, PrimitiveType, Schema, Type};
+use iceberg::spec::{DataContentType, DataFile, DataFileBuilder, DataFileFormat, Datum, PrimitiveType, Type};
 use parquet::basic::Type as Physical;
 use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData};
 
 use super::Placement;
 use crate::error::{Classify, Kind, Result};
 
-/// String bounds are cut to this many characters, Iceberg's default `truncate(16)`.
-const STRING_BOUND_CHARS: usize = 16;
+/// Iceberg's properties for what manifests say of columns: of all, and of one. (Iceberg, `MetricsConfig`.)
+const METRICS_DEFAULT: &str = "write.metadata.metrics.default";
+const METRICS_COLUMN: &str = "write.metadata.metrics.column.";
+/// Where a table does not say, or says what is no mode: Iceberg's default.
+const DEFAULT_MODE: Mode = Mode::Truncate(16);
+
+/// What the manifest of a table says of its columns, as the table's properties ask for.
+#[derive(Debug, Clone, Copy)]
+pub struct Metrics<'a> {
+    properties: &'a HashMap<String, String>,
+}
+
+/// What a manifest says of a column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// Nothing.
+    None,
+    /// Sizes and numbers of values.
+    Counts,
+    /// And bounds, those of text cut to this many characters.
+    Truncate(usize),
+    /// And bounds as they are.
+    Full,
+}
+
+impl<'a> Metrics<'a> {
+    /// As the properties of a table say.
+    pub fn of(properties: &'a HashMap<String, String>) -> Self {
+        Self { properties }
+    }
+
+    fn mode(&self, column: &str) -> Mode {
+        let parse = |key: &str| self.properties.get(key).and_then(|text| Mode::parse(text));
+        parse(&format!("{METRICS_COLUMN}{column}")).or_else(|| parse(METRICS_DEFAULT)).unwrap_or(DEFAULT_MODE)
+    }
+}
+
+impl Mode {
+    fn parse(text: &str) -> Option<Self> {
+        match text.trim().to_lowercase().as_str() {
+            "none" => Some(Self::None),
+            "counts" => Some(Self::Counts),
+            "full" => Some(Self::Full),
+            text => {
+                let length = text.strip_prefix("truncate(")?.strip_suffix(')')?.trim().parse().ok()?;
+                (length > 0).then_some(Self::Truncate(length))
+            }
+        }
+    }
+}
 
 /// Describes a finished file of `size` bytes.
 pub fn data_file(metadata: &ParquetMetaData, placement: &Placement<'_>, size: u64) -> Result<DataFile> {
@@ -29,7 +77,7 @@ pub fn data_file(metadata: &ParquetMetaData, placement: &Placement<'_>, size: u6
         .split_offsets(Some(
             metadata.row_groups().iter().filter_map(|group| group.columns().first()).map(start).collect(),
         ));
-    let statistics = Statistics::collect(metadata, placement.schema);
+    let statistics = Statistics::collect(metadata, placement);
     builder
         .column_sizes(statistics.sizes)
         .value_counts(statistics.values)
@@ -57,13 +105,18 @@ struct Statistics {
 }
 
 impl Statistics {
-    fn collect(metadata: &ParquetMetaData, schema: &Schema) -> Self {
+    fn collect(metadata: &ParquetMetaData, placement: &Placement<'_>) -> Self {
+        let schema = placement.schema;
         let mut all = Self::default();
         for (index, leaf) in metadata.file_metadata().schema_descr().columns().iter().enumerate() {
             let id = leaf.self_type().get_basic_info().id();
             let Some(Type::Primitive(primitive)) = schema.field_by_id(id).map(|field| &*field.field_type) else {
                 continue;
             };
+            let mode = placement.metrics.mode(schema.name_by_field_id(id).unwrap_or_default());
+            if mode == Mode::None {
+                continue;
+            }
             let chunks: Vec<&ColumnChunkMetaData> =
                 metadata.row_groups().iter().map(|group| group.column(index)).collect();
             let sum =
@@ -79,7 +132,7 @@ impl Statistics {
             if let Some(nulls) = &nulls {
                 all.nulls.insert(id, nulls.iter().sum());
             }
-            if let Some((lower, upper)) = bounds(&chunks, nulls.as_deref(), primitive) {
+            if let Some((lower, upper)) = bounds(&chunks, nulls.as_deref(), primitive, mode) {
                 all.lower.extend(lower.map(|datum| (id, datum)));
                 all.upper.extend(upper.map(|datum| (id, datum)));
             }
@@ -98,7 +151,15 @@ fn bounds(
     chunks: &[&ColumnChunkMetaData],
     nulls: Option<&[u64]>,
     primitive: &PrimitiveType,
+    mode: Mode,
 ) -> Option<(Option<Datum>, Option<Datum>)> {
+    let length = match mode {
+        Mode::None | Mode::Counts => return None,
+        // They may be long, and few filter by them.
+        Mode::Truncate(_) if matches!(primitive, PrimitiveType::Binary | PrimitiveType::Fixed(_)) => return None,
+        Mode::Truncate(length) => length,
+        Mode::Full => usize::MAX,
+    };
     let mut whole: Option<(Datum, Datum)> = None;
     for (index, chunk) in chunks.iter().enumerate() {
         let null = nulls.and_then(|nulls| nulls.get(index)).copied();
@@ -114,15 +175,11 @@ fn bounds(
         });
     }
     let (low, high) = whole?;
-    Some((shorten(low, false), shorten(high, true)))
+    Some((shorten(low, length, false), shorten(high, length, true)))
 }
 
 /// A statistic as an Iceberg value; `None` where it cannot be a bound.
 fn datum(bytes: &[u8], physical: Physical, primitive: &PrimitiveType) -> Option<Datum> {
-    if matches!(primitive, PrimitiveType::Binary | PrimitiveType::Fixed(_)) {
-        // They may be long, and nobody filters by them.
-        return None;
-    }
     // Iceberg's bytes of a decimal are big-endian; Parquet's of an INT32 or INT64 little-endian.
     let reversed: Vec<u8>;
     let little_endian = matches!(physical, Physical::INT32 | Physical::INT64);
@@ -141,12 +198,12 @@ fn datum(bytes: &[u8], physical: Physical, primitive: &PrimitiveType) -> Option<
 }
 
 /// Cuts a string bound: a prefix is a lower bound; an upper bound needs its last character raised.
-fn shorten(datum: Datum, upper: bool) -> Option<Datum> {
+fn shorten(datum: Datum, length: usize, upper: bool) -> Option<Datum> {
     let iceberg::spec::PrimitiveLiteral::String(text) = datum.literal() else { return Some(datum) };
-    if text.chars().nth(STRING_BOUND_CHARS).is_none() {
+    if text.chars().nth(length).is_none() {
         return Some(datum);
     }
-    let mut prefix: String = text.chars().take(STRING_BOUND_CHARS).collect();
+    let mut prefix: String = text.chars().take(length).collect();
     if !upper {
         return Some(Datum::string(prefix));
     }
@@ -189,10 +246,28 @@ mod tests {
         assert!(datum(&1.5_f64.to_le_bytes(), Physical::DOUBLE, &PrimitiveType::Double).is_some());
     }
 
+    #[test]
+    fn a_table_says_what_its_manifests_say() {
+        let properties = [
+            (METRICS_DEFAULT, "full"),
+            ("write.metadata.metrics.column.a", "counts"),
+            ("write.metadata.metrics.column.b.c", "None"),
+        ];
+        let mut properties: HashMap<String, String> =
+            properties.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let modes =
+            |properties: &HashMap<String, String>| ["a", "b.c", "d"].map(|column| Metrics::of(properties).mode(column));
+        assert_eq!(modes(&properties), [Mode::Counts, Mode::None, Mode::Full]);
+        properties.insert(METRICS_DEFAULT.to_owned(), "truncate(7)".to_owned());
+        properties.insert("write.metadata.metrics.column.a".to_owned(), "truncate(0)".to_owned());
+        assert_eq!(modes(&properties), [Mode::Truncate(7), Mode::None, Mode::Truncate(7)]);
+        assert_eq!(modes(&HashMap::new()), [DEFAULT_MODE; 3]);
+    }
+
     proptest! {
         #[test]
         fn shortened_strings_still_bound(text in "\\PC{0,24}|[\u{D7FF}\u{10FFFF}a]{0,24}") {
-            let bound = |upper| shorten(Datum::string(&text), upper).map(|d| match d.literal() {
+            let bound = |upper| shorten(Datum::string(&text), 16, upper).map(|d| match d.literal() {
                 iceberg::spec::PrimitiveLiteral::String(s) => s.clone(),
                 other => panic!("{other:?}"),
             });

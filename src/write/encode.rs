@@ -15,10 +15,11 @@ use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 use parquet::arrow::arrow_writer::ArrowWriterOptions;
 use parquet::basic::{Compression as Codec, GzipLevel, ZstdLevel};
-use parquet::file::properties::WriterProperties;
+use parquet::file::properties::{BloomFilterPosition, WriterProperties, WriterPropertiesBuilder};
+use parquet::schema::types::ColumnPath;
 
 use super::{Passthrough, Placement, Written};
-use crate::config::Compression;
+use crate::config::{Compression, Table};
 use crate::error::{Classify, Error, Kind, Result};
 use crate::storage::{file_error, local_path, nameless_file};
 
@@ -140,9 +141,17 @@ impl Write for Pipe {
 }
 
 impl Encoder {
-    /// Creates a file for rows like these.
-    pub fn create(location: &str, like: &RecordBatch, compression: &Compression) -> Result<Self> {
-        let properties = WriterProperties::builder().set_compression(codec(compression)?).build();
+    /// Creates a file for rows like these, as the table's configuration says.
+    pub fn create(location: &str, like: &RecordBatch, table: &Table) -> Result<Self> {
+        let rows = usize::try_from(table.row_group_size).ok();
+        let properties = WriterProperties::builder()
+            .set_compression(codec(&table.compression)?)
+            .set_max_row_group_row_count(rows)
+            .set_bloom_filter_position(BloomFilterPosition::End);
+        let with_filter = |properties: WriterPropertiesBuilder, column: &String| {
+            properties.set_column_bloom_filter_enabled(ColumnPath::from(column.as_str()), true)
+        };
+        let properties = table.bloom_filter.iter().fold(properties, with_filter).build();
         let options = ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
         let file = Pipe(Passthrough::create(location, HOLD_BACK)?);
         let writer = ArrowWriter::try_new_with_options(file, like.schema(), options);

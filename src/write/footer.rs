@@ -12,6 +12,7 @@ use parquet::file::metadata::{
 };
 use parquet::schema::types::{SchemaDescriptor, Type as ParquetType, TypePtr};
 
+use super::bloom::{self, Cut};
 use crate::error::{Classify, Error, Kind, Result};
 use crate::schema::parquet_leaf;
 
@@ -22,10 +23,13 @@ pub struct Rewritten {
     pub bytes: Vec<u8>,
     /// What they say.
     pub metadata: ParquetMetaData,
+    /// What they no longer refer to.
+    pub cut: Cut,
 }
 
-/// Rewrites a thrift footer (without length and magic) for `schema`.
-pub fn rewrite(footer: &[u8], schema: &Schema) -> Result<Rewritten> {
+/// Rewrites a thrift footer (without length and magic) for `schema`, with the Bloom filters of these columns only; it begins at `start` in
+/// the file.
+pub fn rewrite(footer: &[u8], start: u64, schema: &Schema, bloom_filter: &[String]) -> Result<Rewritten> {
     let metadata =
         ParquetMetaDataReader::decode_metadata(footer).or_error(Kind::Unavailable, "decode the Parquet footer")?;
     let old = metadata.file_metadata();
@@ -41,10 +45,11 @@ pub fn rewrite(footer: &[u8], schema: &Schema) -> Result<Rewritten> {
         Arc::new(SchemaDescriptor::new(Arc::new(root))),
         None,
     );
-    let metadata = ParquetMetaDataBuilder::new(file).set_row_groups(metadata.row_groups().to_vec()).build();
+    let (row_groups, cut) = bloom::keep_only(bloom_filter, metadata.row_groups(), start)?;
+    let metadata = ParquetMetaDataBuilder::new(file).set_row_groups(row_groups).build();
     let mut bytes = Vec::with_capacity(footer.len() + 1024);
     ParquetMetaDataWriter::new(&mut bytes, &metadata).finish().or_error(Kind::Internal, "encode the Parquet footer")?;
-    Ok(Rewritten { bytes, metadata })
+    Ok(Rewritten { bytes, metadata, cut })
 }
 
 /// The fields of a file, or of a group in it, with the ids and annotations of the table's; both must have the same names.
@@ -195,7 +200,7 @@ mod tests {
     fn ids_and_annotations_are_the_tables_and_pages_stay_readable() {
         let file = own_file();
         let (pages, footer) = split(&file);
-        let rewritten = rewrite(footer, &schema()).unwrap();
+        let rewritten = rewrite(footer, 0, &schema(), &[]).unwrap();
         let whole = [pages, &rewritten.bytes].concat();
         let reader = SerializedFileReader::new(bytes::Bytes::from(whole)).unwrap();
         let leaves = reader.metadata().file_metadata().schema_descr();
@@ -216,9 +221,9 @@ mod tests {
         for columns in
             [&[("n", "Int32"), ("price", "Int64")][..], &[("n", "Int64"), ("cost", "Int64")], &[("n", "Int64")]]
         {
-            assert!(rewrite(footer, &schema_of(columns)).is_err(), "{columns:?}");
+            assert!(rewrite(footer, 0, &schema_of(columns), &[]).is_err(), "{columns:?}");
         }
-        assert_eq!(rewrite(b"junk", &schema()).unwrap_err().kind(), Kind::Unavailable);
+        assert_eq!(rewrite(b"junk", 0, &schema(), &[]).unwrap_err().kind(), Kind::Unavailable);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Streams of Parquet bytes -> uncommitted data files with statistics. Knows files, never the catalog or the source.
 
+mod bloom;
 mod bounds;
 mod encode;
 mod footer;
@@ -9,6 +10,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use iceberg::spec::{DataFile, Schema, Struct};
 
+pub use self::bounds::Metrics;
 pub use self::encode::{COPIES, Encoder, PARTITION, Run, Runs, Spool};
 use crate::error::{Classify, Error, Kind, Result};
 use crate::storage::{DurableFile, delete_own_file, file_error, local_path};
@@ -36,6 +38,10 @@ pub struct Placement<'a> {
     pub partition: Struct,
     /// The table's id of the order that the rows have, if it has one.
     pub sort_order_id: Option<i32>,
+    /// Columns whose Bloom filters stay.
+    pub bloom_filter: &'a [String],
+    /// What the manifest says of each column.
+    pub metrics: Metrics<'a>,
 }
 
 /// What became of a stream.
@@ -50,7 +56,8 @@ pub enum Written {
 }
 
 /// A data file while its bytes stream in: they go to disk as they are, but for the last `hold_back`, in which the footer is
-/// rewritten. Pages, bloom filters and page indexes lie before the footer, so every offset in it stays valid.
+/// rewritten. Pages, bloom filters and page indexes lie before the footer, so every offset in it stays valid; where filters are left out,
+/// what lies behind them moves up.
 #[derive(Debug)]
 pub struct Passthrough {
     file: DurableFile,
@@ -94,14 +101,19 @@ impl Passthrough {
         };
         let (pages, rest) = tail.split_at(body);
         let footer = rest.get(..footer).unwrap_or_default();
-        let rewritten = footer::rewrite(footer, placement.schema)?;
+        let end = self.flushed + pages.len() as u64;
+        let rewritten = footer::rewrite(footer, end, placement.schema, placement.bloom_filter)?;
         if rewritten.metadata.file_metadata().num_rows() == 0 {
             delete_own_file(&placement.location)?;
             return Ok(Written::Empty);
         }
-        let size = self.flushed + (pages.len() + rewritten.bytes.len()) as u64;
+        let size = end - rewritten.cut.length() + rewritten.bytes.len() as u64;
         let data_file = bounds::data_file(&rewritten.metadata, placement, size)?;
         append(&mut self.file, pages)?;
+        if let Some(start) = rewritten.cut.start() {
+            let kept = rewritten.cut.kept(end);
+            self.file.compact(start, &kept).map_err(|e| file_error("write", self.file.path(), e))?;
+        }
         append(&mut self.file, &rewritten.bytes)?;
         let path = self.file.path().to_owned();
         // On a thread of its own: a disk takes its time, and another table may stream meanwhile.
@@ -137,6 +149,8 @@ fn footer_length(tail: &[u8]) -> Result<usize> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use iceberg::spec::{Datum, PrimitiveType};
     use parquet::file::reader::FileReader;
     use parquet::file::serialized_reader::SerializedFileReader;
@@ -169,13 +183,15 @@ mod tests {
     }
 
     fn pass_through(bytes: &[u8], piece: usize, hold_back: usize, location: &str) -> Written {
-        let schema = schema();
+        let (schema, properties) = (schema(), HashMap::new());
         let placement = Placement {
             location: location.to_owned(),
             schema: &schema,
             partition_spec_id: 0,
             partition: Struct::empty(),
             sort_order_id: None,
+            bloom_filter: &[],
+            metrics: Metrics::of(&properties),
         };
         let mut file = Passthrough::create(location, hold_back).unwrap();
         for piece in bytes.chunks(piece) {
@@ -238,13 +254,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         for (number, bytes) in [&b""[..], b"PAR1", &CLICKHOUSE[..CLICKHOUSE.len() - 3]].into_iter().enumerate() {
             let location = folder.path().join(number.to_string()).to_str().unwrap().to_owned();
-            let schema = schema();
+            let (schema, properties) = (schema(), HashMap::new());
             let placement = Placement {
                 location: location.clone(),
                 schema: &schema,
                 partition_spec_id: 0,
                 partition: Struct::empty(),
                 sort_order_id: None,
+                bloom_filter: &[],
+                metrics: Metrics::of(&properties),
             };
             let mut file = Passthrough::create(&location, HOLD_BACK).unwrap();
             file.write(Bytes::copy_from_slice(bytes)).unwrap();

@@ -302,6 +302,42 @@ def data_files(catalog, namespace, table):
     return sorted(files, key=lambda file: file["path"])
 
 
+def parquet(catalog, namespace, table):
+    """For each data file, what pyarrow reads of its row groups: rows, and codec and length of the Bloom filter of each column that has one."""
+    files = []
+    for file in data_files(catalog, namespace, table):
+        metadata = pq.read_metadata(file["path"])
+        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+        columns = [[group.column(n) for n in range(group.num_columns)] for group in groups]
+        files.append({
+            "path": file["path"],
+            "size": os.path.getsize(file["path"]),
+            "rows": [group.num_rows for group in groups],
+            "codecs": sorted({column.compression for group in columns for column in group}),
+            "filters": [{c.path_in_schema: c.bloom_filter_length for c in group if c.bloom_filter_offset is not None} for group in columns],
+        })
+    return files
+
+
+def bloom_probe(catalog, namespace, table, column, values):
+    """For each value, in how many row groups the Bloom filter leaves it possible, in the eyes of DuckDB."""
+    import duckdb
+
+    paths = [file["path"] for file in data_files(catalog, namespace, table)]
+    probe = "SELECT count(*) FILTER (NOT bloom_filter_excludes) FROM parquet_bloom_probe(?, ?, ?)"
+    return [sum(duckdb.execute(probe, [path, column, value]).fetchone()[0] for path in paths) for value in values]
+
+
+def bounds(catalog, namespace, table, column):
+    """Lower and upper bound of a column in the manifests, per file, as text or, of what is none, in hex."""
+    loaded = load(catalog, namespace, table)
+    field = loaded.schema().find_field(column)
+    text = lambda bound: bound.decode() if str(field.field_type) == "string" else bound.hex()
+    files = [task.file for task in loaded.scan().plan_files()]
+    side = lambda bounds: text(bounds[field.field_id]) if bounds and field.field_id in bounds else None
+    return [[side(f.lower_bounds), side(f.upper_bounds)] for f in files]
+
+
 def snapshots(catalog, namespace, table):
     """Oldest first."""
     return [
@@ -491,6 +527,64 @@ def commit_files(loaded, content, files):
                 append.append_data_file(file)
 
 
+# --- writing as Spark's Hadoop catalog does
+
+
+def hadoop_append(catalog, namespace, table, folder, uri, source, where, types={}, properties={}):
+    """Appends rows of a source to a table without a catalog, which is made where it is missing; its metadata file.
+
+    PyIceberg writes it through a catalog of its own; then the metadata gets the name that Hadoop's has.
+    """
+    theirs = os.path.join(folder, "theirs.db")
+    first = not os.path.exists(theirs)
+    own = open_catalog(theirs)
+    if first:
+        from pyiceberg.partitioning import PartitionField, PartitionSpec
+        from pyiceberg.schema import Schema
+        from pyiceberg.transforms import DayTransform
+        from pyiceberg.types import NestedField
+
+        kinds = {**HADOOP_TYPES, **types}
+        fields = [NestedField(n, name, kind, required=False) for n, (name, kind) in enumerate(kinds.items(), 1)]
+        spec = PartitionSpec(PartitionField(1, 1000, DayTransform(), "exchange_timestamp_day"))
+        own.create_namespace(namespace)
+        own.create_table((namespace, table), Schema(*fields), f"{uri}{folder}/{namespace}/{table}", spec, properties=properties)
+    loaded = own.load_table((namespace, table))
+    casts = [f"CAST({quoted(f.name)}, {text_literal(CLICKHOUSE_TYPES[str(f.field_type).split('(')[0]])}) AS {quoted(f.name)}" for f in loaded.schema().fields]
+    inner = f"SELECT * FROM {quoted(source['database'])}.{quoted(source['table'])} WHERE {where}"
+    rows = pa.ipc.open_stream(post(source["url"], f"SELECT {', '.join(casts)} FROM ({inner}) FORMAT ArrowStream")).read_all()
+    loaded.append(rows.cast(loaded.schema().as_arrow()))
+    return name_as_hadoop(theirs)
+
+
+HADOOP_TYPES = {
+    "exchange_timestamp": "timestamptz", "sequence_number": "long", "symbol": "string", "price": "decimal(18, 8)", "quantity": "decimal(18, 8)",
+    "quote_volume": "decimal(18, 8)", "event_time": "timestamptz", "kafka_offset": "long", "kafka_partition": "int", "ingestion_timestamp": "timestamptz",
+}
+CLICKHOUSE_TYPES = {
+    "timestamptz": "DateTime64(6, 'UTC')", "timestamp": "DateTime64(6, 'UTC')", "long": "Int64", "int": "Int32", "string": "String", "decimal": "Decimal(38, 8)"
+}
+
+
+def name_as_hadoop(catalog):
+    """The newest metadata becomes the next vN.metadata.json, and version-hint.text names it."""
+    import sqlite3
+
+    with sqlite3.connect(catalog) as connection:
+        (location,) = connection.execute("SELECT metadata_location FROM iceberg_tables").fetchone()
+        folder = os.path.dirname(local_path(location))
+        hint = os.path.join(folder, "version-hint.text")
+        version = int(open(hint).read()) + 1 if os.path.exists(hint) else 1
+        metadata = os.path.join(os.path.dirname(location), f"v{version}.metadata.json")
+        os.rename(local_path(location), local_path(metadata))
+        connection.execute("UPDATE iceberg_tables SET metadata_location = ?", [metadata])
+    for left in glob.glob(os.path.join(folder, "00000-*.metadata.json")):
+        os.remove(left)
+    with open(hint, "w") as file:
+        file.write(str(version))
+    return local_path(metadata)
+
+
 # --- changing history and the catalog
 
 
@@ -556,13 +650,14 @@ def load(catalog, namespace, table):
 
 
 def local_path(location):
-    return location.removeprefix("file://") if location.startswith("file://") else location
+    """`file:///p`, `file:/p` and `/p` are one path."""
+    return location.removeprefix("file://" if location.startswith("file://") else "file:")
 
 
 COMMANDS = [
-    compare, compare_all, count, count_duckdb, count_where, plan_files, data_files, snapshots, referenced_files, manifests, count_at, properties, schema,
-    identifier_fields, sort_order, sorted_files, metadata_location, append, delete, delete_positions, delete_equal, append_without, drop, rollback, expire, tag, branch, set_properties,
-    create_other_table, create_catalog,
+    compare, compare_all, count, count_duckdb, count_where, plan_files, data_files, snapshots, referenced_files, manifests, count_at, properties,
+    schema, identifier_fields, sort_order, sorted_files, metadata_location, append, delete, delete_positions, delete_equal, append_without, drop,
+    rollback, expire, tag, branch, set_properties, create_other_table, create_catalog, hadoop_append, parquet, bloom_probe, bounds,
 ]
 
 if __name__ == "__main__":

@@ -1,0 +1,271 @@
+//! Tables that another catalog made: which metadata file is theirs, and what it says beside what our catalog holds.
+//!
+//! Spark's Hadoop catalog has no catalog but the folder: TABLE/metadata/vN.metadata.json, of which version-hint.text names the newest, or one
+//! before it (Iceberg, `HadoopTableOperations.refresh`: from the hint upwards as long as there is a next one).
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use iceberg::io::FileIO;
+use iceberg::spec::{FormatVersion, ManifestList, TableMetadata};
+
+use super::{Target, classify, io_cause};
+use crate::error::{Error, Kind, Result};
+use crate::storage::{file_error, local_path, same_spelling};
+use crate::watermark::KEY;
+
+const VERSION_HINT: &str = "version-hint.text";
+const SUFFIXES: [&str; 3] = [".gz.metadata.json", ".metadata.json.gz", ".metadata.json"];
+
+/// What is to be done with a table that was given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Relation {
+    /// The catalog holds it, as it was given or further on.
+    Known,
+    /// The catalog holds an earlier version, on which nobody built but its old catalog.
+    Newer,
+}
+
+/// The version in the name of a metadata file: `v3.metadata.json` of Hadoop catalogs, `00003-UUID.metadata.json` of others.
+pub fn version_of(file_name: &str) -> Option<i32> {
+    let stem = SUFFIXES.iter().find_map(|suffix| file_name.strip_suffix(suffix))?;
+    let number = stem.strip_prefix('v').or_else(|| stem.split_once('-').map(|(number, _)| number))?;
+    number.parse().ok().filter(|version| *version >= 0)
+}
+
+/// The metadata file that was given, by path or URI: itself, or the newest of a table's folder. Refuses one after which there is a newer;
+/// what is not there is a wrong argument ([`Kind::Config`]).
+pub fn locate(given: &str) -> Result<PathBuf> {
+    let path = absolute(given)?;
+    let wrong = |what: &str| Error::new(Kind::Config, format!("--register {}: {what}", path.display()));
+    if path.is_dir() {
+        let newest = newest(&path.join("metadata"))?;
+        return newest.map(|(_, file)| file).ok_or_else(|| {
+            wrong("no table of a Hadoop catalog lies here")
+                .hint("name a folder with metadata/version-hint.text, or a metadata file")
+        });
+    }
+    if !path.is_file() {
+        return Err(wrong("there is no such file").hint("name the table's newest metadata file, or its folder"));
+    }
+    let version = path.file_name().and_then(|name| version_of(&name.to_string_lossy()));
+    let newest = path.parent().map(newest).transpose()?.flatten();
+    match newest.filter(|(newest, _)| version.is_none_or(|version| version < *newest)) {
+        Some((_, newest)) => Err(Error::refused(format!("{} is not the newest version of its table", path.display()))
+            .hint(format!("rows of the newer version would be lost to readers: give {}", newest.display()))),
+        None => Ok(path),
+    }
+}
+
+fn absolute(given: &str) -> Result<PathBuf> {
+    match given.starts_with("file:") {
+        true => local_path(given),
+        false => std::path::absolute(given).map_err(|e| file_error("find", Path::new(given), e)),
+    }
+}
+
+/// The newest version in a metadata folder of a Hadoop catalog, and its file; `None` where there is none.
+fn newest(folder: &Path) -> Result<Option<(i32, PathBuf)>> {
+    let files = match fs::read_dir(folder) {
+        Ok(entries) => entries.collect::<io::Result<Vec<_>>>().map_err(|e| file_error("list", folder, e))?,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(file_error("list", folder, e)),
+    };
+    let versions: BTreeMap<i32, PathBuf> = files
+        .iter()
+        .filter(|file| file.file_name().to_string_lossy().starts_with('v'))
+        .filter_map(|file| Some((version_of(&file.file_name().to_string_lossy())?, file.path())))
+        .collect();
+    // A hint that does not parse is looked past, as Iceberg does.
+    let hint = fs::read_to_string(folder.join(VERSION_HINT)).ok().and_then(|text| text.trim().parse::<i32>().ok());
+    let Some(mut version) = hint.or(versions.keys().next_back().copied()) else { return Ok(None) };
+    while versions.keys().any(|other| Some(*other) == version.checked_add(1)) {
+        version += 1;
+    }
+    match versions.get(&version) {
+        Some(file) => Ok(Some((version, file.clone()))),
+        None => {
+            let hint = folder.join(VERSION_HINT);
+            let message = format!("{} names version {version}, which is not there", hint.display());
+            Err(Error::new(Kind::Config, message)
+                .hint("restore the metadata file, or correct the hint to the newest version that is there"))
+        }
+    }
+}
+
+impl Target {
+    /// Reads a table by its metadata file, and refuses what cannot be taken over: another format, and a table that lies elsewhere than it says.
+    pub async fn read_unregistered(file_io: &FileIO, file: &Path) -> Result<Self> {
+        let read = TableMetadata::read_from(file_io, file.to_string_lossy()).await;
+        let metadata = read.map_err(|error| match io_cause(&error) {
+            Some(_) => classify(error, "read the table's metadata".to_owned()),
+            None => Error::from_cause(Kind::Config, error)
+                .context(format!("{} is no Iceberg metadata that this version reads", file.display()))
+                .hint("name the table's newest metadata file, or its folder"),
+        })?;
+        if metadata.format_version() == FormatVersion::V1 {
+            return Err(Error::refused("the table has Iceberg format v1, this version writes v2").hint(
+                "upgrade it (Spark: ALTER TABLE .. SET TBLPROPERTIES ('format-version' = '2')), then register the new version",
+            ));
+        }
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        let target = Self {
+            metadata_location: format!("file://{}/metadata/{name}", check_place(&metadata, file)?.display()),
+            metadata,
+        };
+        target.check_format()?;
+        Ok(target)
+    }
+
+    /// Every file of the current snapshot must be there: what is missing now would be found out by readers.
+    pub async fn check_files(&self, file_io: &FileIO) -> Result<()> {
+        let Some(snapshot) = self.metadata.current_snapshot() else { return Ok(()) };
+        let failed = |e| classify(e, "read the table's manifests".to_owned());
+        let exists = |location: &str| -> Result<()> {
+            if local_path(location)?.is_file() {
+                return Ok(());
+            }
+            Err(Error::refused(format!("{location} is missing, which the table's current snapshot needs"))
+                .hint("restore the file, or mount the folder at the place that the table names"))
+        };
+        exists(snapshot.manifest_list())?;
+        let bytes = file_io.new_input(snapshot.manifest_list()).map_err(failed)?.read().await.map_err(failed)?;
+        let list = ManifestList::parse_with_version(&bytes, self.metadata.format_version()).map_err(failed)?;
+        for manifest in list.consume_entries() {
+            exists(&manifest.manifest_path)?;
+            let manifest = manifest.load_manifest(file_io).await.map_err(failed)?;
+            for entry in manifest.entries().iter().filter(|entry| entry.is_alive()) {
+                exists(entry.file_path())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether commits of ours have gone on from what was given, which need not be there any more: tables let old metadata go.
+    pub fn goes_on_from(&self, given: &str) -> bool {
+        let lies_in = |folder| absolute(given).is_ok_and(|path| path.starts_with(folder));
+        self.metadata.properties().contains_key(KEY) && local_path(self.metadata.location()).is_ok_and(lies_in)
+    }
+
+    /// How a table that was given stands to the one of that name in the catalog; refuses another one, and one that went on without it.
+    pub fn relation_to(&self, registered: &Self) -> Result<Relation> {
+        let (theirs, ours) = (&self.metadata, &registered.metadata);
+        let location = same_spelling(ours.location());
+        if theirs.uuid() != ours.uuid() || same_spelling(theirs.location()) != location {
+            return Err(Error::refused(format!("the catalog holds another table of this name, at {location}"))
+                .hint("choose another target in the configuration, or drop that table first"));
+        }
+        let given = same_spelling(&self.metadata_location);
+        let held = same_spelling(&registered.metadata_location);
+        let logs = |table: &TableMetadata, location: &str| {
+            table.metadata_log().iter().any(|entry| same_spelling(&entry.metadata_file) == location)
+        };
+        if given == held || logs(ours, &given) {
+            return Ok(Relation::Known);
+        }
+        if logs(theirs, &held) {
+            return Ok(Relation::Newer);
+        }
+        // The log is cut after some time: then the snapshot tells, or that it is older than all that are kept.
+        let is_known = theirs.current_snapshot().is_none_or(|snapshot| {
+            ours.snapshot_by_id(snapshot.snapshot_id()).is_some()
+                || ours.snapshots().all(|kept| kept.timestamp_ms() > snapshot.timestamp_ms())
+        });
+        if is_known {
+            return Ok(Relation::Known);
+        }
+        Err(Error::refused("the table that was given has a snapshot that is not in the catalog's, which went on from an earlier one").hint(
+            "somebody wrote through the old catalog after the cut-over: no reader of the catalog sees those rows; offload them again, \
+             or copy them over, and stop that writer",
+        ))
+    }
+}
+
+/// The table's folder as its metadata names it, to which commits go: it must be the one that the metadata file lies in.
+fn check_place(metadata: &TableMetadata, file: &Path) -> Result<PathBuf> {
+    let says = local_path(metadata.location().trim_end_matches('/'))?;
+    let lies = file.parent().filter(|folder| folder.ends_with("metadata")).and_then(Path::parent);
+    let real = |path: &Path| path.canonicalize().ok();
+    if lies.is_some_and(|lies| lies == says || real(lies).is_some_and(|lies| Some(lies) == real(&says))) {
+        return Ok(says);
+    }
+    let message = format!("the metadata says that the table lies at {}, but it is {}", says.display(), file.display());
+    Err(Error::refused(message).hint(
+        "a table that was copied or moved still names its old files: register it where it was made, or mount it there again",
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metadata_files_say_their_version() {
+        for (name, version) in [
+            ("v3.metadata.json", Some(3)),
+            ("v12.gz.metadata.json", Some(12)),
+            ("v12.metadata.json.gz", Some(12)),
+            ("00007-2cd22b57-5127-4198-92ba-e4e67c79821b.metadata.json", Some(7)),
+            ("v-1.metadata.json", None),
+            ("v99999999999.metadata.json", None),
+            ("version-hint.text", None),
+            ("metadata.json", None),
+        ] {
+            assert_eq!(version_of(name), version, "{name}");
+        }
+    }
+
+    fn table(files: &[&str], hint: Option<&str>) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("metadata")).unwrap();
+        for file in files {
+            fs::write(folder.path().join("metadata").join(file), "{}").unwrap();
+        }
+        if let Some(hint) = hint {
+            fs::write(folder.path().join("metadata").join(VERSION_HINT), hint).unwrap();
+        }
+        folder
+    }
+
+    #[test]
+    fn the_newest_version_is_found_as_spark_finds_it() {
+        let files = [
+            "v1.metadata.json",
+            "v2.metadata.json",
+            "v3.gz.metadata.json",
+            "v5.metadata.json",
+            "00009-x.metadata.json",
+        ];
+        for (hint, newest) in [
+            (Some("3"), Some("v3.gz")),
+            (Some("1\n"), Some("v3.gz")),
+            (None, Some("v5")),
+            (Some("x"), Some("v5")),
+            (Some("7"), None),
+        ] {
+            let table = table(&files, hint);
+            let found = locate(table.path().to_str().unwrap()).ok();
+            let found = found.map(|file| file.file_name().unwrap().to_str().unwrap().replace(".metadata.json", ""));
+            assert_eq!(found.as_deref(), newest, "{hint:?}");
+        }
+    }
+
+    #[test]
+    fn an_old_version_is_refused_and_the_newest_taken() {
+        let folder = table(&["v1.metadata.json", "v2.metadata.json"], Some("1"));
+        let path = |name: &str| folder.path().join("metadata").join(name).to_str().unwrap().to_owned();
+        assert_eq!(locate(&path("v1.metadata.json")).unwrap_err().kind(), Kind::Refused);
+        for given in [
+            path("v2.metadata.json"),
+            format!("file:{}", path("v2.metadata.json")),
+            format!("file://{}", path("v2.metadata.json")),
+        ] {
+            assert_eq!(locate(&given).unwrap(), Path::new(&path("v2.metadata.json")), "{given}");
+        }
+        assert_eq!(locate(&path("v3.metadata.json")).unwrap_err().kind(), Kind::Config);
+        assert_eq!(locate("/").unwrap_err().kind(), Kind::Config);
+        assert_eq!(locate(folder.path().join("metadata").to_str().unwrap()).unwrap_err().kind(), Kind::Config);
+    }
+}
