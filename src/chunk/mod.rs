@@ -4,7 +4,7 @@ mod cut;
 
 use std::collections::BTreeMap;
 
-use iceberg::spec::{DataFile, Literal, Struct};
+use iceberg::spec::{DataFile, Literal, SchemaRef, Struct};
 use indicatif::ProgressBar;
 use uuid::Uuid;
 
@@ -13,7 +13,7 @@ use crate::cursor::{Cursor, Tick};
 use crate::error::{Error, Kind, Result};
 use crate::partition::{PartitionField, Value};
 use crate::plan::{Partition, Piece, Window, is_whole};
-use crate::schema::drift;
+use crate::schema::{Evolution, evolve};
 use crate::source::{Server, Source, partition_values};
 use crate::storage::delete_own_file;
 use crate::target::Target;
@@ -33,6 +33,8 @@ pub struct Route<'a> {
     pub target: Target,
     /// What the marker will say of the source.
     pub identity: SourceIdentity,
+    /// How the target follows the source's columns.
+    pub evolution: Evolution,
     /// The fields of the target's partitions.
     fields: Vec<PartitionField>,
 }
@@ -120,11 +122,16 @@ impl<'a> Route<'a> {
     /// Opens the source of `table` and finds cursor and partition column in it.
     pub async fn open(server: &'a Server, database: &str, table: &'a Table, target: Target) -> Result<Self> {
         target.check_format()?;
-        let source = server.open(database, table).await?;
+        let mut source = server.open(database, table).await?;
         let cursor = source.cursor(&table.cursor)?;
         let identity = SourceIdentity { id: table.source_id.clone(), uuid: source.uuid, cursor };
-        let fields = target.partition_by()?.into_iter().map(|by| source.partition_field(by)).collect::<Result<_>>()?;
-        Ok(Self { table, source, target, identity, fields })
+        let mut evolution = evolve(&source.columns, &target.metadata, table.schema_evolution);
+        evolution.differences.extend(target.partition_difference(table)?);
+        source.columns.clone_from(&evolution.columns);
+        let fields = target.partition_by()?.into_iter().map(|by| source.partition_field(by)).collect::<Result<_>>();
+        // A partition column may be gone: that the schemas differ says more.
+        let fields = fields.or_else(|error| evolution.check().and(Err(error)))?;
+        Ok(Self { table, source, target, identity, evolution, fields })
     }
 
     /// The column that orders the source.
@@ -144,12 +151,29 @@ impl<'a> Route<'a> {
                     .hint("a newer k2-offload has reset it; this version cannot merge"));
             }
         }
-        let drift = drift(&self.source.columns, self.target.metadata.current_schema());
-        if drift.is_empty() {
+        self.evolution.check()?;
+        let cursor = &self.cursor().name;
+        if self.source.columns.iter().any(|column| column.name == *cursor) {
             return Ok(());
         }
-        Err(Error::refused(format!("source and target differ: {}", drift.join("; ")))
-            .hint("`k2-offload init-tables` prints the differences; this version does not change a target's schema"))
+        Err(Error::refused(format!("the target does not have the cursor `{cursor}`"))
+            .hint("set schema_evolution = \"add-columns\", or choose a cursor that the target has"))
+    }
+
+    /// The schema of the files, where the target does not have it yet: the commit of the first ones brings it.
+    pub fn new_schema(&self) -> Option<&SchemaRef> {
+        self.evolution.schema.as_ref()
+    }
+
+    /// A chunk was committed: the next one is planned on the table as that left it. Returns how its schema changed.
+    pub fn committed(&mut self, target: Target) -> Vec<String> {
+        let was = self.target.metadata.current_schema_id();
+        self.target = target;
+        if self.target.metadata.current_schema_id() == was {
+            return Vec::new();
+        }
+        self.evolution.schema = None;
+        std::mem::take(&mut self.evolution.changes)
     }
 
     /// Streams one SELECT per piece into one file each, then checks that nothing was missed or moved (protocol.md P6 to P8).
@@ -225,7 +249,7 @@ impl<'a> Route<'a> {
         }
         Ok(Placement {
             location: format!("{location}/{name}"),
-            schema: metadata.current_schema(),
+            schema: self.new_schema().unwrap_or(metadata.current_schema()),
             partition_spec_id: metadata.default_partition_spec_id(),
             partition,
         })

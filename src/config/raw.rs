@@ -128,4 +128,5 @@ pub struct RawTable {
     pub compression: Option<String>,
     pub target_file_size: Option<String>,
     pub ttl_margin: Option<String>,
+    pub schema_evolution: Option<String>,
 }

@@ -8,6 +8,7 @@ use super::raw::{RawCatalog, RawClickHouse, RawDefaults, RawFile, RawTable};
 use super::{Catalog, ClickHouse, Compression, Config, Secret, Table, TableName};
 use crate::cursor::parse_instant;
 use crate::partition::PartitionBy;
+use crate::schema::SchemaEvolution;
 
 /// Collects problems, so that a user sees all of them at once.
 #[derive(Default)]
@@ -254,6 +255,14 @@ fn validate_table(
             problems.add(&key("compression"), reason);
             Compression { codec: "zstd".into(), level: None }
         }),
+        schema_evolution: match raw.schema_evolution.as_deref() {
+            None | Some("add-columns") => SchemaEvolution::AddColumns,
+            Some("frozen") => SchemaEvolution::Frozen,
+            Some(text) => {
+                problems.add(&key("schema_evolution"), format_args!("`{text}` is neither add-columns nor frozen"));
+                SchemaEvolution::Frozen
+            }
+        },
         ttl_margin: problems.duration(&key("ttl_margin"), raw.ttl_margin.as_deref().unwrap_or(&defaults.ttl_margin)),
         source: raw.source,
     }
