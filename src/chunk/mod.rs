@@ -186,12 +186,18 @@ impl<'a> Route<'a> {
         if mutations.unfinished > 0 {
             return changed(&format!("{} mutations are not finished", mutations.unfinished));
         }
+        if self.source.has_other_columns().await? {
+            return changed("its columns are others");
+        }
         for (number, piece) in chunk.pieces.iter().enumerate() {
             let name = format!("k2-offload-{}-{number}.parquet", chunk.commit_id);
             self.write_file(piece, &name, files, bar).await?;
         }
         if self.source.mutations().await? != mutations {
             return changed("there is a new mutation");
+        }
+        if self.source.has_other_columns().await? {
+            return changed("its columns are others");
         }
         // One SELECT over the whole window sees one state of it; several must fit together.
         let one = self.fields.is_empty() && chunk.pieces.len() == 1;

@@ -652,7 +652,8 @@ mod tests {
             });
             let added = Column::map("new", &new, None).ok();
             let new = added.into_iter().chain(altered).enumerate().filter(|(number, _)| *number != gone);
-            (old, new.map(|(_, column)| column).collect())
+            let new = new.map(|(_, column)| column).collect();
+            (old, new)
         })
     }
 

@@ -42,6 +42,8 @@ pub struct Source<'a> {
     name: String,
     /// Its columns and what they become.
     pub columns: Vec<Column>,
+    /// All of them, as the server described them when it was opened.
+    described: Vec<DescribeRow>,
     /// Its UUID, nil where the engine has none.
     pub uuid: Uuid,
     /// When a row expires, as SQL over the raw columns: seconds since 1970, null where it never does; `None` for a table without TTL.
@@ -74,7 +76,7 @@ pub struct ParquetStream {
 }
 
 /// Read as JSON, because servers differ in the further columns of DESCRIBE.
-#[derive(Deserialize)]
+#[derive(Clone, PartialEq, Deserialize)]
 struct DescribeRow {
     name: String,
     r#type: String,
@@ -139,9 +141,10 @@ impl Server {
 
     async fn open_quoted(&self, database: &str, table: &Table, quoted: &str) -> Result<Source<'_>> {
         let Table { source, types, .. } = table;
-        let rows: Vec<DescribeRow> = self.fetch_json(&format!("DESCRIBE TABLE {quoted}"), "columns").await?;
+        let described = self.describe(quoted).await?;
+        let rows = described.iter().cloned();
         // ALIAS and EPHEMERAL columns are not stored; MATERIALIZED ones are, and may hold what nothing else does.
-        let stored = rows.into_iter().filter(|row| !matches!(row.default_type.as_str(), "ALIAS" | "EPHEMERAL"));
+        let stored = rows.filter(|row| !matches!(row.default_type.as_str(), "ALIAS" | "EPHEMERAL"));
         let map = |row: DescribeRow| Column::map(&row.name, &row.r#type, types.get(&row.name).map(String::as_str));
         let columns: Vec<Column> = stored.map(map).collect::<Result<_>>()?;
         if let Some(unknown) = types.keys().find(|name| !columns.iter().any(|column| column.name == **name)) {
@@ -159,7 +162,11 @@ impl Server {
             table: quoted.to_owned(),
             host: self.host.clone(),
         };
-        Ok(Source { server: self, relation, name: source.clone(), columns, uuid, ttl })
+        Ok(Source { server: self, relation, name: source.clone(), columns, described, uuid, ttl })
+    }
+
+    async fn describe(&self, quoted: &str) -> Result<Vec<DescribeRow>> {
+        self.fetch_json(&format!("DESCRIBE TABLE {quoted}"), "columns").await
     }
 }
 
@@ -242,6 +249,11 @@ impl Source<'_> {
     /// The mutations of the table: an ALTER that moves a row between two SELECTs would lose or double it (P8).
     pub async fn mutations(&self) -> Result<Mutations> {
         self.server.fetch_one(&self.relation.mutations(), &self.what("mutations")).await
+    }
+
+    /// Whether the columns are others than when the source was opened: what a new one holds would be lost unseen.
+    pub async fn has_other_columns(&self) -> Result<bool> {
+        Ok(self.server.describe(&self.relation.table).await? != self.described)
     }
 
     /// Counts the rows of a window, or of one partition of it, in buckets of `width` ticks.

@@ -334,6 +334,22 @@ def schema(catalog, namespace, table):
     return [{"id": f.field_id, "name": f.name, "type": str(f.field_type), "required": f.required} for f in fields]
 
 
+def time_travel(catalog, namespace, table):
+    """For each snapshot, oldest first, the fields of its own schema and the rows of a scan as it was then."""
+    loaded = load(catalog, namespace, table)
+    scans = [loaded.scan(snapshot_id=s.snapshot_id) for s in sorted(loaded.metadata.snapshots, key=lambda s: s.sequence_number)]
+    return [{"fields": [f.name for f in scan.projection().fields], "rows": len(scan.to_arrow())} for scan in scans]
+
+
+def alter(catalog, namespace, table, rename=None, require=None):
+    """Renames columns, or makes one required."""
+    with load(catalog, namespace, table).update_schema(allow_incompatible_changes=True) as update:
+        for old, new in (rename or {}).items():
+            update.rename_column(old, new)
+        if require:
+            update.update_column(require, required=True)
+
+
 def metadata_location(catalog, namespace, table):
     return local_path(load(catalog, namespace, table).metadata_location)
 
@@ -517,7 +533,7 @@ def local_path(location):
 
 COMMANDS = [
     compare, count, count_duckdb, count_where, plan_files, data_files, snapshots, referenced_files, manifests, count_at, properties, schema,
-    metadata_location, append, delete, delete_positions, delete_equal, append_without, drop, rollback, expire, tag, branch, set_properties,
+    time_travel, alter, metadata_location, append, delete, delete_positions, delete_equal, append_without, drop, rollback, expire, tag, branch, set_properties,
     create_other_table, create_catalog,
 ]
 
