@@ -169,7 +169,7 @@ impl Pass<'_> {
         let database = &self.config.clickhouse.database;
         let mut route = self.stop.or(Route::open(server, database, table, target)).await?;
         route.check(marker.as_ref())?;
-        self.tell_differences(&route, progress);
+        self.tell_differences(&route);
 
         let cursor = route.cursor();
         let watermark = marker.as_ref().map(|marker| marker.watermark);
@@ -276,11 +276,11 @@ impl Pass<'_> {
     }
 
     /// Warns of what stays different between source and target, once: as long as the cache remembers that it was told.
-    fn tell_differences(&self, route: &Route<'_>, progress: &Progress) {
+    fn tell_differences(&self, route: &Route<'_>) {
         let Evolution { differences, renames, .. } = &route.evolution;
         let text = differences.join("; ");
         let is_new = self.state.tell_drift(&route.table.target.to_string(), &text, !self.options.dry_run);
-        if is_new && progress.is_new() && !text.is_empty() {
+        if is_new && !text.is_empty() {
             let all: Vec<&str> = differences.iter().chain(renames).map(String::as_str).collect();
             tracing::warn!(differences = all.join("; "), "source and target differ, going on");
         }

@@ -113,9 +113,9 @@ fn new_fields_of_nested_types_and_new_nested_columns_arrive() {
     pass_of_ten(&case, 0);
     alter(
         &case,
-        "MODIFY COLUMN s Tuple(a Int8, b Nullable(String)), MODIFY COLUMN l Array(Tuple(w Nullable(UUID), x Int64))",
+        "MODIFY COLUMN s Tuple(a Int8, b Nullable(String)), MODIFY COLUMN l Array(Tuple(x Int64, w Nullable(UUID)))",
     );
-    insert(&case, 11, "n, s, l", "number, tuple(number, toString(number)), [(generateUUIDv4(), number), (NULL, 7)]");
+    insert(&case, 11, "n, s, l", "number, tuple(number, toString(number)), [(number, generateUUIDv4()), (7, NULL)]");
     pass_of_ten(&case, 2);
     target.holds_for_all_readers("trades");
 
@@ -124,7 +124,7 @@ fn new_fields_of_nested_types_and_new_nested_columns_arrive() {
         &case,
         12,
         "n, s, l, m",
-        "number, tuple(number, NULL), [(NULL, 8)], map('k', [(number, '2024-03-10 00:00:00'), (NULL, 5)])",
+        "number, tuple(number, NULL), [(8, NULL)], map('k', [(number, '2024-03-10 00:00:00'), (NULL, 5)])",
     );
     let table = pass_of_ten(&case, 1);
     let told = "`m` is added as map<string, list<struct<z: long, t: timestamptz>>>";
@@ -245,7 +245,8 @@ fn a_source_that_is_narrower_than_its_target_is_cast() {
     insert(&case, 12, COLUMNS, VALUES);
     pass_of_ten(&case, 0);
     assert_eq!(fields(&case)[1..4], ["i long", "f double", "d decimal(18, 2)"]);
-    case.target("trades").holds_for_all_readers("trades");
+    case.sql("CREATE VIEW expected AS SELECT * REPLACE (toFloat64(trades.f) AS f) FROM trades");
+    case.target("trades").holds_for_all_readers("expected");
 }
 
 #[test]
@@ -293,7 +294,7 @@ fn a_rename_is_a_drop_and_an_add_unless_the_target_is_renamed_first() {
     let output = case.run(&RUN);
     assert!(warnings(&output).len() == 1 && warnings(&output)[0].contains("rename"), "{}", output.all());
     assert_eq!(case.pass_one()["status"], "nothing", "told once");
-    expect(&case, 11, "n, if(old, cost, NULL) AS fee, if(old, NULL, cost) AS cost");
+    expect(&case, 11, "n, if(old, trades.cost, NULL) AS fee, if(old, NULL, trades.cost) AS cost");
     target.holds_for_all_readers("expected");
 
     alter(&case, "RENAME COLUMN n TO number");
@@ -301,7 +302,7 @@ fn a_rename_is_a_drop_and_an_add_unless_the_target_is_renamed_first() {
     insert(&case, 12, "number, cost", "number, 8");
     pass_of_ten(&case, 0);
     assert_eq!(fields(&case), ["ts timestamptz", "number int", "fee long", "cost long"]);
-    expect(&case, 11, "number, if(old, cost, NULL) AS fee, if(old, NULL, cost) AS cost");
+    expect(&case, 11, "number, if(old, trades.cost, NULL) AS fee, if(old, NULL, trades.cost) AS cost");
     target.holds_for_all_readers("expected");
 }
 
@@ -375,17 +376,13 @@ fn a_frozen_target_stays_as_it_is() {
     target.holds_for_all_readers("expected");
     alter(&case, "MODIFY COLUMN n Int64");
     refuses(&case, &["`n`", "long", "int", "frozen"]);
-    alter(&case, "RENAME COLUMN ts TO time");
-    case.config(&format!("{}schema_evolution = 'frozen'\n", CONFIG.replace("'ts'", "'time'")));
-    case.run(&RUN).expect(3);
-    case.config(&CONFIG.replace("cold.trades", "cold.new").replace("'ts'", "'time'"));
+    alter(&case, "MODIFY COLUMN n Int32");
+    case.config(&CONFIG.replace("cold.trades", "cold.new"));
     case.init_tables();
-    case.target("new").ask("alter", json!({"rename": {"time": "other"}}));
-    case.config(&format!(
-        "{}schema_evolution = 'frozen'\n",
-        CONFIG.replace("cold.trades", "cold.new").replace("'ts'", "'time'")
-    ));
-    fails(&only_table(&case.run(&RUN).expect(3).json()), "refused", &["cursor `time`", "add-columns"]);
+    alter(&case, "ADD COLUMN at DateTime64(3) DEFAULT ts");
+    let other = CONFIG.replace("cold.trades", "cold.new").replace("'ts'", "'at'");
+    case.config(&format!("{other}schema_evolution = 'frozen'\n"));
+    fails(&only_table(&case.run(&RUN).expect(3).json()), "refused", &["cursor `at`", "add-columns"]);
 }
 
 #[test]
@@ -455,7 +452,8 @@ fn a_pass_that_fails_or_dies_while_the_schema_changes_is_made_good() {
         for action in ["error", "kill"] {
             let case = evolving("died");
             let output = case.run_failing(&format!("{point}={action}"), &["run"]);
-            assert_ne!(output.code, Some(0), "{point}={action}\n{}", output.all());
+            // Behind its commit a pass that may go on has nothing left to do.
+            assert_eq!(output.code == Some(0), (point, action) == ("committed", "error"), "{}", output.all());
             case.pass();
             has_evolved_once(&case);
         }
@@ -512,7 +510,7 @@ fn a_schema_that_somebody_changes_meanwhile_is_planned_on_again() {
     let output = pass.wait();
     assert!(warnings(&output)[0].contains("`old`"), "{}", output.all());
     assert_eq!(fields(&case), ["ts timestamptz", "old int", "n long", "venue string"]);
-    expect(&case, 11, "if(old, CAST(n, 'Nullable(Int32)'), NULL) AS `old_`, if(old, NULL, n) AS n, venue");
+    expect(&case, 11, "if(old, trades.n, NULL)::Nullable(Int32) AS old_, if(old, NULL, trades.n) AS n, venue");
     case.sql("CREATE VIEW renamed AS SELECT ts, old_ AS old, n, venue FROM expected");
     case.target("trades").holds_for_all_readers("renamed");
 }
@@ -538,6 +536,6 @@ fn labels_of_an_enum_arrive_as_they_are_when_their_row_leaves() {
         target.count_where(&["side = 'buy'", "side = 'sell'", "side = 'short'", "side = 'bid'"]),
         [5, 5, 10, 10]
     );
-    expect(&case, 12, "if(old AND side = 'bid', 'buy', CAST(side, 'String')) AS side");
+    expect(&case, 12, "if(old AND trades.side = 'bid', 'buy', CAST(trades.side, 'String')) AS side");
     target.holds_for_all_readers("expected");
 }

@@ -140,7 +140,7 @@ async fn manifests(
         let location = format!("{prefix}-m1.avro");
         files.push(location.clone());
         let writer = writer(metadata, file_io, &location, snapshot_id).map_err(failed)?;
-        match write_merged(&small, file_io, writer).await {
+        match write_merged(&small, file_io, metadata.default_partition_type(), writer).await {
             Ok(merged) => manifests = replace(manifests, &positions, merged),
             Err(error) => {
                 // Merging saves time, no more: a manifest that iceberg cannot rewrite must not stop a pass.

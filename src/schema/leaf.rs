@@ -38,6 +38,8 @@ pub struct Leaf {
     pub iceberg: PrimitiveType,
     /// How the SELECT writes it.
     pub projection: Projection,
+    /// Whether `types` of the configuration asked for that.
+    pub overridden: bool,
 }
 
 /// What `types` can ask for.
@@ -112,7 +114,7 @@ pub fn overridden(node: &DataTypeNode, nullable: bool, wanted: &str) -> Option<L
         _ => return None,
     };
     let nullable = nullable || matches!(node, T::Variant(_) | T::Dynamic);
-    Some(new(node, nullable, iceberg, projection))
+    Some(Leaf { overridden: true, ..new(node, nullable, iceberg, projection) })
 }
 
 /// The leaf as a field of type `target` holds it: as it is, or cast without loss where the field is wider (Iceberg spec, "Schema Evolution").
@@ -140,7 +142,7 @@ pub fn widened(leaf: &Leaf, target: &PrimitiveType) -> Option<Leaf> {
 }
 
 fn new(node: &DataTypeNode, nullable: bool, iceberg: PrimitiveType, projection: Projection) -> Leaf {
-    Leaf { nullable, source: node.to_string(), iceberg, projection }
+    Leaf { nullable, source: node.to_string(), iceberg, projection, overridden: false }
 }
 
 fn is_finer_than_micros(precision: &DateTimePrecision) -> bool {

@@ -26,8 +26,6 @@ pub struct Column {
     pub source_type: String,
     /// What it becomes.
     pub shape: Shape,
-    /// Whether `types` of the configuration asked for that.
-    pub overridden: bool,
 }
 
 /// What a type becomes.
@@ -58,7 +56,7 @@ impl Column {
                 Error::new(Kind::Config, message).hint(leaf::OVERRIDES)
             })?),
         };
-        Ok(Self { name: name.to_owned(), source_type: source_type.to_owned(), shape, overridden: wanted.is_some() })
+        Ok(Self { name: name.to_owned(), source_type: source_type.to_owned(), shape })
     }
 
     /// Whether the source can hold null.
