@@ -231,7 +231,10 @@ impl Comparison {
                     return (Shape::Leaf(wide), target.clone());
                 }
                 if is_wider(held, &leaf.iceberg) && rule == Rule::Follow && may_differ {
-                    self.changes.push(format!("column `{path}` becomes {} (it is {held})", leaf.iceberg));
+                    self.changes.push(format!(
+                        "column `{path}` becomes {} (it is {held}, and {} in the source)",
+                        leaf.iceberg, leaf.source
+                    ));
                     return (shape.clone(), Type::Primitive(leaf.iceberg.clone()));
                 }
                 self.refused.push(self.mismatch(rule, path, shape, target));
@@ -263,12 +266,19 @@ impl Comparison {
             _ => false,
         };
         let why = match (shape, rule) {
-            (Shape::Leaf(leaf), _) if leaf.overridden => "; types must ask for what it is",
+            (Shape::Leaf(leaf), _) if leaf.overridden => "; types must ask for that",
             (_, Rule::Keep) if widens => ", which schema_evolution = \"frozen\" does not widen",
             (_, Rule::Same) if widens => ", the key of a map, which never changes",
             _ => "",
         };
-        format!("column `{path}` of the source would be {}, and is {} in the target{why}", told(&wanted), told(target))
+        let own = match shape {
+            Shape::Leaf(leaf) => &leaf.source,
+            Shape::List(_) => "Array",
+            Shape::Map(..) => "Map",
+            Shape::Struct(_) => "Tuple",
+        };
+        let (wanted, held) = (told(&wanted), told(target));
+        format!("column `{path}` is {own} in the source, which becomes {wanted}, but {held} in the target{why}")
     }
 
     /// The new schema, tried on the target, because iceberg knows more rules, such as names that partitions have.
