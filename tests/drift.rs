@@ -33,7 +33,7 @@ fn alter(case: &Case, what: &str) {
 fn expect(case: &Case, day: u32, columns: &str) {
     case.sql(&format!(
         "CREATE OR REPLACE VIEW expected AS WITH ts < toDateTime64('2024-03-{day:02} 00:00:00', 3, 'UTC') AS old \
-         SELECT ts, {columns} FROM trades"
+         SELECT {columns} FROM trades"
     ));
 }
 
@@ -156,23 +156,37 @@ fn a_long_window_brings_the_schema_with_its_first_chunk() {
 }
 
 #[test]
-fn a_column_that_comes_between_chunks_loses_no_value() {
-    for point in ["counted", "written"] {
-        let case = source("between", "n Int32");
+fn columns_that_change_while_a_pass_is_under_way_lose_no_value() {
+    for (point, change, schema_changes) in [
+        ("counted", "ADD COLUMN venue Nullable(String) DEFAULT toString(n)", 1),
+        ("counted", "DROP COLUMN fee", 0),
+        ("counted", "MODIFY COLUMN n Int64", 1),
+        ("written", "ADD COLUMN venue Nullable(String) DEFAULT toString(n)", 1),
+    ] {
+        let case = source("between", "n Int32, fee Nullable(Int64)");
         case.config(&format!("{CONFIG}chunk_rows = 10\n"));
-        for day in 10..14 {
+        for day in 10..13 {
             insert(&case, day, "n", "number");
         }
         let gate = case.gate("gate");
         let mut pass = case.spawn("offload.toml", &format!("{point}={}", gate.pause()), &RUN);
         gate.wait_for(&mut pass);
-        alter(&case, "ADD COLUMN venue Nullable(String)");
-        alter(&case, "UPDATE venue = toString(n) WHERE ts >= '2024-03-11 00:00:00'");
+        alter(&case, change);
         gate.open();
-        let table = only_table(&pass.wait().expect(0).json());
-        assert_eq!((&table["rows_written"], &table["chunks"]), (&json!(40), &json!(4)), "{table:#}");
+        let output = pass.wait();
+        assert!(change.starts_with("DROP") || warnings(&output).is_empty(), "{}", output.all());
+        let table = only_table(&output.json());
+        assert_eq!((&table["rows_written"], &table["chunks"]), (&json!(30), &json!(3)), "{change}: {table:#}");
+        assert_eq!(table["schema_changes"].as_array().map_or(0, Vec::len), schema_changes, "{change}: {table:#}");
+        // What was read before the column came does not have it.
+        let columns = match (point, change.split(' ').next().unwrap()) {
+            ("written", _) => "ts, n, fee, if(old, NULL, trades.venue) AS venue",
+            (_, "DROP") => "ts, n, CAST(NULL, 'Nullable(Int64)') AS fee",
+            _ => "*",
+        };
+        expect(&case, 11, columns);
         let target = case.target("trades");
-        target.holds_for_all_readers("trades");
+        target.holds_for_all_readers("expected");
         target.has_no_other_files();
     }
 }
@@ -291,7 +305,7 @@ fn a_column_that_goes_reads_as_null_and_is_told_once() {
     expect(
         &case,
         11,
-        "n, if(old, intDiv(toUnixTimestamp64Milli(ts) % 86400000, 1000), NULL)::Nullable(Int64) AS fee, \
+        "ts, n, if(old, intDiv(toUnixTimestamp64Milli(ts) % 86400000, 1000), NULL)::Nullable(Int64) AS fee, \
          CAST((s.x, if(old, 2, NULL)), 'Tuple(x Int8, y Nullable(Int8))') AS s",
     );
     target.holds_for_all_readers("expected");
@@ -319,7 +333,7 @@ fn a_rename_is_a_drop_and_an_add_unless_the_target_is_renamed_first() {
     let output = case.run(&RUN);
     assert!(warnings(&output).len() == 1 && warnings(&output)[0].contains("rename"), "{}", output.all());
     assert_eq!(case.pass_one()["status"], "nothing", "told once");
-    expect(&case, 11, "n, if(old, trades.cost, NULL) AS fee, if(old, NULL, trades.cost) AS cost");
+    expect(&case, 11, "ts, n, if(old, trades.cost, NULL) AS fee, if(old, NULL, trades.cost) AS cost");
     target.holds_for_all_readers("expected");
 
     alter(&case, "RENAME COLUMN n TO number");
@@ -327,7 +341,7 @@ fn a_rename_is_a_drop_and_an_add_unless_the_target_is_renamed_first() {
     insert(&case, 12, "number, cost", "number, 8");
     pass_of_ten(&case, 0);
     assert_eq!(fields(&case), ["ts timestamptz", "number int", "fee long", "cost long"]);
-    expect(&case, 11, "number, if(old, trades.cost, NULL) AS fee, if(old, NULL, trades.cost) AS cost");
+    expect(&case, 11, "ts, number, if(old, trades.cost, NULL) AS fee, if(old, NULL, trades.cost) AS cost");
     target.holds_for_all_readers("expected");
 }
 
@@ -534,7 +548,7 @@ fn a_schema_that_somebody_changes_meanwhile_is_planned_on_again() {
     let output = pass.wait();
     assert!(warnings(&output)[0].contains("`old`"), "{}", output.all());
     assert_eq!(fields(&case), ["ts timestamptz", "old int", "n long", "venue string"]);
-    expect(&case, 11, "if(old, trades.n, NULL)::Nullable(Int32) AS old_, if(old, NULL, trades.n) AS n, venue");
+    expect(&case, 11, "ts, if(old, trades.n, NULL)::Nullable(Int32) AS old_, if(old, NULL, trades.n) AS n, venue");
     case.sql("CREATE VIEW renamed AS SELECT ts, old_ AS old, n, venue FROM expected");
     case.target("trades").holds_for_all_readers("renamed");
 }
@@ -560,6 +574,6 @@ fn labels_of_an_enum_arrive_as_they_are_when_their_row_leaves() {
         target.count_where(&["side = 'buy'", "side = 'sell'", "side = 'short'", "side = 'bid'"]),
         [5, 5, 10, 10]
     );
-    expect(&case, 12, "if(old AND trades.side = 'bid', 'buy', CAST(trades.side, 'String')) AS side");
+    expect(&case, 12, "ts, if(old AND trades.side = 'bid', 'buy', CAST(trades.side, 'String')) AS side");
     target.holds_for_all_readers("expected");
 }

@@ -139,7 +139,7 @@ impl Comparison {
         }
         for ((name, shape), slot) in source.iter().zip(&mut shapes) {
             let Some(shape) = shape.filter(|_| !target.iter().any(|field| field.name == *name)) else { continue };
-            if let Some(field) = self.new(rule, path, name, shape, target) {
+            if let Some(field) = self.added(rule, path, name, shape, target) {
                 fields.push(field);
                 *slot = Some(shape.clone());
             }
@@ -176,7 +176,7 @@ impl Comparison {
     }
 
     /// The field that a column or field becomes which the target has not; `None` where it is left out.
-    fn new(
+    fn added(
         &mut self,
         rule: Rule,
         path: &str,
