@@ -554,6 +554,21 @@ fn a_schema_that_somebody_changes_meanwhile_is_planned_on_again() {
 }
 
 #[test]
+fn ids_that_somebody_used_meanwhile_are_not_used_again() {
+    let case = evolving("ids");
+    let target = case.target("trades");
+    let gate = case.gate("gate");
+    let mut pass = case.spawn("offload.toml", &format!("written={}", gate.pause()), &RUN);
+    gate.wait_for(&mut pass);
+    target.ask("add_schema", json!({}));
+    gate.open();
+    pass.wait().expect(0);
+    let ids = target.ask("schema", json!({}));
+    assert_eq!((&ids[2]["name"], &ids[2]["id"]), (&json!("venue"), &json!(4)), "3 is theirs: {ids:#}");
+    target.holds_for_all_readers("trades");
+}
+
+#[test]
 fn labels_of_an_enum_arrive_as_they_are_when_their_row_leaves() {
     let case = source("labels", "side Enum8('buy' = 1, 'sell' = 2)");
     insert(&case, 10, "side", "if(number < 5, 'buy', 'sell')");

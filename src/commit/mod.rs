@@ -120,7 +120,9 @@ async fn compare(catalog: &Catalog, file_io: &FileIO, commit: &Commit<'_>) -> Re
             format!("another writer has committed to `{}` since this was planned", commit.name),
         ));
     }
-    let shape = |table: &TableMetadata| (table.uuid(), table.current_schema_id(), table.default_partition_spec_id());
+    // New columns got ids after the last one.
+    let schema = |table: &TableMetadata| (table.current_schema_id(), table.last_column_id());
+    let shape = |table: &TableMetadata| (table.uuid(), schema(table), table.default_partition_spec_id());
     if shape(&target.metadata) != shape(&commit.planned_on.metadata) {
         let message = format!("`{}` was made anew or altered since this was planned", commit.name);
         return Err(Error::new(Kind::Conflict, message));

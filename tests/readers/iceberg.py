@@ -350,6 +350,18 @@ def alter(catalog, namespace, table, rename=None, require=None):
             update.update_column(require, required=True)
 
 
+def add_schema(catalog, namespace, table):
+    """With one more column, and not the current one."""
+    from pyiceberg.schema import Schema
+    from pyiceberg.table.update import AddSchemaUpdate
+    from pyiceberg.types import NestedField, StringType
+
+    loaded = load(catalog, namespace, table)
+    theirs = NestedField(loaded.metadata.last_column_id + 1, "theirs", StringType(), required=False)
+    schema = Schema(*loaded.schema().fields, theirs, schema_id=max(loaded.schemas()) + 1)
+    loaded.catalog.commit_table(loaded, (), (AddSchemaUpdate(schema=schema),))
+
+
 def metadata_location(catalog, namespace, table):
     return local_path(load(catalog, namespace, table).metadata_location)
 
@@ -533,7 +545,7 @@ def local_path(location):
 
 COMMANDS = [
     compare, count, count_duckdb, count_where, plan_files, data_files, snapshots, referenced_files, manifests, count_at, properties, schema,
-    time_travel, alter, metadata_location, append, delete, delete_positions, delete_equal, append_without, drop, rollback, expire, tag, branch, set_properties,
+    time_travel, alter, add_schema, metadata_location, append, delete, delete_positions, delete_equal, append_without, drop, rollback, expire, tag, branch, set_properties,
     create_other_table, create_catalog,
 ]
 
