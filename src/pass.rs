@@ -24,6 +24,7 @@ use crate::guard::Guard;
 use crate::plan::{Situation, lower_bound};
 use crate::progress::Progress;
 use crate::report::{RunReport, RunTable};
+use crate::schema::Evolution;
 use crate::source::{Server, new_run_id};
 use crate::state::{Finished, State};
 use crate::stop::Stop;
@@ -166,8 +167,9 @@ impl Pass<'_> {
         let target = self.stop.or(Target::load_existing(catalog, &self.file_io, &table.target)).await?;
         let marker = self.stop.or(target.marker(&self.file_io, &table.target)).await?;
         let database = &self.config.clickhouse.database;
-        let route = self.stop.or(Route::open(server, database, table, target)).await?;
+        let mut route = self.stop.or(Route::open(server, database, table, target)).await?;
         route.check(marker.as_ref())?;
+        self.tell_differences(&route);
 
         let cursor = route.cursor();
         let watermark = marker.as_ref().map(|marker| marker.watermark);
@@ -197,13 +199,14 @@ impl Pass<'_> {
             while let Some(mut chunk) = self.stop.or(route.next_chunk(&mut chunks)).await? {
                 if self.options.dry_run {
                     self.stop.or(route.count_unread(&mut chunk)).await?;
+                    progress.schema_changes(&route.evolution.changes);
                     progress.planned(chunk);
                     continue;
                 }
                 if self.started.elapsed() > self.config.pass_deadline {
                     return Err(deadline_is_over());
                 }
-                self.chunk(catalog, &route, &mut chunk, progress).await?;
+                self.chunk(catalog, &mut route, &mut chunk, progress).await?;
             }
         }
         if !self.options.dry_run {
@@ -216,7 +219,7 @@ impl Pass<'_> {
     async fn chunk(
         &self,
         catalog: &mut Catalog,
-        route: &Route<'_>,
+        route: &mut Route<'_>,
         chunk: &mut Chunk,
         progress: &mut Progress,
     ) -> Result<()> {
@@ -232,7 +235,12 @@ impl Pass<'_> {
             Err(error) => Err(Failure::Rejected(error)),
         };
         match committed {
-            Ok((snapshot_id, marker)) => {
+            Ok((snapshot_id, target, marker)) => {
+                let schema_changes = route.committed(target);
+                if !schema_changes.is_empty() {
+                    tracing::info!(changes = schema_changes.join("; "), "the target's schema changed");
+                    progress.schema_changes(&schema_changes);
+                }
                 progress.committed(chunk, &files, snapshot_id, marker);
                 failpoint::hit(Failpoint::Committed).map(|_| ())
             }
@@ -255,7 +263,7 @@ impl Pass<'_> {
         planned_on: Option<&Marker>,
         chunk: &Chunk,
         files: &Files,
-    ) -> Result<(i64, Marker), Failure> {
+    ) -> Result<(i64, Target, Marker), Failure> {
         failpoint::hit(Failpoint::Written).map_err(Failure::Rejected)?;
         let marker = chunk.marker(&route.identity, planned_on, files);
         let commit = Commit {
@@ -264,9 +272,22 @@ impl Pass<'_> {
             base: Base::Marker(planned_on.map(|marker| marker.commit_id)),
             marker: &marker,
             files: &files.finished,
+            // Without rows the target has no use for new columns.
+            schema: route.new_schema().filter(|_| !files.finished.is_empty()),
         };
-        let snapshot_id = Box::pin(commit::commit(catalog, &self.file_io, &commit)).await?;
-        Ok((snapshot_id, marker))
+        let (snapshot_id, target) = Box::pin(commit::commit(catalog, &self.file_io, &commit)).await?;
+        Ok((snapshot_id, target, marker))
+    }
+
+    /// Warns of what stays different between source and target, once: as long as the cache remembers that it was told.
+    fn tell_differences(&self, route: &Route<'_>) {
+        let Evolution { differences, renames, .. } = &route.evolution;
+        let text = differences.join("; ");
+        let is_new = self.state.tell_drift(&route.table.target.to_string(), &text, !self.options.dry_run);
+        if is_new && !text.is_empty() {
+            let all: Vec<&str> = differences.iter().chain(renames).map(String::as_str).collect();
+            tracing::warn!(differences = all.join("; "), "source and target differ, going on");
+        }
     }
 
     /// Tells the log and the state cache.

@@ -26,6 +26,7 @@ pub struct Progress {
     chunks: u64,
     snapshot_id: Option<i64>,
     planned: Vec<Chunk>,
+    schema_changes: Vec<String>,
     lost: Option<Window>,
 }
 
@@ -57,6 +58,11 @@ impl Progress {
         self.marker = marker;
         self.rows_future = facts.future;
         self.planned.clear();
+    }
+
+    /// A commit changes this in the target's schema, or with `--dry-run` would.
+    pub fn schema_changes(&mut self, changes: &[String]) {
+        self.schema_changes = changes.to_vec();
     }
 
     /// Everything below this bound was looked at and, where there were rows, committed.
@@ -147,6 +153,7 @@ impl Progress {
             snapshot_id: self.snapshot_id,
             duration_ms,
             planned: planned.collect(),
+            schema_changes: self.schema_changes.clone(),
             error: error.map(ErrorReport::from),
         }
     }

@@ -15,7 +15,7 @@ use crate::error::Kind;
 use crate::report::RunTable;
 
 /// What makes each version of the tables from the one before; `user_version` of SQLite counts them.
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     "CREATE TABLE IF NOT EXISTS target_state (
         target TEXT PRIMARY KEY,
         status TEXT NOT NULL,
@@ -42,6 +42,7 @@ const MIGRATIONS: [&str; 2] = [
         error TEXT,
         PRIMARY KEY (target, started_at, run_id)) WITHOUT ROWID;
     CREATE INDEX passes_by_start ON passes (started_at);",
+    "ALTER TABLE target_state ADD COLUMN told_drift TEXT NOT NULL DEFAULT '';",
 ];
 
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -105,6 +106,21 @@ impl State {
                 [target],
             )
         });
+    }
+
+    /// Whether this differs from the drift that was told last, empty for none; with `remember` it is what was told last from now on.
+    pub fn tell_drift(&self, target: &str, drift: &str, remember: bool) -> bool {
+        let Some(connection) = &self.connection else { return true };
+        let query = "SELECT told_drift FROM target_state WHERE target = ?1";
+        let told = connection.query_row(query, [target], |row| row.get::<_, String>(0)).optional();
+        let told = told.inspect_err(|error| tracing::warn!(%error, "the state cache cannot be read"));
+        let is_new = told.ok().flatten().unwrap_or_default() != drift;
+        if is_new && remember {
+            self.write(|transaction| {
+                transaction.execute("UPDATE target_state SET told_drift = ?2 WHERE target = ?1", [target, drift])
+            });
+        }
+        is_new
     }
 
     /// The watermark of `target` was moved by hand: how far passes have looked no longer says anything.
@@ -355,6 +371,19 @@ mod tests {
             rows,
             [entry(&old, "nothing", None), entry(&offload, "nothing", None), entry(&idle, "failed", Some("config"))]
         );
+    }
+
+    #[test]
+    fn drift_is_told_when_it_changes() {
+        let (_folder, path) = cache();
+        let state = State::open(&path);
+        state.begin("c.t");
+        assert!(!state.tell_drift("c.t", "", true));
+        assert!(state.tell_drift("c.t", "a", false) && state.tell_drift("c.t", "a", true));
+        pass(&state, STARTED, None, None, 0);
+        assert!(!State::open(&path).tell_drift("c.t", "a", true), "told before");
+        assert!(state.tell_drift("c.t", "", true) && state.tell_drift("c.t", "a", true));
+        assert!(state.tell_drift("c.other", "a", false));
     }
 
     /// As version 0.1 left it.

@@ -64,16 +64,22 @@ const BAD: [Bad; 16] = [
         ..REFUSED
     },
     Bad {
-        name: "wider",
-        change: "ALTER TABLE {} ADD COLUMN venue String",
-        says: &["`venue`", "init-tables"],
+        name: "recased",
+        change: "ALTER TABLE {} RENAME COLUMN symbol TO Symbol",
+        says: &["`Symbol`", "`symbol`", "init-tables"],
         ..REFUSED
     },
-    Bad { name: "narrower", change: "ALTER TABLE {} DROP COLUMN price", says: &["`price`", "init-tables"], ..REFUSED },
+    Bad {
+        name: "frozen",
+        change: "ALTER TABLE {} MODIFY COLUMN kafka_partition UInt32 SETTINGS mutations_sync = 2",
+        keys: &[("schema_evolution", "frozen")],
+        says: &["`kafka_partition`", "long", "frozen"],
+        ..REFUSED
+    },
     Bad {
         name: "retyped",
-        change: "ALTER TABLE {} MODIFY COLUMN kafka_partition UInt32 SETTINGS mutations_sync = 2",
-        says: &["`kafka_partition`", "UInt32", "long", "int", "init-tables"],
+        change: "ALTER TABLE {} MODIFY COLUMN kafka_partition Decimal(9, 2) SETTINGS mutations_sync = 2",
+        says: &["`kafka_partition`", "Decimal(9, 2)", "decimal(9, 2)", "int", "init-tables"],
         ..REFUSED
     },
     Bad {
@@ -113,8 +119,9 @@ impl Bad {
     fn config(&self, keys: &[(&str, &str)]) -> String {
         let key = |name| keys.iter().find(|(key, _)| *key == name).map(|(_, value)| *value);
         let cursor = key("cursor").unwrap_or("exchange_timestamp");
-        let source_id = key("source_id").map_or(String::new(), |id| format!("source_id = '{id}'\n"));
-        format!("[[table]]\nsource = '{0}'\ntarget = 'cold.{0}'\ncursor = '{cursor}'\n{source_id}", self.name)
+        let others = keys.iter().filter(|(name, _)| *name != "cursor");
+        let others: String = others.map(|(name, value)| format!("{name} = '{value}'\n")).collect();
+        format!("[[table]]\nsource = '{0}'\ntarget = 'cold.{0}'\ncursor = '{cursor}'\n{others}", self.name)
     }
 }
 

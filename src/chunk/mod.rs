@@ -5,7 +5,7 @@ mod query;
 
 use std::collections::BTreeMap;
 
-use iceberg::spec::{DataFile, Literal, Struct};
+use iceberg::spec::{DataFile, Literal, SchemaRef, Struct};
 use indicatif::ProgressBar;
 use uuid::Uuid;
 
@@ -14,7 +14,7 @@ use crate::cursor::{Cursor, Tick};
 use crate::error::{Error, Kind, Result};
 use crate::partition::{PartitionField, Value};
 use crate::plan::{Partition, Piece, Window, is_whole, span_ticks, step};
-use crate::schema::drift;
+use crate::schema::{Evolution, evolve};
 use crate::source::{Counting, Server, Source, partition_values};
 use crate::storage::delete_own_file;
 use crate::target::Target;
@@ -38,6 +38,8 @@ pub struct Route<'a> {
     pub step: Tick,
     /// A chunk takes rows of one multiple of it.
     span: Option<Tick>,
+    /// How the target follows the source's columns.
+    pub evolution: Evolution,
     /// The fields of the target's partitions.
     fields: Vec<PartitionField>,
 }
@@ -142,14 +144,19 @@ impl<'a> Route<'a> {
     /// Opens the source of `table` and finds cursor and partition column in it.
     pub async fn open(server: &'a Server, database: &str, table: &'a Table, target: Target) -> Result<Self> {
         target.check_format()?;
-        let source = server.open(database, table).await?;
+        let mut source = server.open(database, table).await?;
         let cursor = source.cursor(&table.cursor)?;
         let identity = SourceIdentity { id: table.source_id.clone(), uuid: source.uuid, cursor };
-        let fields = target.partition_by()?.into_iter().map(|by| source.partition_field(by)).collect::<Result<_>>()?;
+        let mut evolution = evolve(&source.columns, &target.metadata, table.schema_evolution);
+        evolution.differences.extend(target.partition_difference(table)?);
+        source.columns.clone_from(&evolution.columns);
+        let fields = target.partition_by()?.into_iter().map(|by| source.partition_field(by)).collect::<Result<_>>();
+        // A partition column may be gone: that the schemas differ says more.
+        let fields = fields.or_else(|error| evolution.check().and(Err(error)))?;
         let kind = identity.cursor.kind;
         let step = step(table.window, kind)?;
         let span = table.chunk_span.map(|span| span_ticks("chunk_span", span, kind)).transpose()?;
-        Ok(Self { table, source, target, identity, step, span, fields })
+        Ok(Self { table, source, target, identity, step, span, evolution, fields })
     }
 
     /// The column that orders the source.
@@ -169,12 +176,29 @@ impl<'a> Route<'a> {
                     .hint("a newer k2-offload has reset it; this version cannot merge"));
             }
         }
-        let drift = drift(&self.source.columns, self.target.metadata.current_schema());
-        if drift.is_empty() {
+        self.evolution.check()?;
+        let cursor = &self.cursor().name;
+        if self.source.columns.iter().any(|column| column.name == *cursor) {
             return Ok(());
         }
-        Err(Error::refused(format!("source and target differ: {}", drift.join("; ")))
-            .hint("`k2-offload init-tables` prints the differences; this version does not change a target's schema"))
+        Err(Error::refused(format!("the target does not have the cursor `{cursor}`"))
+            .hint("set schema_evolution = \"add-columns\", or choose a cursor that the target has"))
+    }
+
+    /// The schema of the files, where the target does not have it yet: the commit of the first ones brings it.
+    pub fn new_schema(&self) -> Option<&SchemaRef> {
+        self.evolution.schema.as_ref()
+    }
+
+    /// A chunk was committed: the next one is planned on the table as that left it. Returns how its schema changed.
+    pub fn committed(&mut self, target: Target) -> Vec<String> {
+        let was = self.target.metadata.current_schema_id();
+        self.target = target;
+        if self.target.metadata.current_schema_id() == was {
+            return Vec::new();
+        }
+        self.evolution.schema = None;
+        std::mem::take(&mut self.evolution.changes)
     }
 
     /// Reads a chunk into data files, and checks that nothing was missed or moved (protocol.md P6 to P8).
@@ -187,11 +211,16 @@ impl<'a> Route<'a> {
         if mutations.unfinished > 0 {
             return changed(&format!("{} mutations are not finished", mutations.unfinished));
         }
-        if self.source.is_query() {
-            self.write_query(chunk, files, bar).await?;
-        } else {
-            self.write_table(chunk, files, bar).await?;
+        let read = match self.source.is_query() {
+            true => self.write_query(chunk, files, bar).await,
+            false => self.write_table(chunk, files, bar).await,
+        };
+        let is_final = read.as_ref().err().is_some_and(|error| !error.kind().policy().retry);
+        // A column that came meanwhile would be lost unseen; one that went, or has another type now, is an error that passes.
+        if (read.is_ok() || is_final) && self.source.has_other_columns().await? {
+            return changed("its columns are others");
         }
+        read?;
         if self.source.mutations().await? != mutations {
             return changed("there is a new mutation");
         }
@@ -275,7 +304,7 @@ impl<'a> Route<'a> {
         }
         Ok(Placement {
             location: format!("{location}/{name}"),
-            schema: metadata.current_schema(),
+            schema: self.new_schema().unwrap_or(metadata.current_schema()),
             partition_spec_id: metadata.default_partition_spec_id(),
             partition,
             sort_order_id: self.target.sort_order_id(&self.table.sort_by),

@@ -7,10 +7,9 @@ use super::select;
 use crate::cli::{Format, InitTables};
 use crate::config::{Config, Table};
 use crate::error::{Error, Kind, Result, worst_exit};
-use crate::partition::PartitionBy;
 use crate::plan::{span_ticks, step};
 use crate::report::{self, ErrorReport, InitReport, InitStatus, InitTable};
-use crate::schema::drift;
+use crate::schema::{Evolution, evolve};
 use crate::source::{Server, Source, new_run_id};
 use crate::storage::local_file_io;
 use crate::target::{Catalog, NewTable, Target};
@@ -74,7 +73,34 @@ async fn init(
         Some(catalog) => Target::load(catalog, file_io, &table.target).await?,
         None => None,
     };
-    let entry = |status, location: &str, drift| InitTable {
+    match (existing, catalog) {
+        (Some(target), _) => Ok(exists(table, &source, &target)),
+        (None, Some(catalog)) if !dry_run => {
+            let created = new.create(catalog, file_io, &table.target).await?;
+            let status = if created { InitStatus::Created } else { InitStatus::Exists };
+            Ok(entry(table, status, new.location(), Vec::new()))
+        }
+        (None, _) => Ok(entry(table, InitStatus::Planned, new.location(), Vec::new())),
+    }
+}
+
+/// An existing table, with all that differs; what `run` would refuse is refused here.
+fn exists(table: &Table, source: &Source<'_>, target: &Target) -> InitTable {
+    let evolution = evolve(&source.columns, &target.metadata, table.schema_evolution);
+    let drift = differences(&evolution, table, target);
+    let error = evolution.check().err().map(|error| ErrorReport::from(&error));
+    let status = if error.is_some() { InitStatus::Failed } else { InitStatus::Exists };
+    InitTable { error, ..entry(table, status, target.metadata.location(), drift) }
+}
+
+/// All that differs between source, configuration and an existing table.
+pub(super) fn differences(evolution: &Evolution, table: &Table, target: &Target) -> Vec<String> {
+    let partitions = target.partition_difference(table).unwrap_or_else(|error| Some(error.to_string()));
+    evolution.sentences().into_iter().chain(partitions).collect()
+}
+
+fn entry(table: &Table, status: InitStatus, location: &str, drift: Vec<String>) -> InitTable {
+    InitTable {
         source: table.source.clone(),
         target: table.target.to_string(),
         status,
@@ -84,37 +110,7 @@ async fn init(
         seam: None,
         next_step: None,
         error: None,
-    };
-    match (existing, catalog) {
-        (Some(target), _) => {
-            Ok(entry(InitStatus::Exists, target.metadata.location(), differences(table, &source, &target)))
-        }
-        (None, Some(catalog)) if !dry_run => {
-            let created = new.create(catalog, file_io, &table.target).await?;
-            let status = if created { InitStatus::Created } else { InitStatus::Exists };
-            Ok(entry(status, new.location(), Vec::new()))
-        }
-        (None, _) => Ok(entry(InitStatus::Planned, new.location(), Vec::new())),
     }
-}
-
-/// Drift of the schema, and a partition that is another one than configured.
-pub(super) fn differences(table: &Table, source: &Source<'_>, target: &Target) -> Vec<String> {
-    let mut all = drift(&source.columns, target.metadata.current_schema());
-    let name = |fields: &[PartitionBy]| {
-        let fields: Vec<String> = fields.iter().map(PartitionBy::to_string).collect();
-        if fields.is_empty() { "nothing".to_owned() } else { fields.join(", ") }
-    };
-    match target.partition_by() {
-        Ok(fields) if fields == table.partition_by => {}
-        Ok(fields) => all.push(format!(
-            "the target is partitioned by {}, the configuration says {}; the target's partitions are followed",
-            name(&fields),
-            name(&table.partition_by)
-        )),
-        Err(error) => all.push(error.to_string()),
-    }
-    all
 }
 
 fn failed(table: &Table, error: &Error) -> InitTable {

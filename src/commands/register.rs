@@ -19,7 +19,7 @@ use crate::guard::Guard;
 use crate::plan::Window;
 use crate::report::{self, InitStatus, InitTable, ResetReport, ResetStatus, Seam};
 use crate::reset::{Reset, Situation};
-use crate::schema::{drift, fitting_types};
+use crate::schema::{Evolution, evolve, fitting_types};
 use crate::source::{Server, Source};
 use crate::target::{Catalog, Relation, Standing, Swap, SwapError, Target, locate};
 use crate::watermark::SourceIdentity;
@@ -116,7 +116,7 @@ impl Registration<'_> {
             target: self.table.target.to_string(),
             status: if relation == Some(Relation::Known) { InitStatus::Exists } else { InitStatus::Registered },
             location: Some(target.metadata.location().to_owned()),
-            drift: differences(self.table, &self.source, target),
+            drift: differences(&self.evolution(target), self.table, target),
             adoption: adoption.as_ref().map(|adoption| adoption.report.clone()),
             seam,
             next_step,
@@ -141,16 +141,17 @@ impl Registration<'_> {
         Ok(InitTable { adoption: adopted, ..report })
     }
 
+    fn evolution(&self, target: &Target) -> Evolution {
+        evolve(&self.source.columns, &target.metadata, self.table.schema_evolution)
+    }
+
     /// Refuses what passes would refuse: better before the cut-over than after it.
     fn check_fits(&self, target: &Target) -> Result<()> {
         for by in target.partition_by()? {
             self.source.partition_field(by)?;
         }
         let schema = target.metadata.current_schema();
-        let drift = drift(&self.source.columns, schema);
-        if drift.is_empty() {
-            return Ok(());
-        }
+        let Err(error) = self.evolution(target).check() else { return Ok(()) };
         let types = fitting_types(&self.source.columns, schema);
         let without_zone = |field: &NestedFieldRef| *field.field_type == Type::Primitive(PrimitiveType::Timestamp);
         let hint = if !types.is_empty() {
@@ -160,10 +161,9 @@ impl Registration<'_> {
              and register that one"
                 .to_owned()
         } else {
-            "source and table must have the same columns: a view can convert the source's, ALTER TABLE the table's"
-                .to_owned()
+            error.hint_text().to_owned()
         };
-        Err(Error::refused(format!("source and table do not fit: {}", drift.join("; "))).hint(hint))
+        Err(error.hint(hint))
     }
 
     /// The watermark that the command line asks for, unless the table has got it already; `None` without one.

@@ -96,9 +96,16 @@ pub async fn commit_reset(
 ) -> Result<i64> {
     let marker = plan.marker(rows_skipped);
     // The very snapshot: where the watermark may be depends on all rows that are there.
-    let commit = Commit { name: &table.target, planned_on: target, base: Base::Snapshot, marker: &marker, files: &[] };
+    let commit = Commit {
+        name: &table.target,
+        planned_on: target,
+        base: Base::Snapshot,
+        marker: &marker,
+        files: &[],
+        schema: None,
+    };
     let snapshot_id = match Box::pin(commit::commit(catalog, file_io, &commit)).await {
-        Ok(snapshot_id) => snapshot_id,
+        Ok((snapshot_id, _)) => snapshot_id,
         Err(Failure::Rejected(error) | Failure::Undecided(error)) => return Err(error),
     };
     State::open(&config.state).forget_checked_to(&table.target.to_string());

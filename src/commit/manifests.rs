@@ -4,10 +4,12 @@
 //! soon as [`MIN_COUNT`] manifests hold about the same number of files, they become one. Each entry is rewritten a few times in
 //! its life, and a table has some dozen manifests, however many passes it saw.
 
+use iceberg::ErrorKind;
 use iceberg::io::FileIO;
 use iceberg::spec::{
-    DataFile, ManifestContentType, ManifestFile, ManifestList, ManifestWriter, ManifestWriterBuilder, Snapshot,
-    TableMetadata,
+    DataFile, DataFileBuilder, Literal, ManifestContentType, ManifestFile, ManifestList, ManifestWriter,
+    ManifestWriterBuilder, NestedFieldRef, PrimitiveLiteral, PrimitiveType, Snapshot, Struct, StructType,
+    TableMetadata, Type,
 };
 
 /// Iceberg's switch for merging.
@@ -53,6 +55,7 @@ pub async fn write_added(files: &[DataFile], mut writer: ManifestWriter) -> iceb
 pub async fn write_merged(
     small: &[ManifestFile],
     file_io: &FileIO,
+    types: &StructType,
     mut writer: ManifestWriter,
 ) -> iceberg::Result<ManifestFile> {
     for manifest in small {
@@ -61,7 +64,7 @@ pub async fn write_merged(
             let added_by = entry.snapshot_id().unwrap_or(manifest.added_snapshot_id);
             let sequence_number = entry.sequence_number().unwrap_or(manifest.sequence_number);
             writer.add_existing_file(
-                entry.data_file().clone(),
+                with_partition_of(entry.data_file(), types)?,
                 added_by,
                 sequence_number,
                 entry.file_sequence_number,
@@ -69,6 +72,40 @@ pub async fn write_merged(
         }
     }
     writer.write_manifest_file().await
+}
+
+/// The file with partition values as the table's types hold them: a column that it is partitioned by may have become wider since.
+fn with_partition_of(file: &DataFile, types: &StructType) -> iceberg::Result<DataFile> {
+    let widened = |(value, field): (Option<&Literal>, &NestedFieldRef)| match (value, &*field.field_type) {
+        (Some(Literal::Primitive(PrimitiveLiteral::Int(int))), Type::Primitive(PrimitiveType::Long)) => {
+            Some(Literal::long(*int))
+        }
+        (value, _) => value.cloned(),
+    };
+    let partition: Struct = file.partition().iter().zip(types.fields()).map(widened).collect();
+    if partition == *file.partition() {
+        return Ok(file.clone());
+    }
+    let mut copy = DataFileBuilder::default();
+    copy.content(file.content_type())
+        .file_path(file.file_path().to_owned())
+        .file_format(file.file_format())
+        .partition(partition)
+        .record_count(file.record_count())
+        .file_size_in_bytes(file.file_size_in_bytes())
+        .column_sizes(file.column_sizes().clone())
+        .value_counts(file.value_counts().clone())
+        .null_value_counts(file.null_value_counts().clone())
+        .nan_value_counts(file.nan_value_counts().clone())
+        .lower_bounds(file.lower_bounds().clone())
+        .upper_bounds(file.upper_bounds().clone())
+        .key_metadata(file.key_metadata().map(<[u8]>::to_vec))
+        .split_offsets(file.split_offsets().map(<[i64]>::to_vec))
+        .equality_ids(file.equality_ids());
+    if let Some(id) = file.sort_order_id() {
+        copy.sort_order_id(id);
+    }
+    copy.build().map_err(|error| iceberg::Error::new(ErrorKind::DataInvalid, error.to_string()))
 }
 
 /// Which of `manifests` are to become one, by position; none where there are few of a size.

@@ -16,7 +16,7 @@ mod manifests;
 mod stage;
 
 use iceberg::io::FileIO;
-use iceberg::spec::{DataFile, TableMetadata};
+use iceberg::spec::{DataFile, SchemaRef, TableMetadata};
 use uuid::Uuid;
 
 use self::expiry::unreferenced;
@@ -45,6 +45,8 @@ pub struct Commit<'a> {
     pub marker: &'a Marker,
     /// The files; none makes an empty snapshot.
     pub files: &'a [DataFile],
+    /// The schema that they were written with, where the table does not have it yet.
+    pub schema: Option<&'a SchemaRef>,
 }
 
 /// What a commit requires of the table (protocol.md P13).
@@ -73,8 +75,8 @@ enum Swapped {
     NotDone(Error),
 }
 
-/// Commits; returns the new snapshot's id.
-pub async fn commit(catalog: &mut Catalog, file_io: &FileIO, commit: &Commit<'_>) -> Result<i64, Failure> {
+/// Commits; returns the new snapshot's id, and the table with it, on which the next commit can be planned.
+pub async fn commit(catalog: &mut Catalog, file_io: &FileIO, commit: &Commit<'_>) -> Result<(i64, Target), Failure> {
     for attempt in 0..MAX_ATTEMPTS {
         let base = compare(catalog, file_io, commit).await.map_err(Failure::Rejected)?;
         let mut files = Vec::new();
@@ -88,7 +90,7 @@ pub async fn commit(catalog: &mut Catalog, file_io: &FileIO, commit: &Commit<'_>
         match swap(catalog, file_io, commit, &staged).await {
             Swapped::Landed => {
                 clean(file_io, &staged).await;
-                return Ok(staged.snapshot_id);
+                return Ok((staged.snapshot_id, staged.new));
             }
             Swapped::Stale => discard(&files),
             Swapped::NotDone(error) => {
@@ -118,7 +120,9 @@ async fn compare(catalog: &Catalog, file_io: &FileIO, commit: &Commit<'_>) -> Re
             format!("another writer has committed to `{}` since this was planned", commit.name),
         ));
     }
-    let shape = |table: &TableMetadata| (table.uuid(), table.current_schema_id(), table.default_partition_spec_id());
+    // New columns got ids after the last one.
+    let schema = |table: &TableMetadata| (table.current_schema_id(), table.last_column_id());
+    let shape = |table: &TableMetadata| (table.uuid(), schema(table), table.default_partition_spec_id());
     if shape(&target.metadata) != shape(&commit.planned_on.metadata) {
         let message = format!("`{}` was made anew or altered since this was planned", commit.name);
         return Err(Error::new(Kind::Conflict, message));

@@ -7,8 +7,8 @@ use chrono::Utc;
 use iceberg::MetadataLocation;
 use iceberg::io::FileIO;
 use iceberg::spec::{
-    DataFile, MAIN_BRANCH, ManifestFile, ManifestListWriter, Operation, Snapshot, Struct, Summary, TableMetadata,
-    TableMetadataBuildResult,
+    DataFile, MAIN_BRANCH, ManifestFile, ManifestListWriter, Operation, SchemaRef, Snapshot, Struct, Summary,
+    TableMetadata, TableMetadataBuildResult,
 };
 use uuid::Uuid;
 
@@ -45,7 +45,13 @@ pub async fn stage(
     files: &mut Vec<String>,
 ) -> Result<Staged> {
     let failed = |e| classify(e, format!("write the commit of `{}`", commit.name));
-    let metadata = &base.metadata;
+    // Manifests and snapshot name the schema that the table will have.
+    let evolved = commit.schema.map(|schema| {
+        let builder = base.metadata.clone().into_builder(None);
+        builder.add_current_schema(schema.as_ref().clone())?.build()
+    });
+    let evolved = evolved.transpose().map_err(failed)?;
+    let metadata = evolved.as_ref().map_or(&base.metadata, |evolved| &evolved.metadata);
     let snapshot_id = new_snapshot_id(metadata);
     let prefix = format!("{}/metadata/{}-{attempt}", metadata.location(), commit.marker.commit_id);
     let manifests = manifests(metadata, file_io, commit, snapshot_id, &prefix, files).await?;
@@ -65,19 +71,20 @@ pub async fn stage(
         .with_parent_snapshot_id(metadata.current_snapshot_id())
         .with_sequence_number(sequence_number)
         // A clock that went back must not make the commit fail; Iceberg wants times that do not fall.
-        .with_timestamp_ms(now_ms.max(metadata.last_updated_ms()))
+        .with_timestamp_ms(now_ms.max(base.metadata.last_updated_ms()))
         .with_manifest_list(list)
         .with_summary(summary(commit, metadata, &marker))
         .with_schema_id(metadata.current_schema_id())
         .build();
-    let new = build(&base, &snapshot, &marker, &[]).map_err(failed)?;
+    let new = build(&base, commit.schema, &snapshot, &marker, &[]).map_err(failed)?;
     // A commit without files is made by hand (a reset, an adoption): it changes the marker and lets nothing go.
     let old = match commit.files {
         [] => Vec::new(),
         _ => expired(&new.metadata, now_ms)
             .or_error(Kind::Internal, format!("look for old snapshots of `{}`", commit.name))?,
     };
-    let new = if old.is_empty() { new } else { build(&base, &snapshot, &marker, &old).map_err(failed)? };
+    let new =
+        if old.is_empty() { new } else { build(&base, commit.schema, &snapshot, &marker, &old).map_err(failed)? };
     let delete_obsolete = new.metadata.properties().get(DELETE_AFTER_COMMIT).map(String::as_str) == Some("true");
     // What lies outside the table's folder, because it was registered from elsewhere, is not ours to delete.
     let folder = format!("{}/", same_spelling(metadata.location()));
@@ -99,8 +106,18 @@ fn next_location(base: &Target, new: &TableMetadata) -> iceberg::Result<Metadata
 }
 
 /// The base with a further snapshot and its marker, and without the snapshots `old`.
-fn build(base: &Target, snapshot: &Snapshot, marker: &str, old: &[i64]) -> iceberg::Result<TableMetadataBuildResult> {
+fn build(
+    base: &Target,
+    schema: Option<&SchemaRef>,
+    snapshot: &Snapshot,
+    marker: &str,
+    old: &[i64],
+) -> iceberg::Result<TableMetadataBuildResult> {
     let builder = base.metadata.clone().into_builder(Some(base.metadata_location.clone()));
+    let builder = match schema {
+        Some(schema) => builder.add_current_schema(schema.as_ref().clone())?,
+        None => builder,
+    };
     let builder = builder
         .set_branch_snapshot(snapshot.clone(), MAIN_BRANCH)?
         .set_properties(HashMap::from([(KEY.to_owned(), marker.to_owned())]))?
@@ -130,7 +147,7 @@ async fn manifests(
         let location = format!("{prefix}-m1.avro");
         files.push(location.clone());
         let writer = writer(metadata, file_io, &location, snapshot_id).map_err(failed)?;
-        match write_merged(&small, file_io, writer).await {
+        match write_merged(&small, file_io, metadata.default_partition_type(), writer).await {
             Ok(merged) => manifests = replace(manifests, &positions, merged),
             Err(error) => {
                 // Merging saves time, no more: a manifest that iceberg cannot rewrite must not stop a pass.

@@ -18,6 +18,7 @@ use self::raw::RawFile;
 use self::validate::{Problems, validate};
 use crate::error::{Classify, Error, Kind, Result};
 use crate::partition::PartitionBy;
+use crate::schema::SchemaEvolution;
 
 /// Looked for in this order where neither `-c` nor the environment names a file.
 pub const DEFAULT_FILES: [&str; 2] = ["offload.toml", "/etc/k2-offload/offload.toml"];
@@ -118,6 +119,8 @@ pub struct Table {
     pub target_file_size: u64,
     /// Rows that the source's TTL deletes sooner than this, and that have not left, are worth a warning.
     pub ttl_margin: Duration,
+    /// Whether the target follows a source whose columns change.
+    pub schema_evolution: SchemaEvolution,
     /// Parquet compression.
     pub compression: Compression,
     /// About how many rows a row group of a data file should have.
@@ -268,6 +271,7 @@ mod tests {
         assert_eq!(all.tables[0].compression, default.tables[0].compression);
         let file = |table: &Table| (table.row_group_size, table.bloom_filter.clone());
         assert_eq!(file(&all.tables[0]), file(&default.tables[0]));
+        assert_eq!(default.tables[0].schema_evolution, SchemaEvolution::AddColumns);
         assert_eq!(
             (all.tables[0].chunk_rows, all.parallel_tables),
             (default.tables[0].chunk_rows, default.parallel_tables)
@@ -294,10 +298,11 @@ mod tests {
     #[test]
     fn all_problems_are_reported_at_once() {
         let text = "[clickhouse]\nurl = 'ftp://x'\npassword_env = 'NOPE'\n[defaults]\nsettle_delay = 'soon'\ntarget_file_size = 'big'\n[[table]]\n\
-                    source = ''\ntarget = 'x'\ncursor = 'ts'\npartition_by = ['bucket(4, a)']\ncompression = 'zip'\nstart_at = 'x'\n";
+                    source = ''\ntarget = 'x'\ncursor = 'ts'\npartition_by = ['bucket(4, a)']\ncompression = 'zip'\nstart_at = 'x'\nschema_evolution = 'thaw'\n";
         let error = parse(text).unwrap_err();
         assert_eq!(error.kind(), Kind::Config);
-        for key in ["clickhouse.url", "NOPE", "settle_delay", "`big`", "source", "target", "bucket", "zip", "start_at"]
+        for key in
+            ["clickhouse.url", "NOPE", "settle_delay", "`big`", "source", "target", "bucket", "zip", "start_at", "thaw"]
         {
             assert!(error.to_string().contains(key), "{key} is missing in: {error}");
         }

@@ -148,4 +148,5 @@ pub struct RawTable {
     pub row_group_size: Option<u64>,
     pub bloom_filter: Option<Vec<String>>,
     pub ttl_margin: Option<String>,
+    pub schema_evolution: Option<String>,
 }

@@ -9,6 +9,7 @@ use super::rows;
 use super::{Catalog, ClickHouse, Compression, Config, Secret, Table, TableName};
 use crate::cursor::parse_instant;
 use crate::partition::PartitionBy;
+use crate::schema::SchemaEvolution;
 
 /// Collects problems, so that a user sees all of them at once.
 #[derive(Default)]
@@ -273,6 +274,14 @@ fn validate_table(
         row_group_size: problems
             .at_least_one(&key("row_group_size"), raw.row_group_size.unwrap_or(defaults.row_group_size)),
         bloom_filter,
+        schema_evolution: match raw.schema_evolution.as_deref() {
+            None | Some("add-columns") => SchemaEvolution::AddColumns,
+            Some("frozen") => SchemaEvolution::Frozen,
+            Some(text) => {
+                problems.add(&key("schema_evolution"), format_args!("`{text}` is neither add-columns nor frozen"));
+                SchemaEvolution::Frozen
+            }
+        },
         ttl_margin: problems.duration(&key("ttl_margin"), raw.ttl_margin.as_deref().unwrap_or(&defaults.ttl_margin)),
         query,
         source,

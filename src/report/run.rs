@@ -69,6 +69,9 @@ pub struct RunTable {
     /// `--dry-run`: the chunks that would be committed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub planned: Vec<PlannedChunk>,
+    /// What the first commit changed in the target's schema, or with `--dry-run` would.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub schema_changes: Vec<String>,
     /// Why it failed.
     pub error: Option<ErrorReport>,
 }
@@ -148,6 +151,7 @@ impl RunTable {
             _ => String::new(),
         };
         let mut lines = vec![format!("{} -> {}: {what}{future}", self.source, self.target)];
+        lines.extend(self.schema_changes.iter().map(|change| format!("  schema: {change}")));
         lines.extend(self.planned.iter().map(|chunk| {
             let (low, high) = (chunk.low.as_deref().unwrap_or("beginning"), or_dash(&chunk.high));
             format!("  [{low}, {high}): {} rows, {} file(s)", HumanCount(chunk.rows), chunk.files)

@@ -23,6 +23,8 @@ pub enum Projection {
     Unscaled32,
     /// A decimal of at most 18 digits as its unscaled `Int64`.
     Unscaled64,
+    /// A decimal of at most 9 digits as its unscaled `Int64`, for a field that holds more digits.
+    Unscaled32AsLong,
 }
 
 /// A flat type and what it becomes.
@@ -36,6 +38,8 @@ pub struct Leaf {
     pub iceberg: PrimitiveType,
     /// How the SELECT writes it.
     pub projection: Projection,
+    /// Whether `types` of the configuration asked for that.
+    pub overridden: bool,
 }
 
 /// What `types` can ask for.
@@ -110,11 +114,35 @@ pub fn overridden(node: &DataTypeNode, nullable: bool, wanted: &str) -> Option<L
         _ => return None,
     };
     let nullable = nullable || matches!(node, T::Variant(_) | T::Dynamic);
-    Some(new(node, nullable, iceberg, projection))
+    Some(Leaf { overridden: true, ..new(node, nullable, iceberg, projection) })
+}
+
+/// The leaf as a field of type `target` holds it: as it is, or cast without loss where the field is wider (Iceberg spec, "Schema Evolution").
+pub fn widened(leaf: &Leaf, target: &PrimitiveType) -> Option<Leaf> {
+    use PrimitiveType as I;
+    use Projection as P;
+    let cast = |to: &str| P::Cast(to.to_owned());
+    let projection = match (&leaf.iceberg, target) {
+        (own, target) if own == target => leaf.projection.clone(),
+        (I::Int, I::Long) => cast("Int64"),
+        (I::Float, I::Double) => cast("Float64"),
+        (I::Decimal { precision: own, scale }, I::Decimal { precision, scale: same })
+            if own < precision && scale == same =>
+        {
+            match (own, precision) {
+                (..=9, 10..=18) => P::Unscaled32AsLong,
+                (..=18, 19..) => P::Cast(format!("Decimal({precision}, {scale})")),
+                // As many bytes.
+                _ => leaf.projection.clone(),
+            }
+        }
+        _ => return None,
+    };
+    Some(Leaf { iceberg: target.clone(), projection, ..leaf.clone() })
 }
 
 fn new(node: &DataTypeNode, nullable: bool, iceberg: PrimitiveType, projection: Projection) -> Leaf {
-    Leaf { nullable, source: node.to_string(), iceberg, projection }
+    Leaf { nullable, source: node.to_string(), iceberg, projection, overridden: false }
 }
 
 fn is_finer_than_micros(precision: &DateTimePrecision) -> bool {

@@ -3,7 +3,7 @@
 //! Every type goes through without loss or is refused by name (invariant 8), nested to any depth. The mapping is one `match` in
 //! `leaf`, and one for the overrides that a configuration asks for; nothing else in the crate decides about types.
 
-mod drift;
+mod evolution;
 mod leaf;
 mod parse;
 
@@ -12,7 +12,7 @@ use std::sync::Arc;
 use iceberg::spec::{ListType, MapType, NestedField, NestedFieldRef, PrimitiveType, Schema, StructType, Type};
 use parquet::basic::{LogicalType, TimeUnit, Type as Physical};
 
-pub use self::drift::{drift, fitting_types};
+pub use self::evolution::{Evolution, SchemaEvolution, evolve, fitting_types};
 pub use self::leaf::{Leaf, Projection};
 use self::parse::{SourceType, Structure};
 use crate::error::{Classify, Error, Kind, Result};
@@ -39,8 +39,8 @@ pub enum Shape {
     List(Box<Shape>),
     /// A map.
     Map(Box<Shape>, Box<Shape>),
-    /// A struct.
-    Struct(Vec<(String, Shape)>),
+    /// A struct, with all fields of the source; one without a shape is not read.
+    Struct(Vec<(String, Option<Shape>)>),
 }
 
 impl Column {
@@ -91,7 +91,7 @@ impl Column {
 
     /// Whether the source can hold null.
     pub fn nullable(&self) -> bool {
-        matches!(&self.shape, Shape::Leaf(leaf) if leaf.nullable)
+        self.shape.nullable()
     }
 
     /// Type of the Iceberg field, where it is flat.
@@ -111,7 +111,7 @@ fn shape(source: &SourceType) -> Result<Shape, &'static str> {
         Structure::Array(of) => Shape::List(Box::new(shape(of)?)),
         Structure::Map(key, value) => Shape::Map(Box::new(shape(key)?), Box::new(shape(value)?)),
         Structure::Tuple(elements) => {
-            let fields = elements.iter().map(|(name, of)| shape(of).map(|shape| (name.clone(), shape)));
+            let fields = elements.iter().map(|(name, of)| shape(of).map(|shape| (name.clone(), Some(shape))));
             Shape::Struct(fields.collect::<Result<_, _>>()?)
         }
     })
@@ -125,6 +125,11 @@ fn overridden(source: &SourceType, wanted: &str) -> Option<Leaf> {
 }
 
 impl Shape {
+    /// Whether the source can hold null; only what is flat can.
+    pub fn nullable(&self) -> bool {
+        matches!(self, Self::Leaf(leaf) if leaf.nullable)
+    }
+
     /// The names in each struct of it, at any depth.
     pub fn field_names(&self) -> Vec<Vec<&str>> {
         match self {
@@ -133,7 +138,7 @@ impl Shape {
             Self::Map(key, value) => [key.field_names(), value.field_names()].concat(),
             Self::Struct(fields) => {
                 let own = fields.iter().map(|(name, _)| name.as_str()).collect();
-                fields.iter().flat_map(|(_, shape)| shape.field_names()).chain([own]).collect()
+                fields.iter().filter_map(|(_, shape)| shape.as_ref()).flat_map(Self::field_names).chain([own]).collect()
             }
         }
     }
@@ -152,7 +157,8 @@ impl Shape {
                 Type::Map(MapType { key_field, value_field })
             }
             Self::Struct(fields) => {
-                Type::Struct(StructType::new(fields.iter().map(|(name, shape)| field(name, shape, false)).collect()))
+                let read = fields.iter().filter_map(|(name, shape)| Some(field(name, shape.as_ref()?, false)));
+                Type::Struct(StructType::new(read.collect()))
             }
         }
     }

@@ -45,6 +45,8 @@ pub struct Source<'a> {
     name: String,
     /// Its columns and what they become.
     pub columns: Vec<Column>,
+    /// All of them, as the server described them when it was opened.
+    described: Vec<DescribeRow>,
     /// Its UUID, nil where the engine has none.
     pub uuid: Uuid,
     /// When a row expires, as SQL over the raw columns: seconds since 1970, null where it never does; `None` for a table without TTL.
@@ -86,7 +88,7 @@ pub struct ParquetStream {
 }
 
 /// Read as JSON, because servers differ in the further columns of DESCRIBE.
-#[derive(Deserialize)]
+#[derive(Clone, PartialEq, Deserialize)]
 struct DescribeRow {
     name: String,
     r#type: String,
@@ -168,7 +170,8 @@ impl Server {
             Some(query) => Origin::Query(query.clone()),
             None => Origin::Table(sql::table(database, &table.source)),
         };
-        let mut columns = columns_of(table, self.describe(&origin).await?)?;
+        let described = self.describe(&origin).await?;
+        let mut columns = columns_of(table, &described)?;
         for name in &table.key {
             find_mut(&mut columns, name, "key column")?.require()?;
         }
@@ -201,7 +204,7 @@ impl Server {
         if let Some(query) = relation.try_rules() {
             self.fetch_users::<DescribeRow>(&query, "reject_where").await?;
         }
-        Ok(Source { server: self, relation, name: table.source.clone(), columns, uuid, ttl })
+        Ok(Source { server: self, relation, name: table.source.clone(), columns, described, uuid, ttl })
     }
 
     async fn describe(&self, origin: &Origin) -> Result<Vec<DescribeRow>> {
@@ -225,7 +228,7 @@ impl Server {
 }
 
 /// The columns of a source that leave, mapped.
-fn columns_of(table: &Table, rows: Vec<DescribeRow>) -> Result<Vec<Column>> {
+fn columns_of(table: &Table, rows: &[DescribeRow]) -> Result<Vec<Column>> {
     let Table { types, columns, .. } = table;
     let (Columns::Only(named) | Columns::Except(named)) = columns;
     let known = |name: &String| rows.iter().any(|row| row.name == *name);
@@ -233,12 +236,12 @@ fn columns_of(table: &Table, rows: Vec<DescribeRow>) -> Result<Vec<Column>> {
         let message = format!("columns or exclude: `{unknown}` is no column of the source");
         return Err(Error::new(Kind::Config, message).hint("correct the name; DESCRIBE TABLE lists the columns"));
     }
-    let leaves = |row: &DescribeRow| named.contains(&row.name) == matches!(columns, Columns::Only(_));
+    let leaves = |row: &&DescribeRow| named.contains(&row.name) == matches!(columns, Columns::Only(_));
     // ALIAS and EPHEMERAL columns are not stored; MATERIALIZED ones are, and may hold what nothing else does.
-    let is_stored = |row: &DescribeRow| !matches!(row.default_type.as_str(), "ALIAS" | "EPHEMERAL");
-    let map = |row: DescribeRow| Column::map(&row.name, &row.r#type, types.get(&row.name).map(String::as_str));
+    let is_stored = |row: &&DescribeRow| !matches!(row.default_type.as_str(), "ALIAS" | "EPHEMERAL");
+    let map = |row: &DescribeRow| Column::map(&row.name, &row.r#type, types.get(&row.name).map(String::as_str));
     let columns: Vec<Column> =
-        rows.into_iter().filter(|row| is_stored(row) && leaves(row)).map(map).collect::<Result<_>>()?;
+        rows.iter().filter(|row| is_stored(row) && leaves(row)).map(map).collect::<Result<_>>()?;
     if let Some(unknown) = types.keys().find(|name| !columns.iter().any(|column| column.name == **name)) {
         let message = format!("types: `{unknown}` is no column of the source");
         return Err(Error::new(Kind::Config, message).hint("correct the name; DESCRIBE TABLE lists the columns"));
@@ -366,6 +369,11 @@ impl Source<'_> {
     /// The mutations of the table: an ALTER that moves a row between two SELECTs would lose or double it (P8).
     pub async fn mutations(&self) -> Result<Mutations> {
         self.server.fetch_one(&self.relation.mutations(), &self.what("mutations")).await
+    }
+
+    /// Whether the columns are others than when the source was opened: what a new one holds would be lost unseen.
+    pub async fn has_other_columns(&self) -> Result<bool> {
+        Ok(self.server.describe(&self.relation.origin).await? != self.described)
     }
 
     /// Counts the rows of a window, or of one partition of it, in buckets of `width` ticks.

@@ -46,12 +46,12 @@ fn convert(shape: &Shape, value: &str, number: usize, depth: usize) -> Option<St
             Some(format!("mapApply(({}, {}) -> ({}, {}), {value})", names.0, names.1, pair.0, pair.1))
         }
         Shape::Struct(fields) => {
-            let parts = fields.iter().zip(1..).map(|((_, shape), position)| {
+            let parts = fields.iter().zip(1..).filter_map(|((_, shape), position)| {
                 let part = format!("tupleElement({value}, {position})");
-                convert(shape, &part, number, depth).ok_or(part)
+                Some(convert(shape.as_ref()?, &part, number, depth).ok_or(part))
             });
             let parts: Vec<Result<String, String>> = parts.collect();
-            if parts.iter().all(Result::is_err) {
+            if parts.len() == fields.len() && parts.iter().all(Result::is_err) {
                 return None;
             }
             let parts: Vec<String> = parts.into_iter().map(|part| part.unwrap_or_else(|same| same)).collect();
@@ -86,6 +86,7 @@ fn convert_leaf(leaf: &Leaf, value: &str, number: usize) -> Option<String> {
         }
         Projection::Unscaled32 => format!("reinterpretAsInt32({value})"),
         Projection::Unscaled64 => format!("reinterpretAsInt64({value})"),
+        Projection::Unscaled32AsLong => format!("CAST(reinterpretAsInt32({value}), {to})"),
     })
 }
 
@@ -96,8 +97,10 @@ fn target_type(shape: &Shape) -> String {
         Shape::List(of) => format!("Array({})", target_type(of)),
         Shape::Map(key, of) => format!("Map({}, {})", target_type(key), target_type(of)),
         Shape::Struct(fields) => {
-            let fields = fields.iter().map(|(name, shape)| format!("{} {}", identifier(name), target_type(shape)));
-            format!("Tuple({})", fields.collect::<Vec<_>>().join(", "))
+            let typed = |(name, shape): &(String, Option<Shape>)| {
+                Some(format!("{} {}", identifier(name), target_type(shape.as_ref()?)))
+            };
+            format!("Tuple({})", fields.iter().filter_map(typed).collect::<Vec<_>>().join(", "))
         }
     }
 }
@@ -110,7 +113,7 @@ fn leaf_type(leaf: &Leaf) -> String {
         Projection::CheckedDecimal => "Decimal(38, 0)",
         Projection::CheckedText => "String",
         Projection::Unscaled32 => "Int32",
-        Projection::Unscaled64 => "Int64",
+        Projection::Unscaled64 | Projection::Unscaled32AsLong => "Int64",
     };
     if leaf.nullable { format!("Nullable({plain})") } else { plain.to_owned() }
 }
@@ -142,6 +145,20 @@ mod tests {
         assert_eq!(
             of("Tuple(a UInt32, `b '` Int8)"),
             "CAST(tuple(CAST(tupleElement(`c`, 1), 'Int64'), tupleElement(`c`, 2)), 'Tuple(`a` Int64, `b \\'` Int8)') AS `c`"
+        );
+    }
+
+    #[test]
+    fn what_is_not_read_of_a_tuple_is_left_out() {
+        let column = Column::map("c", "Array(Tuple(a UUID, b Int8, d UUID))", None).unwrap();
+        let Shape::List(of) = column.shape else { panic!("no list") };
+        let Shape::Struct(mut fields) = *of else { panic!("no struct") };
+        fields[1].1 = None;
+        let column = Column { shape: Shape::List(Box::new(Shape::Struct(fields))), ..column };
+        assert_eq!(
+            project(&column, 3, None),
+            "arrayMap(k2_element0 -> CAST(tuple(tupleElement(k2_element0, 1), tupleElement(k2_element0, 3)), \
+             'Tuple(`a` UUID, `d` UUID)'), `c`) AS `c`"
         );
     }
 

@@ -131,6 +131,22 @@ impl Target {
         fields.collect()
     }
 
+    /// How the table's partitions, which are followed, differ from those that the configuration gives to a new table.
+    pub fn partition_difference(&self, config: &TableConfig) -> Result<Option<String>> {
+        let name = |fields: &[PartitionBy]| {
+            let fields: Vec<String> = fields.iter().map(PartitionBy::to_string).collect();
+            if fields.is_empty() { "nothing".to_owned() } else { fields.join(", ") }
+        };
+        let fields = self.partition_by()?;
+        Ok((fields != config.partition_by).then(|| {
+            format!(
+                "the target is partitioned by {}, the configuration says {}; the target's partitions are followed",
+                name(&fields),
+                name(&config.partition_by)
+            )
+        }))
+    }
+
     /// Refuses table formats that this version does not write.
     pub fn check_format(&self) -> Result<()> {
         if self.metadata.format_version() == FormatVersion::V2 {

@@ -52,10 +52,11 @@ pub fn rewrite(footer: &[u8], start: u64, schema: &Schema, bloom_filter: &[Strin
     Ok(Rewritten { bytes, metadata, cut })
 }
 
-/// The fields of a file, or of a group in it, with the ids and annotations of the table's; both must have the same names.
+/// The fields of a file, or of a group in it, with the ids and annotations of the table's. The table may have more: readers find null there.
 fn annotate(fields: &[TypePtr], wanted: &[NestedFieldRef]) -> Result<Vec<TypePtr>> {
-    if fields.len() != wanted.len() {
-        let message = format!("the file has {} columns, the table {}", fields.len(), wanted.len());
+    let is_there = |wanted: &NestedFieldRef| fields.iter().any(|field| field.name() == wanted.name);
+    if let Some(missing) = wanted.iter().find(|wanted| wanted.required && !is_there(wanted)) {
+        let message = format!("column `{}` is required in the table, and the file does not have it", missing.name);
         return Err(Error::new(Kind::Internal, message));
     }
     let pairs = fields.iter().map(|field| {
@@ -224,6 +225,29 @@ mod tests {
             assert!(rewrite(footer, 0, &schema_of(columns), &[]).is_err(), "{columns:?}");
         }
         assert_eq!(rewrite(b"junk", 0, &schema(), &[]).unwrap_err().kind(), Kind::Unavailable);
+    }
+
+    #[test]
+    fn the_table_may_have_columns_that_a_file_has_not_unless_they_are_required() {
+        let file = own_file();
+        let (_, footer) = split(&file);
+        let wider = iceberg_schema(&[
+            Column::map("new", "Int64", None).unwrap(),
+            Column::map("price", "Nullable(Decimal(18, 2))", None).unwrap(),
+            Column::map("n", "Int64", None).unwrap(),
+        ]);
+        let wider = wider.unwrap();
+        let rewritten = rewrite(footer, 0, &wider, &[]).unwrap();
+        let leaves = rewritten.metadata.file_metadata().schema_descr();
+        let ids: Vec<i32> = leaves.columns().iter().map(|c| c.self_type().get_basic_info().id()).collect();
+        assert_eq!(ids, [3, 2]);
+        let required = wider
+            .as_struct()
+            .fields()
+            .iter()
+            .map(|field| Arc::new(NestedField { required: field.name == "new", ..field.as_ref().clone() }));
+        let required = Schema::builder().with_fields(required).build().unwrap();
+        assert!(rewrite(footer, 0, &required, &[]).unwrap_err().to_string().contains("`new`"));
     }
 
     #[test]

@@ -414,6 +414,34 @@ def sorted_files(catalog, namespace, table):
     return files
 
 
+def time_travel(catalog, namespace, table):
+    """For each snapshot, oldest first, the fields of its own schema and the rows of a scan as it was then."""
+    loaded = load(catalog, namespace, table)
+    scans = [loaded.scan(snapshot_id=s.snapshot_id) for s in sorted(loaded.metadata.snapshots, key=lambda s: s.sequence_number)]
+    return [{"fields": [f.name for f in scan.projection().fields], "rows": len(scan.to_arrow())} for scan in scans]
+
+
+def alter(catalog, namespace, table, rename=None, require=None):
+    """Renames columns, or makes one required."""
+    with load(catalog, namespace, table).update_schema(allow_incompatible_changes=True) as update:
+        for old, new in (rename or {}).items():
+            update.rename_column(old, new)
+        if require:
+            update.update_column(require, required=True)
+
+
+def add_schema(catalog, namespace, table):
+    """With one more column, and not the current one."""
+    from pyiceberg.schema import Schema
+    from pyiceberg.table.update import AddSchemaUpdate
+    from pyiceberg.types import NestedField, StringType
+
+    loaded = load(catalog, namespace, table)
+    theirs = NestedField(loaded.metadata.last_column_id + 1, "theirs", StringType(), required=False)
+    schema = Schema(*loaded.schema().fields, theirs, schema_id=max(loaded.schemas()) + 1)
+    loaded.catalog.commit_table(loaded, (), (AddSchemaUpdate(schema=schema),))
+
+
 def metadata_location(catalog, namespace, table):
     return local_path(load(catalog, namespace, table).metadata_location)
 
@@ -656,7 +684,7 @@ def local_path(location):
 
 COMMANDS = [
     compare, compare_all, count, count_duckdb, count_where, plan_files, data_files, snapshots, referenced_files, manifests, count_at, properties,
-    schema, identifier_fields, sort_order, sorted_files, metadata_location, append, delete, delete_positions, delete_equal, append_without, drop,
+    schema, time_travel, alter, add_schema, identifier_fields, sort_order, sorted_files, metadata_location, append, delete, delete_positions, delete_equal, append_without, drop,
     rollback, expire, tag, branch, set_properties, create_other_table, create_catalog, hadoop_append, parquet, bloom_probe, bounds,
 ]
 

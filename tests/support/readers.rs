@@ -85,6 +85,15 @@ impl Target<'_> {
         self.case.sql(&format!("{query} icebergLocal('{}', {settings})", folder.display()))
     }
 
+    /// Rows that ClickHouse finds with a filter.
+    pub fn icebergs_where(&self, filter: &str) -> u64 {
+        let (folder, metadata) = (self.folder(), self.metadata_file());
+        let (file, folder) = (metadata.strip_prefix(&folder).unwrap().display(), folder.display());
+        let settings = format!("SETTINGS iceberg_metadata_file_path = '{file}'");
+        let query = format!("SELECT count() FROM icebergLocal('{folder}', {settings}) WHERE {filter}");
+        self.case.sql(&query).parse().unwrap()
+    }
+
     /// The folder of the table, in whichever warehouse.
     pub fn folder(&self) -> PathBuf {
         self.metadata_file().ancestors().nth(2).unwrap().to_owned()
