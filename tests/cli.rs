@@ -5,7 +5,7 @@ mod support;
 
 use std::fs;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use support::{Case, TRADES, bare_command, fails, finish, only_table};
 
 const COMMANDS: [&[&str]; 4] = [&["init-tables"], &["run"], &["watermark", "show"], &["audit"]];
@@ -329,7 +329,7 @@ fn results_go_to_stdout_and_logs_to_stderr() {
     let logs = case.run(&["--log-format", "json", "-v", "run"]).expect(0).stderr;
     assert!(!logs.is_empty());
     for line in logs.lines() {
-        serde_json::from_str::<serde_json::Value>(line).unwrap_or_else(|e| panic!("{e}: {line}"));
+        serde_json::from_str::<Value>(line).unwrap_or_else(|e| panic!("{e}: {line}"));
     }
     case.run(&["--format", "json", "-vv", "run"]).expect(0).json();
 }
@@ -349,8 +349,14 @@ fn the_shipped_configuration_is_understood() {
         case.bronze(table);
         case.trades(table, "2024-03-10", 100);
     }
+    case.silver();
+    case.silver_trades("2026-03-10 10:00:00", 1000);
     case.init_tables();
     let document = case.pass();
-    assert_eq!(document["tables"].as_array().unwrap().len(), 3);
+    let rows: Vec<&Value> = document["tables"].as_array().unwrap().iter().map(|table| &table["rows_written"]).collect();
+    // A thousand trades of three exchanges, one a second: candles of 17, 4, 2, 1, 1 and 1 windows.
+    assert_eq!(json!(rows), json!([100, 100, 100, 1000, 51, 12, 6, 3, 3, 3]));
+    case.target("silver_trades").holds_for_all_readers("silver_trades");
+    assert_eq!(case.target("silver_trades").ask("identifier_fields", json!({})), json!(["exchange", "trade_id"]));
     case.target("bronze_trades_kraken").holds_all("bronze_trades_kraken");
 }

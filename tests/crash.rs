@@ -5,23 +5,11 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use support::{Case, HASH_OF_BRONZE, Running, TRADES, files_below, random, seed};
+use support::{Case, HASH_OF_BRONZE, Running, TRADES, failpoints, files_below, random, seed};
 
 const KILLS: u64 = 20;
 const ROWS: u64 = 400_000;
 const DAYS: u64 = 4;
-
-/// The names in the list of src/failpoint.rs.
-fn failpoints() -> Vec<&'static str> {
-    let list = include_str!("../src/failpoint.rs");
-    let entries = list.lines().filter_map(|line| line.trim().strip_prefix("(Failpoint::"));
-    let names: Vec<_> = entries.filter_map(|entry| entry.split('"').nth(1)).collect();
-    assert!(
-        names.len() >= 6 && names.contains(&"commit-swap"),
-        "the list of failpoints reads otherwise now: {names:?}"
-    );
-    names
-}
 
 #[test]
 fn a_pass_that_fails_at_any_point_is_made_good_by_the_next() {

@@ -279,7 +279,11 @@ fn what_cannot_be_taken_over_is_refused_and_nothing_changed() {
     };
     edit("\"format-version\":2", "\"format-version\":1", &["format v1", "ALTER TABLE"]);
     edit("\"transform\":\"day\"", "\"transform\":\"bucket[4]\"", &["bucket[4]"]);
-    edit("\"name\":\"symbol\"", "\"name\":\"ticker\"", &["`symbol`", "`ticker`", "same columns"]);
+    edit(
+        "\"name\":\"symbol\",\"type\":\"string\"",
+        "\"name\":\"symbol\",\"type\":\"long\"",
+        &["`symbol`", "long", "convert the column"],
+    );
     let data = support::files_below(&folder(&metadata).join("data")).remove(0);
     fs::rename(&data, case.path("hidden")).unwrap();
     refused(&metadata, &[], 3, &["is missing", "restore"]);

@@ -4,7 +4,7 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::{Case, only_table};
+use support::{Case, failpoints, only_table};
 
 const CANDLES: &str = "SELECT symbol, toStartOfInterval(exchange_timestamp, INTERVAL 5 MINUTE, 'UTC') AS opened, \
      argMin(price, (exchange_timestamp, sequence_number)) AS open, max(price) AS high, sum(quantity) AS volume, count() AS trades \
@@ -263,4 +263,44 @@ fn audit_asks_a_query_span_by_span_and_knows_what_its_sources_have_dropped() {
     assert_eq!(audit(3), [bucket("expired_in_source", 12), bucket("missing", 9)]);
     case.sql("TRUNCATE TABLE trades");
     assert_eq!(audit(0), [], "no row is left to compare with");
+}
+
+#[test]
+fn a_pass_over_a_query_that_dies_anywhere_is_made_good_by_the_next() {
+    for point in failpoints() {
+        for action in ["error", "kill"] {
+            let case = with_candles("dies", &format!("{KEYS}chunk_span = '10m'\n"));
+            case.run(&["run", "--until", "2024-03-10T10:05:00Z"]).expect(0);
+            let output = case.run_failing(&format!("{point}={action}"), &["run"]);
+            assert!(output.code != Some(0) || point == "committed", "{point} {action}\n{}", output.all());
+            case.pass();
+            case.target("candles").holds_all(&view(&case, "2024-03-10 10:20:00"));
+            assert_eq!(case.pass_one()["status"], "nothing", "{point} {action}");
+            assert!(
+                !support::files_below(case.folder()).iter().any(|file| file.extension().is_some_and(|e| e == "spool"))
+            );
+        }
+    }
+}
+
+/// What a table's files may be, those of a query are too.
+#[test]
+fn files_of_a_query_are_as_the_configuration_says() {
+    let keys = "compression = 'gzip(5)'\nrow_group_size = 1024\nbloom_filter = ['symbol']\nsort_by = ['volume desc']\npartition_by = ['day(opened)']\nwindow = '5m'\nkey = ['symbol', 'opened']\n";
+    let case = with_candles("files", keys);
+    case.sql("INSERT INTO trades (exchange_timestamp, symbol, quantity) SELECT '2024-03-10 12:00:00', concat('S', toString(number)), number FROM numbers(3000)");
+    case.pass();
+    let target = case.target("candles");
+    target.holds_for_all_readers(&view(&case, "2024-06-01 00:00:00"));
+    for file in target.ask("sorted_files", json!({})).as_array().unwrap() {
+        assert_eq!((&file["is_sorted"], &file["sort_order_id"]), (&json!(true), &json!(1)), "{file:#}");
+    }
+    let files = target.ask("parquet", json!({}));
+    let file = &files.as_array().unwrap()[0];
+    assert_eq!((&file["rows"], &file["codecs"]), (&json!([1024, 1024, 964]), &json!(["GZIP"])));
+    let filtered: Vec<Vec<&String>> =
+        file["filters"].as_array().unwrap().iter().map(|group| group.as_object().unwrap().keys().collect()).collect();
+    assert_eq!(filtered, vec![vec!["symbol"]; 3]);
+    let arguments = json!({"column": "symbol", "values": ["S5", "nothing"]});
+    assert_eq!(target.ask("bloom_probe", arguments), json!([1, 0]));
 }

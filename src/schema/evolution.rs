@@ -45,6 +45,7 @@ pub fn evolve(columns: &[Column], target: &TableMetadata, mode: SchemaEvolution)
     let schema = target.current_schema();
     let mut comparison = Comparison {
         ids: target.last_column_id().saturating_add(1)..=i32::MAX,
+        keys: columns.iter().filter(|column| column.required).map(|column| column.name.clone()).collect(),
         partition_sources: target.default_partition_spec().fields().iter().map(|field| field.source_id).collect(),
         changes: Vec::new(),
         differences: Vec::new(),
@@ -115,6 +116,8 @@ type Part<'a> = (&'a str, Option<&'a Shape>);
 struct Comparison {
     /// Ids that the table has never used.
     ids: RangeInclusive<i32>,
+    /// Columns of the key: a null in them is refused where it is read.
+    keys: Vec<String>,
     /// Fields that the table is partitioned by.
     partition_sources: Vec<i32>,
     changes: Vec<String>,
@@ -227,7 +230,7 @@ impl Comparison {
 
     /// A field that both have.
     fn field(&mut self, rule: Rule, path: &str, shape: &Shape, field: &NestedField) -> (Shape, NestedFieldRef) {
-        if field.required && shape.nullable() {
+        if field.required && shape.nullable() && !self.keys.iter().any(|key| key == path) {
             self.refused.push(format!("column `{path}` can be null in the source and is required in the target"));
         }
         let (shape, field_type) = self.kind(rule, path, shape, &field.field_type);

@@ -152,7 +152,7 @@ fn is_finer_than_micros(precision: &DateTimePrecision) -> bool {
 /// The hint for a type whose name is not known.
 pub fn unknown(source_type: &str) -> &'static str {
     if source_type.contains("AggregateFunction(") {
-        "it is the state of an aggregation, not a value: finalize it (sumMerge, finalizeAggregation) in a view"
+        "it is the state of an aggregation, not a value: finalize it (sumMerge, finalizeAggregation) in a `query` or a view"
     } else {
         "offload a view or table without this column, or convert it there"
     }

@@ -47,6 +47,7 @@ pub struct Source<'a> {
     pub columns: Vec<Column>,
     /// All of them, as the server described them when it was opened.
     described: Vec<DescribeRow>,
+    label: String,
     /// Its UUID, nil where the engine has none.
     pub uuid: Uuid,
     /// When a row expires, as SQL over the raw columns: seconds since 1970, null where it never does; `None` for a table without TTL.
@@ -158,28 +159,28 @@ struct PartitionRow {
 impl Server {
     /// Opens the source of `table` in `database`: its columns, mapped, its UUID and its TTL.
     pub async fn open(&self, database: &str, table: &Table) -> Result<Source<'_>> {
-        let what = match &table.query {
-            Some(_) => format!("open query {}", sql::identifier(&table.source)),
-            None => format!("open source {}", sql::table(database, &table.source)),
+        let (origin, label) = match &table.query {
+            Some(query) => (Origin::Query(query.clone()), format!("query {}", sql::identifier(&table.source))),
+            None => {
+                let quoted = sql::table(database, &table.source);
+                (Origin::Table(quoted.clone()), quoted)
+            }
         };
-        self.open_origin(database, table).await.map_err(|e| e.context(what))
+        let opened = self.open_origin(database, table, origin, &label).await;
+        opened.map_err(|e| e.context(format!("open source {label}")))
     }
 
-    async fn open_origin(&self, database: &str, table: &Table) -> Result<Source<'_>> {
-        let origin = match &table.query {
-            Some(query) => Origin::Query(query.clone()),
-            None => Origin::Table(sql::table(database, &table.source)),
-        };
+    async fn open_origin(&self, database: &str, table: &Table, origin: Origin, label: &str) -> Result<Source<'_>> {
         let described = self.describe(&origin).await?;
         let mut columns = columns_of(table, &described)?;
         for name in &table.key {
-            find_mut(&mut columns, name, "key column")?.require()?;
+            find_mut(&mut columns, name, "key column", label)?.require()?;
         }
         for by in &table.sort_by {
-            find_mut(&mut columns, &by.column, "sort_by column")?.check_sortable()?;
+            find_mut(&mut columns, &by.column, "sort_by column", label)?.check_sortable()?;
         }
         if let Some(version) = &table.version_column {
-            find_mut(&mut columns, version, "version_column")?;
+            find_mut(&mut columns, version, "version_column", label)?;
         }
         refuse_names_that_differ_by_case(&columns)?;
         check_bloom_filter(&table.bloom_filter, &columns)?;
@@ -204,7 +205,16 @@ impl Server {
         if let Some(query) = relation.try_rules() {
             self.fetch_users::<DescribeRow>(&query, "reject_where").await?;
         }
-        Ok(Source { server: self, relation, name: table.source.clone(), columns, described, uuid, ttl })
+        Ok(Source {
+            server: self,
+            relation,
+            name: table.source.clone(),
+            label: label.to_owned(),
+            columns,
+            described,
+            uuid,
+            ttl,
+        })
     }
 
     async fn describe(&self, origin: &Origin) -> Result<Vec<DescribeRow>> {
@@ -249,12 +259,12 @@ fn columns_of(table: &Table, rows: &[DescribeRow]) -> Result<Vec<Column>> {
     Ok(columns)
 }
 
-fn find_mut<'a>(columns: &'a mut [Column], name: &str, role: &str) -> Result<&'a mut Column> {
-    columns.iter_mut().find(|column| column.name == name).ok_or_else(|| no_column(name, role))
+fn find_mut<'a>(columns: &'a mut [Column], name: &str, role: &str, label: &str) -> Result<&'a mut Column> {
+    columns.iter_mut().find(|column| column.name == name).ok_or_else(|| no_column(name, role, label))
 }
 
-fn no_column(name: &str, role: &str) -> Error {
-    Error::new(Kind::Config, format!("{role} `{name}` is no column of the source"))
+fn no_column(name: &str, role: &str, label: &str) -> Error {
+    Error::new(Kind::Config, format!("{role} `{name}` is no column of source {label}"))
         .hint(format!("correct the {role} in the configuration; DESCRIBE TABLE lists the columns"))
 }
 
@@ -308,7 +318,11 @@ impl Source<'_> {
     }
 
     fn column(&self, name: &str, role: &str) -> Result<(usize, &Column)> {
-        self.columns.iter().enumerate().find(|(_, column)| column.name == name).ok_or_else(|| no_column(name, role))
+        self.columns
+            .iter()
+            .enumerate()
+            .find(|(_, column)| column.name == name)
+            .ok_or_else(|| no_column(name, role, &self.label))
     }
 
     fn is_nullable(&self, cursor: &Cursor) -> bool {
@@ -414,7 +428,7 @@ impl Source<'_> {
 
     /// The TTL may name what is gone, or what we may not read.
     fn warn_of_ttl(&self, error: &Error) {
-        tracing::warn!(table = self.name, %error, "cannot evaluate the source's TTL, going on without it");
+        tracing::warn!(table = self.label, %error, "cannot evaluate the source's TTL, going on without it");
     }
 
     /// About how many bytes of Parquet, and rows, the table's parts are; none for views, tables without parts, and users who may not see them.
@@ -493,7 +507,7 @@ impl Source<'_> {
         Ok(ParquetStream {
             cursor: request.fetch_bytes("Parquet").map_err(|e| classify(e, &[]))?,
             idle_timeout: self.server.idle_timeout,
-            table: self.name.clone(),
+            table: self.label.clone(),
             columns: self.columns.clone(),
         })
     }

@@ -37,6 +37,30 @@ impl Case {
         self.trades_at(table, start, rows, &format!("intDiv(number * {days} * 86400000, {rows})"));
     }
 
+    /// Creates K2's silver table.
+    pub fn silver(&self) {
+        self.sql(
+            "CREATE TABLE silver_trades (message_id UUID, trade_id String, exchange LowCardinality(String), symbol LowCardinality(String), \
+             canonical_symbol LowCardinality(String), asset_class Enum8('equities' = 1, 'crypto' = 2, 'futures' = 3, 'options' = 4), \
+             currency LowCardinality(String), price Decimal128(8), quantity Decimal128(8), quote_volume Decimal128(8), \
+             side Enum8('BUY' = 1, 'SELL' = 2, 'SELL_SHORT' = 3, 'UNKNOWN' = 4), trade_conditions Array(String), \
+             timestamp DateTime64(6, 'UTC'), ingestion_timestamp DateTime64(6, 'UTC'), processed_at DateTime64(6, 'UTC'), \
+             source_sequence Nullable(UInt64), platform_sequence Nullable(UInt64), vendor_data Map(String, String), is_valid Bool, \
+             validation_errors Array(String)) ENGINE = MergeTree PARTITION BY (exchange, asset_class, toYYYYMMDD(timestamp)) \
+             ORDER BY (exchange, asset_class, canonical_symbol, timestamp)",
+        );
+    }
+
+    /// Inserts `rows` trades of three exchanges, one a second from `start` on, each exchange with a symbol of its own.
+    pub fn silver_trades(&self, start: &str, rows: u64) {
+        self.sql(&format!(
+            "INSERT INTO silver_trades SELECT reinterpretAsUUID(sipHash128(number)), toString(number), \
+             ['binance', 'kraken', 'coinbase'][1 + number % 3] AS ex, upper(ex), ex, 'crypto', 'USD', number - 500, number / 7, number / 3, \
+             if(number % 2, 'BUY', 'SELL'), if(number % 5 = 0, ['a', 'ü'], []), toDateTime64('{start}', 6, 'UTC') + number AS at, \
+             at + 1, at + 2, if(number % 3 = 0, NULL, number), number, map('n', toString(number)), number % 9 != 0, [] FROM numbers({rows})"
+        ));
+    }
+
     fn trades_at(&self, table: &str, start: &str, rows: u64, millis: &str) {
         self.sql(&format!(
             "INSERT INTO `{table}` (exchange_timestamp, sequence_number, symbol, price, quantity, quote_volume, event_time, \

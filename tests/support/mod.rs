@@ -372,3 +372,15 @@ pub fn random(state: &mut u64) -> u64 {
     mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     mixed ^ (mixed >> 31)
 }
+
+/// The names in the list of src/failpoint.rs.
+pub fn failpoints() -> Vec<&'static str> {
+    let list = include_str!("../../src/failpoint.rs");
+    let entries = list.lines().filter_map(|line| line.trim().strip_prefix("(Failpoint::"));
+    let names: Vec<_> = entries.filter_map(|entry| entry.split('"').nth(1)).collect();
+    assert!(
+        names.len() >= 6 && names.contains(&"commit-swap"),
+        "the list of failpoints reads otherwise now: {names:?}"
+    );
+    names
+}
