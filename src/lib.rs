@@ -13,7 +13,7 @@
 //! | [`plan`], [`reset`], [`histogram`], [`watermark`], [`cursor`], [`partition`], [`schema`] | values and decisions: pure, synchronous, property-tested |
 //! | [`ttl`] | alarms about rows that the source drops before they leave |
 //! | [`source`] | the only user of ClickHouse |
-//! | [`mod@write`] | Parquet streams -> data files: bytes pass through, the footer gets field ids |
+//! | [`mod@write`] | Parquet streams -> data files: bytes pass through, the footer gets field ids; the rows of a query are encoded anew, by partition |
 //! | [`audit`] | what the counts of both sides say, hour by hour: pure |
 //! | [`target`] | catalog and read side of the Iceberg table |
 //! | [`commit`] | the only changer of a target: the exactly-once argument, and what a commit writes and lets go |
