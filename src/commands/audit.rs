@@ -38,7 +38,7 @@ pub async fn execute(config: &Config, args: &Audit, format: Format) -> Result<u8
 
 /// What the command line alone shows to be wrong.
 fn check(args: &Audit) -> Result<()> {
-    let later = [("--checksum", args.checksum), ("--repair", args.repair), ("--orphans", args.orphans)];
+    let later = [("--checksum", args.checksum), ("--repair", args.repair)];
     if let Some((option, _)) = later.iter().find(|(_, given)| *given) {
         return Err(Error::new(Kind::Config, format!("{option} comes with a later version"))
             .hint("without it, `audit` compares the numbers of rows"));

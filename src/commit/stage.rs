@@ -13,11 +13,11 @@ use iceberg::spec::{
 use uuid::Uuid;
 
 use super::expiry::expired;
-use super::manifests::{manifests_of, replace, to_merge, write_added, write_merged, writer};
+use super::manifests::{replace, to_merge, write_added, write_merged, writer};
 use super::{Commit, discard};
 use crate::error::{Classify, Kind, Result};
 use crate::storage::same_spelling;
-use crate::target::{Target, classify, version_of};
+use crate::target::{Target, classify, manifests_of, version_of};
 use crate::watermark::KEY;
 
 /// Iceberg's property that lets old metadata files be deleted.
