@@ -174,7 +174,11 @@ impl Pass<'_> {
         let cursor = route.cursor();
         let watermark = marker.as_ref().map(|marker| marker.watermark);
         let low = lower_bound(watermark, table.start_at, cursor.kind, route.step)?;
-        let facts = self.stop.or(route.source.facts(cursor, low)).await?;
+        let clock = failpoint::hit(Failpoint::Facts)?;
+        let mut facts = self.stop.or(route.source.facts(cursor, low)).await?;
+        if let Action::Shift(micros) = clock {
+            facts.clock_micros += micros;
+        }
         warn_of_clock_skew(facts.clock_micros);
         let situation = Situation {
             cursor: cursor.kind,
@@ -194,6 +198,7 @@ impl Pass<'_> {
         }
         progress.seen(cursor.kind, marker, &facts);
 
+        failpoint::hit(Failpoint::Planned)?;
         if let Some(window) = plan.window {
             let mut chunks = self.stop.or(route.chunks(window)).await?;
             while let Some(mut chunk) = self.stop.or(route.next_chunk(&mut chunks)).await? {
@@ -309,7 +314,7 @@ impl Pass<'_> {
                 Kind::Refused | Kind::Internal | Kind::Config => tracing::error!(%error, "failed"),
             },
         }
-        if !self.options.dry_run {
+        if !self.options.dry_run && failpoint::hit(Failpoint::Remember).is_ok() {
             let (run_id, started_at) = (&self.run_id, &self.started_at);
             self.state.finish(&Finished { run_id, started_at, report, checked_to: progress.checked_to() });
         }
