@@ -20,7 +20,7 @@ pub const PLAIN: Shape =
 /// As they are, in many commits.
 pub const CHUNKED: Shape = Shape {
     name: "chunked",
-    config: "[[table]]\nsource = 'trades'\ntarget = 'cold.trades'\ncursor = 'exchange_timestamp'\nchunk_rows = 400\n",
+    config: "[[table]]\nsource = 'trades'\ntarget = 'cold.trades'\ncursor = 'exchange_timestamp'\nchunk_rows = 300\n",
     wanted: "SELECT * FROM trades",
     hash: HASH_OF_BRONZE,
 };
