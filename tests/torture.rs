@@ -12,10 +12,14 @@ use support::{Case, files_below, in_parallel, random, seed};
 
 /// Passes of each table that die before their end.
 const KILLS: u64 = 76;
-/// SIGTERMs for each table.
-const TERMS: u64 = 12;
+/// Passes of each table that a SIGTERM stops.
+const STOPS: u64 = 8;
+/// Signals for one that comes before the end of its pass, at most.
+const MOST_SIGNALS: u64 = 6;
 /// A manifest is there; syncs and swap take a few milliseconds more.
 const COMMIT_MICROS: u64 = 6_000;
+/// How often the folder is looked at for a manifest.
+const LOOK: Duration = Duration::from_micros(300);
 
 /// One table under attack.
 struct Torture<'a> {
@@ -23,7 +27,7 @@ struct Torture<'a> {
     case: Case,
     seed: u64,
     state: u64,
-    /// How long a pass takes that is left alone.
+    /// How long the last pass took that was left alone.
     clean: Duration,
     /// Days of rows so far.
     days: u64,
@@ -32,15 +36,19 @@ struct Torture<'a> {
 impl<'a> Torture<'a> {
     fn new(shape: &'a Shape, seed: u64) -> Self {
         let case = shape.case("torture");
-        let mut torture = Self { shape, case, seed, state: seed, clean: Duration::MAX, days: 0 };
+        let mut torture = Self { shape, case, seed, state: seed, clean: Duration::ZERO, days: 0 };
         // The first pass also pays for what the server reads for the first time.
         for _ in 0..2 {
             torture.new_rows();
-            let started = Instant::now();
-            torture.case.pass();
-            torture.clean = torture.clean.min(started.elapsed());
+            torture.clean_pass();
         }
         torture
+    }
+
+    fn clean_pass(&mut self) {
+        let started = Instant::now();
+        self.case.pass();
+        self.clean = started.elapsed();
     }
 
     fn random_below(&mut self, bound: u64) -> u64 {
@@ -66,13 +74,14 @@ impl<'a> Torture<'a> {
         let delay = Duration::from_micros(self.random_below(if in_commit { COMMIT_MICROS } else { whole }));
         let mut pass = self.case.spawn("offload.toml", "", &["run"]);
         while in_commit && files_below(&metadata).len() == before && !pass.is_over() {
-            std::thread::yield_now();
+            std::thread::sleep(LOOK);
         }
         std::thread::sleep(delay);
         pass.signal(signal);
         let output = pass.wait();
-        let expected = if signal == "KILL" { [None, Some(0)] } else { [Some(143), Some(0)] };
-        assert!(expected.contains(&output.code), "{}: {}", self.what(), output.all());
+        // A signal that comes before the pass listens for it ends the process; the shell calls that 143 too.
+        let expected = matches!((signal, output.code), (_, None | Some(0)) | ("TERM", Some(143)));
+        assert!(expected, "{}: {}", self.what(), output.all());
         let is_whole = output.code == Some(0);
         if let Some(code) = output.code {
             output.expect(code);
@@ -90,13 +99,13 @@ fn kill_again_and_again(shape: &Shape, seed: u64) {
     let mut torture = Torture::new(shape, seed);
     let (mut signals, mut died, mut rounds) = (0, 0, 0);
     while died < KILLS {
-        assert!(signals < 4 * KILLS, "{}: most passes had ended already", torture.what());
+        assert!(signals < MOST_SIGNALS * KILLS, "{}: most passes had ended already", torture.what());
         torture.new_rows();
         for _ in 0..=torture.random_below(4) {
             died += u64::from(!torture.ends_before("KILL"));
             signals += 1;
         }
-        torture.case.pass();
+        torture.clean_pass();
         rounds += 1;
         let (target, source) = (shape.hash_of_target(&torture.case), shape.hash_of_source(&torture.case));
         assert_eq!(target, source, "{} after kill -9", torture.what());
@@ -108,16 +117,17 @@ fn kill_again_and_again(shape: &Shape, seed: u64) {
 /// A pass that is told to stop leaves no file behind.
 fn stop_again_and_again(shape: &Shape, seed: u64) {
     let mut torture = Torture::new(shape, seed);
-    let mut stopped = 0;
-    for _ in 0..TERMS {
+    let (mut signals, mut stopped) = (0, 0);
+    while stopped < STOPS {
+        assert!(signals < MOST_SIGNALS * STOPS, "{}: most passes had ended already", torture.what());
+        signals += 1;
         torture.new_rows();
         stopped += u64::from(!torture.ends_before("TERM"));
         let target = torture.case.target("trades");
         let read = target.icebergs("SELECT uniqExact(_path) FROM");
         assert_eq!(target.files_on_disk().len().to_string(), read, "{} after SIGTERM", torture.what());
     }
-    println!("{}: {stopped} passes were stopped by {TERMS} SIGTERM", torture.what());
-    assert!(stopped > 0, "{}: every pass had ended already", torture.what());
+    println!("{}: {stopped} passes were stopped by {signals} SIGTERM", torture.what());
     ends_well(&torture);
 }
 
