@@ -21,6 +21,7 @@ pub use self::catalog::{Catalog, Swap, SwapError};
 pub use self::history::{Fate, Rollback, ancestors, fate};
 pub use self::orphans::{MIN_AGE, Orphan};
 pub use self::register::{Relation, locate, version_of};
+pub use self::scan::ticks;
 use crate::config::{Table as TableConfig, TableName};
 use crate::error::{Error, Kind, Result};
 use crate::partition::{Grain, PartitionBy};

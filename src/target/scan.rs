@@ -156,7 +156,7 @@ fn cursor_is_null(cursor: &Cursor) -> Error {
 }
 
 /// The ticks of a column, those of rows without a value left out.
-fn ticks(column: &dyn Array, cursor: &Cursor) -> Result<Vec<Tick>> {
+pub fn ticks(column: &dyn Array, cursor: &Cursor) -> Result<Vec<Tick>> {
     let column = column.as_any();
     let ticks = match cursor.kind {
         CursorType::Date => {
