@@ -38,6 +38,9 @@ use crate::schema::Column;
 /// first files depends on it.
 const PARTS_PER_PARQUET: u64 = 2;
 
+/// Rows of a row group that is only read here: what memory holds of it is small.
+const COMPARED_ROW_GROUP: u64 = 1 << 16;
+
 /// A table on a [`Server`].
 pub struct Source<'a> {
     server: &'a Server,
@@ -495,6 +498,21 @@ impl Source<'_> {
         // It is encoded again: what is fastest, where it may be set.
         let fast = Compression { codec: "lz4".to_owned(), level: None };
         self.stream(&query, settings::compression(&self.server.settings, &fast).unwrap_or_default())
+    }
+
+    /// Starts the SELECT of the rows of a window that leave, to compare them: in any order. With `duplicates`, all rows of a key.
+    pub fn compared(&self, cursor: &Cursor, window: Window, duplicates: bool) -> Result<ParquetStream> {
+        let mut relation = self.relation.clone();
+        relation.rules.sort = Vec::new();
+        if duplicates {
+            relation.rules.key = Vec::new();
+            relation.rules.version = None;
+        }
+        let query = relation.select(&self.columns, cursor, window, &[]);
+        // It is read once or twice, a row group at a time.
+        let fast = Compression { codec: "lz4".to_owned(), level: None };
+        let settings = settings::parquet(&self.server.settings, &fast, COMPARED_ROW_GROUP, false);
+        self.stream(&query, settings.unwrap_or_default())
     }
 
     fn stream(&self, query: &str, compression: BTreeMap<String, String>) -> Result<ParquetStream> {

@@ -3,6 +3,7 @@
 mod catalog;
 mod history;
 mod register;
+mod rows;
 mod scan;
 mod sort;
 
@@ -18,6 +19,7 @@ use iceberg::{ErrorKind, MetadataLocation, TableCreation};
 pub use self::catalog::{Catalog, Swap, SwapError};
 pub use self::history::{Fate, Rollback, ancestors, fate};
 pub use self::register::{Relation, locate, version_of};
+pub use self::rows::{RowFile, Rows, read_rows};
 use crate::config::{Table as TableConfig, TableName};
 use crate::error::{Error, Kind, Result};
 use crate::partition::{Grain, PartitionBy};

@@ -4,6 +4,7 @@ mod bloom;
 mod bounds;
 mod encode;
 mod footer;
+mod scratch;
 
 use std::collections::VecDeque;
 
@@ -12,6 +13,7 @@ use iceberg::spec::{DataFile, Schema, Struct};
 
 pub use self::bounds::Metrics;
 pub use self::encode::{COPIES, Encoder, PARTITION, Run, Runs, Spool};
+pub use self::scratch::{Scratch, ScratchWriter, field_ids};
 use crate::error::{Classify, Error, Kind, Result};
 use crate::storage::{DurableFile, delete_own_file, file_error, local_path};
 
