@@ -202,10 +202,10 @@ pub struct Audit {
     /// Compare the rows themselves, value by value; takes about as long as the offload did
     #[arg(long)]
     pub checksum: bool,
-    /// Add what is missing (comes with a later version)
+    /// With --orphans: delete them (without it, adding missing rows comes with a later version)
     #[arg(long)]
     pub repair: bool,
-    /// List files that nothing refers to (comes with a later version)
+    /// List files of ours that nothing refers to, at least 3 days old: what kill -9 leaves behind. Rows are not compared
     #[arg(long)]
     pub orphans: bool,
 }

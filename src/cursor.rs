@@ -85,7 +85,8 @@ impl CursorType {
     /// Ticks of a duration, `None` where it is no whole number of them.
     pub fn ticks_in(self, duration: Duration) -> Option<Tick> {
         let micros = micros_of(duration);
-        (micros.rem_euclid(self.micros()) == 0 && duration.subsec_nanos() % 1000 == 0).then(|| micros / self.micros())
+        (micros.rem_euclid(self.micros()) == 0 && duration.subsec_nanos().is_multiple_of(1000))
+            .then(|| micros / self.micros())
     }
 
     /// Ticks in 24 hours.

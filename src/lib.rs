@@ -13,7 +13,7 @@
 //! | [`plan`], [`reset`], [`histogram`], [`watermark`], [`cursor`], [`partition`], [`schema`] | values and decisions: pure, synchronous, property-tested |
 //! | [`ttl`] | alarms about rows that the source drops before they leave |
 //! | [`source`] | the only user of ClickHouse |
-//! | [`mod@write`] | Parquet streams -> data files: bytes pass through, the footer gets field ids |
+//! | [`mod@write`] | Parquet streams -> data files: bytes pass through, the footer gets field ids; the rows of a query are encoded anew, by partition |
 //! | [`audit`] | what counts and rows of both sides say, hour by hour: pure |
 //! | [`compare`] | rows of both sides, exactly and in bounded memory; [`rows`] and [`difference`] decide, purely |
 //! | [`target`] | catalog and read side of the Iceberg table |

@@ -1,7 +1,7 @@
 //! One pass: the order of its steps and the points where it can die.
 //!
 //! ```text
-//! guard -> target state -> source facts -> plan -> count -> read and write -> check -> commit -> state cache
+//! guard -> target state -> source facts -> plan -> count (a query: by reading it) -> read and write -> check -> commit -> state cache
 //! ```
 //!
 //! Crash safety: before *write* nothing is durable. Between *write* and *commit* only files exist that nothing refers to; they are deleted

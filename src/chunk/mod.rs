@@ -209,7 +209,7 @@ impl<'a> Route<'a> {
         };
         let mutations = self.source.mutations().await?;
         if mutations.unfinished > 0 {
-            return changed(&format!("{} mutations are not finished", mutations.unfinished));
+            return changed(&format!("{} mutations are not finished ({})", mutations.unfinished, mutations.tables));
         }
         let read = match self.source.is_query() {
             true => self.write_query(chunk, files, bar).await,

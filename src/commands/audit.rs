@@ -44,9 +44,8 @@ pub async fn execute(config: &Config, args: &Audit, format: Format) -> Result<u8
 
 /// What the command line alone shows to be wrong.
 fn check(args: &Audit) -> Result<()> {
-    let later = [("--repair", args.repair), ("--orphans", args.orphans)];
-    if let Some((option, _)) = later.iter().find(|(_, given)| *given) {
-        return Err(Error::new(Kind::Config, format!("{option} comes with a later version"))
+    if args.repair {
+        return Err(Error::new(Kind::Config, "--repair comes with a later version")
             .hint("without it, `audit` tells what is missing"));
     }
     if args.since.zip(args.until).is_some_and(|(since, until)| since >= until) {

@@ -15,9 +15,8 @@ use iceberg::spec::{
 };
 use serde::Deserialize;
 
-use super::manifests::manifests_of;
 use crate::storage::same_spelling;
-use crate::target::{MAX_SNAPSHOT_AGE_MS, ancestors};
+use crate::target::{MAX_SNAPSHOT_AGE_MS, ancestors, manifests_of};
 
 const GC_ENABLED: &str = "gc.enabled";
 const MIN_SNAPSHOTS_TO_KEEP: (&str, usize) = ("history.expire.min-snapshots-to-keep", 1);

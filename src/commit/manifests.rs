@@ -7,9 +7,8 @@
 use iceberg::ErrorKind;
 use iceberg::io::FileIO;
 use iceberg::spec::{
-    DataFile, DataFileBuilder, Literal, ManifestContentType, ManifestFile, ManifestList, ManifestWriter,
-    ManifestWriterBuilder, NestedFieldRef, PrimitiveLiteral, PrimitiveType, Snapshot, Struct, StructType,
-    TableMetadata, Type,
+    DataFile, DataFileBuilder, Literal, ManifestContentType, ManifestFile, ManifestWriter, ManifestWriterBuilder,
+    NestedFieldRef, PrimitiveLiteral, PrimitiveType, Struct, StructType, TableMetadata, Type,
 };
 
 /// Iceberg's switch for merging.
@@ -18,17 +17,6 @@ const ENABLED: &str = "commit.manifest-merge.enabled";
 const MIN_COUNT: (&str, usize) = ("commit.manifest.min-count-to-merge", 16);
 /// Files in a manifest that is large enough. While manifests are merged, all their entries are in memory, some kilobytes each.
 const ENOUGH_FILES: u64 = 1024;
-
-/// The manifests of a snapshot.
-pub async fn manifests_of(
-    snapshot: &Snapshot,
-    metadata: &TableMetadata,
-    file_io: &FileIO,
-) -> iceberg::Result<Vec<ManifestFile>> {
-    let bytes = file_io.new_input(snapshot.manifest_list())?.read().await?;
-    let list = ManifestList::parse_with_version(&bytes, metadata.format_version())?;
-    Ok(list.consume_entries().into_iter().collect())
-}
 
 /// A writer of data manifests of the current schema and partition spec.
 pub fn writer(

@@ -13,12 +13,12 @@ use iceberg::spec::{
 use uuid::Uuid;
 
 use super::expiry::expired;
-use super::manifests::{manifests_of, replace, to_merge, write_added, write_merged, writer};
+use super::manifests::{replace, to_merge, write_added, write_merged, writer};
 use super::{Commit, discard};
 use crate::error::{Classify, Kind, Result};
 use crate::storage::same_spelling;
-use crate::target::{Target, classify, version_of};
-use crate::watermark::KEY;
+use crate::target::{Target, classify, manifests_of, version_of};
+use crate::watermark::{KEY, Mode};
 
 /// Iceberg's property that lets old metadata files be deleted.
 const DELETE_AFTER_COMMIT: &str = "write.metadata.delete-after-commit.enabled";
@@ -77,10 +77,10 @@ pub async fn stage(
         .with_schema_id(metadata.current_schema_id())
         .build();
     let new = build(&base, commit.schema, &snapshot, &marker, &[]).map_err(failed)?;
-    // A commit without files is made by hand (a reset, an adoption): it changes the marker and lets nothing go.
-    let old = match commit.files {
-        [] => Vec::new(),
-        _ => expired(&new.metadata, now_ms)
+    // What is made by hand changes the marker and lets nothing go.
+    let old = match commit.marker.mode {
+        Mode::Reset | Mode::Adopt => Vec::new(),
+        Mode::Append => expired(&new.metadata, now_ms)
             .or_error(Kind::Internal, format!("look for old snapshots of `{}`", commit.name))?,
     };
     let new =

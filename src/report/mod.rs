@@ -2,6 +2,7 @@
 
 mod audit;
 mod init;
+mod orphans;
 mod reset;
 mod run;
 mod watermark;
@@ -12,6 +13,7 @@ use serde::Serialize;
 
 pub use self::audit::{AuditBucket, AuditReport, AuditTable};
 pub use self::init::{InitReport, InitStatus, InitTable, Seam};
+pub use self::orphans::{OrphanFile, OrphanReport, OrphanTable};
 pub use self::reset::{ResetReport, ResetStatus, confirm};
 pub use self::run::{PlannedChunk, RunReport, RunStatus, RunTable};
 pub use self::watermark::{WatermarkReport, WatermarkTable};

@@ -72,8 +72,15 @@ const PINNED: &[(&str, &str, Importance)] = {
     ]
 };
 
+/// A page is closed, where it is large enough, after as many rows.
+const PAGE_ROWS: &str = "output_format_parquet_batch_size";
+
+/// Rows of a row group that is only read here.
+const COMPARED_ROW_GROUP: &str = "16384";
+
 /// Settings that depend on the table, and one per query.
-const PER_QUERY: [&str; 6] = [
+const PER_QUERY: [&str; 7] = [
+    PAGE_ROWS,
     "log_comment",
     "max_execution_time",
     "output_format_compression_level",
@@ -167,7 +174,28 @@ pub fn parquet(
     Ok(send)
 }
 
-pub fn compression(server: &BTreeMap<String, ServerSetting>, wanted: &Compression) -> Result<BTreeMap<String, String>> {
+/// What suits an answer that is decoded here and encoded again: fast, and in pages that take little memory however wide its rows are.
+pub fn spooled(server: &BTreeMap<String, ServerSetting>) -> BTreeMap<String, String> {
+    let fast = Compression { codec: "lz4".to_owned(), level: None };
+    let mut send = compression(server, &fast).unwrap_or_default();
+    if server.get(PAGE_ROWS).is_some_and(|setting| !setting.readonly) {
+        send.insert(PAGE_ROWS.to_owned(), "16".to_owned());
+    }
+    send
+}
+
+/// What suits an answer that is decoded here a row group at a time: of that memory holds all.
+pub fn compared(server: &BTreeMap<String, ServerSetting>) -> BTreeMap<String, String> {
+    let mut send = spooled(server);
+    for (name, value) in [(ROW_GROUP_SIZE, COMPARED_ROW_GROUP), (BLOOM_FILTER, "0")] {
+        if server.get(name).is_some_and(|setting| !setting.readonly) {
+            send.insert(name.to_owned(), value.to_owned());
+        }
+    }
+    send
+}
+
+fn compression(server: &BTreeMap<String, ServerSetting>, wanted: &Compression) -> Result<BTreeMap<String, String>> {
     let mut send = BTreeMap::new();
     let method = "output_format_parquet_compression_method";
     match server.get(method) {

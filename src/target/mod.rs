@@ -2,6 +2,7 @@
 
 mod catalog;
 mod history;
+mod orphans;
 mod register;
 mod rows;
 mod scan;
@@ -12,14 +13,17 @@ use std::{io, iter};
 
 use iceberg::io::FileIO;
 use iceberg::spec::{
-    FormatVersion, Schema, TableMetadata, TableMetadataBuilder, UnboundPartitionField, UnboundPartitionSpec,
+    FormatVersion, ManifestFile, ManifestList, Schema, Snapshot, TableMetadata, TableMetadataBuilder,
+    UnboundPartitionField, UnboundPartitionSpec,
 };
 use iceberg::{ErrorKind, MetadataLocation, TableCreation};
 
 pub use self::catalog::{Catalog, Swap, SwapError};
 pub use self::history::{Fate, Rollback, ancestors, fate};
+pub use self::orphans::{MIN_AGE, Orphan};
 pub use self::register::{Relation, locate, version_of};
 pub use self::rows::{RowFile, Rows, read_rows};
+pub use self::scan::ticks;
 use crate::config::{Table as TableConfig, TableName};
 use crate::error::{Error, Kind, Result};
 use crate::partition::{Grain, PartitionBy};
@@ -224,6 +228,17 @@ impl NewTable {
         }
         inserted.map_err(|(SwapError::NotDone(error) | SwapError::Unknown(error))| error)
     }
+}
+
+/// The manifests of a snapshot.
+pub async fn manifests_of(
+    snapshot: &Snapshot,
+    metadata: &TableMetadata,
+    file_io: &FileIO,
+) -> iceberg::Result<Vec<ManifestFile>> {
+    let bytes = file_io.new_input(snapshot.manifest_list())?.read().await?;
+    let list = ManifestList::parse_with_version(&bytes, metadata.format_version())?;
+    Ok(list.consume_entries().into_iter().collect())
 }
 
 /// A name as a folder that readers take as it is: PyIceberg cuts a location at `?` and `#` and drops control characters, ClickHouse takes `*`

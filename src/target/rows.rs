@@ -22,8 +22,9 @@ use crate::config::TableName;
 use crate::cursor::{Cursor, CursorType, Tick};
 use crate::error::{Classify, Error, Kind, Result};
 use crate::plan::Window;
-use crate::write::{Scratch, field_ids};
+use crate::write::{Scratch, field_ids, rows_of_a_batch};
 
+/// Rows of a batch where no file says that they are wide.
 const BATCH_ROWS: usize = 8192;
 /// Length of what ends a Parquet file: the footer's length, and magic.
 const TRAILER: u64 = 8;
@@ -36,6 +37,8 @@ pub struct RowFile {
     pub ticks: Option<(Tick, Tick)>,
     /// The ids of the flat fields that it holds, at any depth.
     pub fields: BTreeSet<i32>,
+    /// As many rows as are decoded at once.
+    batch_rows: usize,
 }
 
 /// Rows on their way.
@@ -75,7 +78,8 @@ impl Target {
                 .hint("compact the table, which writes them anew (Spark: `CALL system.rewrite_data_files`)"));
             }
             if fields.contains(&id) {
-                files.push(RowFile { task, ticks: bounds(&metadata, id, cursor.kind), fields });
+                let batch_rows = rows_of_a_batch(metadata.row_groups());
+                files.push(RowFile { task, ticks: bounds(&metadata, id, cursor.kind), fields, batch_rows });
             } else if is_partition_value(&self.metadata, id) {
                 return Err(cursor_is_null(cursor));
             }
@@ -97,7 +101,7 @@ impl RowFile {
             .with_project_field_ids(Vec::new())
             .with_case_sensitive(true)
             .build();
-        Self { task, ticks: None, fields: scratch.fields.clone() }
+        Self { task, ticks: None, fields: scratch.fields.clone(), batch_rows: scratch.batch_rows }
     }
 
     /// Whether it may hold rows of a window.
@@ -117,8 +121,10 @@ pub fn read_rows<'a>(
     let ids: Vec<i32> = schema.as_struct().fields().iter().map(|field| field.id).collect();
     let index = schema.as_struct().fields().iter().position(|field| field.name == cursor.name);
     let index = index.ok_or_else(|| Error::new(Kind::Internal, "rows are read without their cursor"))?;
+    let mut batch_rows = BATCH_ROWS;
     let tasks: Vec<_> = files
         .map(|file| {
+            batch_rows = batch_rows.min(file.batch_rows);
             let task = FileScanTask {
                 schema: schema.clone(),
                 project_field_ids: ids.clone(),
@@ -135,7 +141,7 @@ pub fn read_rows<'a>(
     let runtime = Runtime::try_current().map_err(failed)?;
     let reader = ArrowReaderBuilder::new(file_io.clone(), runtime)
         .with_data_file_concurrency_limit(1)
-        .with_batch_size(BATCH_ROWS)
+        .with_batch_size(batch_rows)
         .build();
     let batches = reader.read(stream::iter(tasks).boxed()).map_err(failed)?.stream();
     Ok(Rows { batches, cursor: cursor.clone(), index })

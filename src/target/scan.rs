@@ -156,7 +156,7 @@ pub(super) fn cursor_is_null(cursor: &Cursor) -> Error {
 }
 
 /// The ticks of a column; rows without a value have none.
-pub(super) fn ticks(column: &dyn Array, cursor: &Cursor) -> Result<Vec<Option<Tick>>> {
+pub fn ticks(column: &dyn Array, cursor: &Cursor) -> Result<Vec<Option<Tick>>> {
     let column = column.as_any();
     let ticks = match cursor.kind {
         CursorType::Date => {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use iceberg::spec::Schema;
 use parquet::file::metadata::ParquetMetaData;
 
-use super::{MAX_HOLD_BACK, TRAILER, footer, footer_length};
+use super::{MAX_HOLD_BACK, TRAILER, footer, footer_length, rows_of_a_batch};
 use crate::error::{Error, Kind, Result};
 use crate::storage::{file_error, nameless_file};
 
@@ -30,6 +30,8 @@ pub struct Scratch {
     pub length: u64,
     /// The ids of its flat fields, at any depth.
     pub fields: BTreeSet<i32>,
+    /// As many rows as are decoded at once.
+    pub batch_rows: usize,
 }
 
 impl ScratchWriter {
@@ -67,7 +69,8 @@ impl ScratchWriter {
         let length = start + rewritten.bytes.len() as u64;
         let fields = field_ids(&rewritten.metadata);
         let is_empty = rewritten.metadata.file_metadata().num_rows() == 0;
-        Ok((!is_empty).then_some(Scratch { file: self.file, length, fields }))
+        let batch_rows = rows_of_a_batch(rewritten.metadata.row_groups());
+        Ok((!is_empty).then_some(Scratch { file: self.file, length, fields, batch_rows }))
     }
 
     /// `length` bytes that end `before` the end.

@@ -1,0 +1,97 @@
+//! Files that nothing refers to: what is left where a pass dies, and nothing else.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::{Value, json};
+use support::{Case, failpoints, files_below, only_table};
+
+/// Makes every file below a folder look as old.
+fn age(folder: &Path, days: u32) {
+    for file in files_below(folder) {
+        let touched = Command::new("touch").args(["-d", &format!("{days} days ago")]).arg(&file).status().unwrap();
+        assert!(touched.success());
+    }
+}
+
+fn orphans(case: &Case, options: &[&str]) -> BTreeSet<PathBuf> {
+    let document = case.run(&[&["--format", "json", "audit", "--orphans"], options].concat()).expect(0).json();
+    let table = only_table(&document);
+    let paths =
+        table["orphans"].as_array().unwrap().iter().map(|orphan| PathBuf::from(orphan["path"].as_str().unwrap()));
+    paths.collect()
+}
+
+fn referenced(case: &Case) -> BTreeSet<PathBuf> {
+    serde_json::from_value(case.target("trades").ask("referenced_files", json!({}))).unwrap()
+}
+
+#[test]
+fn what_killed_passes_leave_is_found_when_it_is_old_and_removed_when_asked_for() {
+    let case = Case::with_trades("killed");
+    for (day, point) in (10..).zip(failpoints()) {
+        case.trades("trades", &format!("2024-03-{day} 10:00:00"), 100);
+        assert_eq!(case.run_failing(&format!("{point}=kill"), &["run"]).code, None, "{point}");
+        case.pass();
+    }
+    let folder = case.target("trades").folder();
+    let left: BTreeSet<PathBuf> =
+        files_below(&folder).into_iter().collect::<BTreeSet<_>>().difference(&referenced(&case)).cloned().collect();
+    let of = |suffix: &str| left.iter().filter(|path| path.to_str().unwrap().ends_with(suffix)).count();
+    assert!(of(".parquet") > 0 && of(".avro") > 1 && of(".metadata.json") > 0, "{left:#?}");
+    assert!(orphans(&case, &[]).is_empty(), "a commit may still be about to use them");
+    age(&folder, 4);
+    assert_eq!(orphans(&case, &[]), left);
+    case.run(&["audit", "--orphans"]).expect(0).says(&["orphaned file(s)", "k2-offload-"]);
+    assert_eq!(orphans(&case, &["--repair"]), left);
+    assert_eq!(files_below(&folder).into_iter().collect::<BTreeSet<_>>(), referenced(&case));
+    assert!(orphans(&case, &[]).is_empty());
+    case.target("trades").holds_for_all_readers("trades");
+}
+
+#[test]
+fn files_of_others_and_of_branches_tags_and_old_versions_stay() {
+    let case = Case::with_trades("others");
+    let target = case.target("trades");
+    case.trades("trades", "2024-03-10 10:00:00", 100);
+    case.pass();
+    target.ask("tag", json!({"name": "audited"}));
+    target.ask("branch", json!({"name": "work"}));
+    target.ask("append", json!({"rows": 5, "micros": 1_710_000_000_000_000_u64}));
+    target.ask("delete", json!({"filter": "exchange_timestamp < '2024-03-10T10:00:05+00:00'"}));
+    let folder = target.folder();
+    let theirs = [
+        "data/notes.txt",
+        "data/00000-0-6f1e7b1c-8a43-4bd5-9c40-0d2d7f7f7a11.parquet",
+        "metadata/k2-offload.json",
+        "metadata/junk.metadata.json",
+    ];
+    for name in theirs {
+        std::fs::write(folder.join(name), "theirs").unwrap();
+    }
+    age(&folder, 30);
+    let before = files_below(&folder);
+    let run = case.run(&["audit", "--orphans", "--repair"]).expect_warning("junk.metadata.json");
+    run.says(&["0 orphaned file(s)"]);
+    assert_eq!(files_below(&folder), before);
+}
+
+#[test]
+fn removing_waits_for_nobody_and_says_what_it_cannot() {
+    let case = Case::with_trades("locked");
+    case.trades("trades", "2024-03-10 10:00:00", 100);
+    let gate = case.gate("gate");
+    let mut pass = case.spawn("offload.toml", &format!("written={}", gate.pause()), &["run"]);
+    gate.wait_for(&mut pass);
+    let document = case.run(&["--format", "json", "audit", "--orphans", "--repair"]).expect(4).json();
+    assert_eq!(only_table(&document)["error"]["kind"], "locked");
+    gate.open();
+    pass.wait().expect(0);
+    case.run(&["audit", "--orphans", "--last", "24h"]).expect(2).says(&["files, not at rows"]);
+    let nothing: Value = case.run(&["--format", "json", "audit", "--orphans"]).expect(0).json();
+    assert_eq!(only_table(&nothing)["orphans"], json!([]));
+}
