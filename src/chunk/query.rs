@@ -91,6 +91,6 @@ impl Route<'_> {
         let column = rows
             .column_by_name(&cursor.name)
             .ok_or_else(|| Error::new(Kind::Internal, format!("the answer has no column `{}`", cursor.name)))?;
-        Ok(ticks(column, cursor)?.into_iter().max())
+        Ok(ticks(column, cursor)?.into_iter().flatten().max())
     }
 }

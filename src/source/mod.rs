@@ -532,6 +532,18 @@ impl Source<'_> {
         self.stream(&query, settings::spooled(&self.server.settings))
     }
 
+    /// Starts the SELECT of the rows of a window that leave, to compare them: in any order. With `duplicates`, all rows of a key.
+    pub fn compared(&self, cursor: &Cursor, window: Window, duplicates: bool) -> Result<ParquetStream> {
+        let mut relation = self.relation.clone();
+        relation.rules.sort = Vec::new();
+        if duplicates {
+            relation.rules.key = Vec::new();
+            relation.rules.version = None;
+        }
+        let query = relation.select(&self.columns, cursor, window, &[]);
+        self.stream(&query, settings::compared(&self.server.settings))
+    }
+
     fn stream(&self, query: &str, compression: BTreeMap<String, String>) -> Result<ParquetStream> {
         let id = self.server.query_id(&self.what("select"));
         tracing::debug!(query_id = id, query, "query");

@@ -70,7 +70,7 @@ impl Spool {
 }
 
 /// As many rows as are decoded at once.
-fn rows_of_a_batch(row_groups: &[RowGroupMetaData]) -> usize {
+pub fn rows_of_a_batch(row_groups: &[RowGroupMetaData]) -> usize {
     let widest = row_groups.iter().map(|group| group.total_byte_size() / group.num_rows().max(1)).max();
     let rows = (BATCH_BYTES / widest.unwrap_or(0).max(1)).clamp(1, BATCH_ROWS);
     usize::try_from(rows).unwrap_or(1)
