@@ -10,20 +10,23 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::cursor::{CursorType, MICROS_PER_SECOND, Tick};
+use crate::difference::Differing;
 use crate::histogram::Bucket;
 use crate::plan::{Window, floor};
 
-/// What the counts of a bucket say.
+/// What counts, or rows, of a bucket say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// As many rows on both sides.
+    /// As many rows on both sides; the same rows, where they were compared.
     Equal,
-    /// The source has more.
+    /// The source has more, or others.
     Missing,
-    /// The target has more.
+    /// The target has more, or others.
     Extra,
-    /// The target has more, and the source's TTL has begun to delete rows of the bucket.
+    /// A key has another content on the other side, and no row is missing or extra.
+    Changed,
+    /// The target has more, nothing is missing, and the source's TTL has begun to delete rows of the bucket.
     ExpiredInSource,
     /// A reset skipped the bucket, or it lies below `start_at`: its rows were not asked for (P25).
     Skipped,
@@ -36,6 +39,7 @@ impl fmt::Display for Verdict {
             Self::Equal => "equal",
             Self::Missing => "missing",
             Self::Extra => "extra",
+            Self::Changed => "changed",
             Self::ExpiredInSource => "expired_in_source",
             Self::Skipped => "skipped",
         })
@@ -93,6 +97,8 @@ pub struct Counts {
     pub target: u64,
     /// Whether they were left out on purpose.
     pub skipped: bool,
+    /// How the rows themselves differ, where they were compared.
+    pub rows: Option<Differing>,
 }
 
 /// Ticks of a bucket: an hour, or a day where there is nothing finer.
@@ -140,6 +146,7 @@ pub fn pair(section: Section, source: &[(Bucket, u64)], target: &[Bucket]) -> Ve
         duplicates,
         target,
         skipped,
+        rows: None,
     });
     counts.collect()
 }
@@ -147,12 +154,18 @@ pub fn pair(section: Section, source: &[(Bucket, u64)], target: &[Bucket]) -> Ve
 impl Counts {
     /// Rows of the source that the target has not.
     pub fn missing(&self) -> u64 {
-        self.source.saturating_sub(self.target)
+        self.rows.map_or(self.source.saturating_sub(self.target), |rows| rows.missing)
     }
 
     /// Rows of the target that the source has not.
     pub fn extra(&self) -> u64 {
-        self.target.saturating_sub(self.source).saturating_sub(self.duplicates)
+        let more = || self.target.saturating_sub(self.source).saturating_sub(self.duplicates);
+        self.rows.map_or_else(more, |rows| rows.extra)
+    }
+
+    /// Rows of the target whose key the source has with other content; `None` where only counts were compared.
+    pub fn changed(&self) -> Option<u64> {
+        self.rows.map(|rows| rows.changed)
     }
 
     /// What they say, where rows up to the tick `outlived_to` have begun to expire in the source.
@@ -161,6 +174,7 @@ impl Counts {
             return Verdict::Skipped;
         }
         match (self.missing(), self.extra()) {
+            (0, 0) if self.changed().is_some_and(|changed| changed > 0) => Verdict::Changed,
             (0, 0) => Verdict::Equal,
             (1.., _) => Verdict::Missing,
             _ if outlived_to.is_some_and(|tick| self.low <= tick) => Verdict::ExpiredInSource,
@@ -223,7 +237,7 @@ mod tests {
     #[test]
     fn counts_give_a_verdict() {
         let verdict = |source, target, skipped, outlived_to| {
-            Counts { low: 10, high: 20, source, duplicates: 0, target, skipped }.verdict(outlived_to)
+            Counts { low: 10, high: 20, source, duplicates: 0, target, skipped, rows: None }.verdict(outlived_to)
         };
         assert_eq!(verdict(5, 5, false, None), Verdict::Equal);
         assert_eq!(verdict(6, 5, false, None), Verdict::Missing);
@@ -233,13 +247,28 @@ mod tests {
         assert_eq!(verdict(5, 6, false, Some(10)), Verdict::ExpiredInSource);
         assert_eq!(verdict(0, 6, true, None), Verdict::Skipped);
         assert_eq!(verdict(6, 0, true, None), Verdict::Skipped);
-        let keyed =
-            |target| Counts { low: 10, high: 20, source: 5, duplicates: 2, target, skipped: false }.verdict(None);
+        let keyed = |target| {
+            Counts { low: 10, high: 20, source: 5, duplicates: 2, target, skipped: false, rows: None }.verdict(None)
+        };
         assert_eq!([4, 5, 7, 8].map(keyed), [Verdict::Missing, Verdict::Equal, Verdict::Equal, Verdict::Extra]);
         let mismatches = [Verdict::Missing, Verdict::Extra];
-        for verdict in [Verdict::Equal, Verdict::Missing, Verdict::Extra, Verdict::ExpiredInSource, Verdict::Skipped] {
+        use Verdict as V;
+        for verdict in [V::Equal, V::Missing, V::Extra, V::Changed, V::ExpiredInSource, V::Skipped] {
             assert_eq!(verdict.is_mismatch(), mismatches.contains(&verdict), "{verdict:?}");
         }
+    }
+
+    #[test]
+    fn rows_give_a_verdict_whatever_the_counts_are() {
+        let verdict = |missing, extra, changed, outlived_to| {
+            let rows = Some(Differing { missing, extra, changed });
+            Counts { low: 10, high: 20, source: 5, duplicates: 9, target: 5, skipped: false, rows }.verdict(outlived_to)
+        };
+        assert_eq!(verdict(0, 0, 0, None), Verdict::Equal);
+        assert_eq!(verdict(1, 1, 0, Some(99)), Verdict::Missing, "nothing explains a row that is there");
+        assert_eq!(verdict(0, 1, 1, None), Verdict::Extra);
+        assert_eq!(verdict(0, 1, 1, Some(10)), Verdict::ExpiredInSource);
+        assert_eq!(verdict(0, 0, 1, Some(10)), Verdict::Changed);
     }
 
     #[test]

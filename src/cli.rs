@@ -19,10 +19,11 @@ Exit codes:
 Over several tables the worst one counts: 3, then 2, 1, 4, 0.";
 
 const VERDICTS: &str = "\
-Verdicts, from the numbers of rows; `missing` and `extra` make the exit code 3:
+Verdicts, from the numbers of rows or, with --checksum, from the rows; `missing` and `extra` make the exit code 3:
   equal              the same on both sides
   missing            the source has more: rows that came late, or that left the target
   extra              the target has more: rows that left the source, or that others wrote
+  changed            rows with a known key and other content (--checksum, tables with `key`)
   expired_in_source  the target has more, and the source's TTL explains it
   skipped            left out on purpose, by `start_at` or a reset";
 
@@ -198,7 +199,7 @@ pub struct Audit {
     /// Compare the last hours or days (24h, 7d) by the source's clock
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub last: Option<std::time::Duration>,
-    /// Compare the rows themselves (comes with a later version)
+    /// Compare the rows themselves, value by value; takes about as long as the offload did
     #[arg(long)]
     pub checksum: bool,
     /// With --orphans: delete them (without it, adding missing rows comes with a later version)

@@ -14,7 +14,8 @@
 //! | [`ttl`] | alarms about rows that the source drops before they leave |
 //! | [`source`] | the only user of ClickHouse |
 //! | [`mod@write`] | Parquet streams -> data files: bytes pass through, the footer gets field ids; the rows of a query are encoded anew, by partition |
-//! | [`audit`] | what the counts of both sides say, hour by hour: pure |
+//! | [`audit`] | what counts and rows of both sides say, hour by hour: pure |
+//! | [`compare`] | rows of both sides, exactly and in bounded memory; [`rows`] and [`difference`] decide, purely |
 //! | [`target`] | catalog and read side of the Iceberg table |
 //! | [`commit`] | the only changer of a target: the exactly-once argument, and what a commit writes and lets go |
 //! | [`guard`], [`storage`], [`state`] | lock, durable files, cache |
@@ -29,8 +30,10 @@ pub mod chunk;
 pub mod cli;
 pub mod commands;
 pub mod commit;
+pub mod compare;
 pub mod config;
 pub mod cursor;
+pub mod difference;
 pub mod error;
 pub mod failpoint;
 pub mod guard;
@@ -41,6 +44,7 @@ pub mod plan;
 pub mod progress;
 pub mod report;
 pub mod reset;
+pub mod rows;
 pub mod schema;
 pub mod source;
 pub mod state;

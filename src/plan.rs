@@ -90,6 +90,16 @@ pub fn ceil(tick: Tick, step: Tick) -> Tick {
     floor(tick.saturating_add(step - 1), step)
 }
 
+/// Refuses a bound that somebody gives and that splits an aggregate.
+pub fn check_bound(bound: Tick, step: Tick, cursor: CursorType) -> Result<()> {
+    let below = floor(bound, step);
+    if below == bound {
+        return Ok(());
+    }
+    let message = format!("{} is no multiple of the table's window, in UTC", cursor.format(bound));
+    Err(Error::new(Kind::Config, message).hint(format!("choose {}", cursor.format(below))))
+}
+
 /// Lower bound of the next window: the watermark, or before the first commit where the table starts, if anywhere (P10). A watermark that splits an
 /// aggregate is refused (P11).
 pub fn lower_bound(

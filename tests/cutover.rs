@@ -324,3 +324,18 @@ fn copy_all(from: &Path, to: &Path) {
         fs::copy(file, copy).unwrap();
     }
 }
+
+/// protocol.md P11: a table of aggregates is taken over between two of them.
+#[test]
+fn the_watermark_of_aggregates_must_not_split_one() {
+    let case = trades("aligned", &["t"]);
+    let metadata = predecessor(&case, "t");
+    let config = fs::read_to_string(case.path("offload.toml")).unwrap();
+    let window = "window = '1m'\nkey = ['symbol', 'exchange_timestamp']\n";
+    fs::write(case.path("offload.toml"), format!("{config}{window}")).unwrap();
+    register(&case, "t", &metadata, &["--watermark", ABOVE])
+        .expect(2)
+        .says(&["no multiple", "2024-03-10T08:00:00.000Z"]);
+    register(&case, "t", &metadata, &["--watermark", "2024-03-10T08:01:00Z", "--yes"]).expect(0);
+    case.pass();
+}

@@ -3,8 +3,10 @@
 
 mod support;
 
+use std::process::Command;
+
 use serde_json::{Value, json};
-use support::{Case, only_table};
+use support::{Case, finish, only_table};
 
 const CANDLES: &str = "SELECT symbol, toStartOfInterval(exchange_timestamp, INTERVAL 5 MINUTE, 'UTC') AS opened, \
      argMin(price, (exchange_timestamp, sequence_number)) AS open, max(price) AS high, sum(quantity) AS volume, count() AS trades \
@@ -158,7 +160,7 @@ fn p11_rows_outside_the_window_are_refused_and_nothing_is_written() {
 }
 
 #[test]
-fn p11_the_select_itself_refuses_rows_that_came_after_the_count() {
+fn p11_rows_that_come_into_the_past_of_a_chunk_are_refused() {
     let case = Case::new("late_outside");
     case.bronze("trades");
     case.trades("trades", "2024-03-10 10:00:00", 2000);
@@ -189,6 +191,8 @@ fn configurations_that_would_split_aggregates_are_told() {
         (CANDLES, "key = ['symbol']\nwindow = '500ms'\n", "no whole number of ticks"),
         (CANDLES, "key = ['nothing']\n", "`nothing` is no column"),
         (CANDLES, "final = true\n", "write FINAL into the query"),
+        (CANDLES, "reject_where = 'high < 0'\n", "write the condition into the query"),
+        (&CANDLES.replace("AS high", "AS k2_key0"), KEYS, "`k2_key0` has a name that our queries use"),
         (CANDLES, "source = 'trades'\n", "either source, or name and query"),
         (&CANDLES.replace("max(", "maxx("), KEYS, "maxx"),
         (&CANDLES.replace("FROM trades", "FRM trades"), KEYS, "Syntax error"),
@@ -196,7 +200,6 @@ fn configurations_that_would_split_aggregates_are_told() {
     ] {
         case.config(&table(query, keys));
         case.run(&["init-tables"]).expect(2).says(&[said]);
-        case.run(&["run"]).says(&["k2-offload"]);
     }
     assert!(!case.path("warehouse").exists());
 }
@@ -285,4 +288,54 @@ fn files_of_a_query_are_as_the_configuration_says() {
     assert_eq!(filtered, vec![vec!["symbol"]; 3]);
     let arguments = json!({"column": "symbol", "values": ["S5", "nothing"]});
     assert_eq!(target.ask("bloom_probe", arguments), json!([1, 0]));
+}
+
+/// A row of the window with the same key, and a newer version, must not hide it.
+#[test]
+fn p11_a_row_outside_its_window_is_refused_even_as_a_duplicate() {
+    let case = Case::new("hidden");
+    case.sql("CREATE TABLE rows (at DateTime, id UInt32, version UInt32) ENGINE = MergeTree ORDER BY at");
+    case.sql("INSERT INTO rows VALUES ('2024-03-10 10:00:00', 1, 2), ('2024-03-09 10:00:00', 1, 1)");
+    let query = "SELECT at AS opened, id, version FROM rows WHERE at < {high} AND {low} IS NOT NULL";
+    case.config(&table(query, "key = ['id']\nversion_column = 'version'\nstart_at = '2024-03-10T00:00:00Z'\n"));
+    case.init_tables();
+    case.run(&["run"]).expect(3).says(&["rows whose cursor does not lie in"]);
+    assert!(case.target("candles").files_on_disk().is_empty());
+}
+
+/// P9: however little the manifests say, no clock carries the watermark on.
+#[test]
+fn the_watermark_of_a_query_ends_with_its_rows_where_manifests_have_no_bounds() {
+    let case = with_candles("no_bounds", KEYS);
+    case.target("candles").ask("set_properties", json!({"properties": {"write.metadata.metrics.default": "counts"}}));
+    assert_eq!(case.pass_one()["watermark"], "2024-03-10T10:20:00Z");
+    case.trades("trades", "2024-03-10 11:00:00", 2000);
+    assert_eq!(case.pass_one()["rows_written"], 12);
+    case.target("candles").holds_all(&view(&case, "2024-06-01 00:00:00"));
+}
+
+#[test]
+fn values_stay_out_of_the_errors_of_a_query() {
+    let case = Case::new("private");
+    case.sql("CREATE TABLE rows (at DateTime, text String) ENGINE = MergeTree ORDER BY at");
+    case.sql("INSERT INTO rows VALUES ('2024-03-10 10:00:00', 'hunter2')");
+    let query = "SELECT at AS opened, toUInt32(text) AS number FROM rows WHERE at >= {low} AND at < {high}";
+    case.config(&table(query, ""));
+    case.init_tables();
+    case.run(&["run"]).expect(3).says(&["candles", "does not fit"]).keeps_back(&["hunter2"]);
+}
+
+/// Invariant 9: a batch is as long as its rows are narrow.
+#[test]
+fn wide_rows_of_a_query_take_little_memory() {
+    let case = Case::new("wide");
+    case.sql("CREATE TABLE rows (at DateTime, text String) ENGINE = MergeTree ORDER BY at");
+    case.sql("INSERT INTO rows SELECT toDateTime('2024-03-10 10:00:00', 'UTC') + number, randomString(300000) FROM numbers(500) SETTINGS max_block_size = 50");
+    let query = "SELECT at AS opened, base64Encode(text) AS text FROM rows WHERE at >= {low} AND at < {high}";
+    case.config(&table(query, ""));
+    case.init_tables();
+    let mut limited = Command::new("sh");
+    limited.args(["-c", "ulimit -v 400000 && exec \"$@\"", "sh"]).arg(env!("CARGO_BIN_EXE_k2-offload"));
+    finish(limited.arg("-c").arg(case.path("offload.toml")).arg("run")).expect(0);
+    assert_eq!(case.target("candles").count(), 500);
 }

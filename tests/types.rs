@@ -3,7 +3,7 @@
 
 mod support;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use support::{Case, random, seed};
 
 /// Type, and values that reach its ends, as SQL.
@@ -139,6 +139,7 @@ fn every_type_arrives_bit_for_bit() {
             assert_eq!(difference["equal"], true, "{} {}: {difference:#}", line.kind, line.asked_for);
         }
     }
+    audit_tells_the_values_apart(&case, &lines);
     let printed = print_matrix(&lines);
     println!("{printed}");
     let file = support::server::repository().join("tests/types.md");
@@ -146,6 +147,42 @@ fn every_type_arrives_bit_for_bit() {
         std::fs::write(&file, &printed).unwrap();
     }
     assert_eq!(std::fs::read_to_string(&file).unwrap(), printed, "write tests/types.md anew with K2_TEST_WRITE=1");
+}
+
+/// Invariant 10: rows are equal for `audit --checksum`, and no longer once a value of the source is another; in the nullable column once it is null.
+fn audit_tells_the_values_apart(case: &Case, lines: &[Line]) {
+    let audit = |code: i32| {
+        let document = case.run(&["--format", "json", "audit", "--checksum"]).expect(code).json();
+        let differing = |table: &Value| -> Vec<u64> {
+            let buckets = table["buckets"].as_array().unwrap();
+            assert_eq!((buckets.len(), &table["error"]), (1, &Value::Null), "{table:#}");
+            ["missing", "extra", "changed"].map(|key| buckets[0][key].as_u64().unwrap()).to_vec()
+        };
+        document["tables"].as_array().unwrap().iter().map(differing).collect::<Vec<_>>()
+    };
+    assert_eq!(audit(0), vec![vec![0, 0, 0]; lines.len()]);
+    let mut expected = Vec::new();
+    for (number, line) in lines.iter().enumerate() {
+        let alter = |column: &str, value: &str, row: usize| {
+            let at = format!("ts = toDateTime64('2024-03-10 00:00:00.00{row}', 3, 'UTC')");
+            case.sql(&format!(
+                "ALTER TABLE t{number} UPDATE {column} = {value} WHERE {at} SETTINGS mutations_sync = 2"
+            ));
+        };
+        let mut differing = 0;
+        if let [_, other, ..] = line.values[..] {
+            alter("some", other, 0);
+            differing += 1;
+        }
+        if !is_nested(&line.kind) {
+            alter("maybe", "NULL", 1);
+            differing += 1;
+        }
+        expected.push(vec![differing, differing, 0]);
+    }
+    let kinds: Vec<_> = lines.iter().map(|line| (&line.kind, line.asked_for)).collect();
+    let found: Vec<_> = kinds.iter().zip(audit(3)).collect();
+    assert_eq!(found, kinds.iter().zip(expected).collect::<Vec<_>>());
 }
 
 /// Whether there is no Nullable of a type.
@@ -199,6 +236,7 @@ fn arrives_by_query(case: &Case, table: &str) {
     case.init_tables();
     case.pass();
     case.target("by_query").holds_for_all_readers(table);
+    case.run(&["audit", "--checksum"]).expect(0).says(&[" equal"]).keeps_back(&["not compared", "missing"]);
 }
 
 /// Nested types, and values of them as SQL.

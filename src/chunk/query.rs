@@ -3,15 +3,16 @@
 //! Counting a query first would take about as long as reading it, and several SELECTs would see several states of what it is computed from. One
 //! SELECT sees one state, so it is its own count (protocol.md P6, P7), and it tells how far its rows go (P9).
 
-use iceberg::spec::{DataFile, PrimitiveLiteral};
+use arrow_array::RecordBatch;
 use indicatif::ProgressBar;
 
 use super::cut::MAX_FILES_PER_CHUNK;
 use super::{Chunk, Files, Route};
-use crate::cursor::{CursorType, Tick};
+use crate::cursor::Tick;
 use crate::error::{Error, Kind, Result};
 use crate::plan::{Partition, Piece, ceil};
 use crate::source::{Counting, partition_values};
+use crate::target::ticks;
 use crate::write::{COPIES, Encoder, PARTITION, Spool, Written};
 
 impl Route<'_> {
@@ -45,6 +46,7 @@ impl Route<'_> {
         }
         let mut runs = spool.read()?;
         let mut next = runs.next_run()?;
+        let mut newest = None;
         while let Some(run) = next.take() {
             let name = format!("k2-offload-{}-{}.parquet", chunk.commit_id, files.begun.len());
             if files.begun.len() >= MAX_FILES_PER_CHUNK {
@@ -58,6 +60,7 @@ impl Route<'_> {
             let mut partition = Partition { key: run.key.clone(), rows: 0, kept: 0, rejected: 0 };
             let mut same = Some(run);
             while let Some(run) = same.take() {
+                newest = newest.max(self.newest(&run.rows)?);
                 file.write(&run.rows)?;
                 partition.rows += run.source_rows;
                 partition.kept += run.rows.num_rows() as u64;
@@ -78,19 +81,16 @@ impl Route<'_> {
             }
             chunk.partitions.push(partition);
         }
-        let newest = files.finished.iter().filter_map(|file| self.newest(file)).max();
         self.end_above(chunk, newest);
         Ok(())
     }
 
-    /// The newest tick of a file, from its bounds.
-    fn newest(&self, file: &DataFile) -> Option<Tick> {
-        let kind = self.cursor().kind;
-        let id = self.target.metadata.current_schema().field_id_by_name(&self.cursor().name)?;
-        match (kind, file.upper_bounds().get(&id)?.literal()) {
-            (CursorType::Date, PrimitiveLiteral::Int(days)) => Some(Tick::from(*days)),
-            (_, PrimitiveLiteral::Long(micros)) => Some(kind.tick_at(*micros)),
-            _ => None,
-        }
+    /// The newest tick of some rows.
+    fn newest(&self, rows: &RecordBatch) -> Result<Option<Tick>> {
+        let cursor = self.cursor();
+        let column = rows
+            .column_by_name(&cursor.name)
+            .ok_or_else(|| Error::new(Kind::Internal, format!("the answer has no column `{}`", cursor.name)))?;
+        Ok(ticks(column, cursor)?.into_iter().flatten().max())
     }
 }

@@ -1,16 +1,22 @@
-//! `audit`: counts both sides hour by hour and says where they differ. Changes nothing.
+//! `audit`: counts both sides hour by hour, or compares their rows, and says where they differ. Changes nothing.
+
+use std::path::Path;
 
 use iceberg::io::FileIO;
+use uuid::Uuid;
 
 use super::select;
 use crate::audit::{self, Counts, Section, Verdict};
+use crate::chunk::Route;
 use crate::cli::{Audit, Format};
+use crate::compare::Comparison;
 use crate::config::{Config, Table};
 use crate::cursor::{Cursor, CursorType, Tick, micros_of};
 use crate::error::{Error, Kind, Result};
 use crate::histogram::Bucket;
 use crate::plan::{Window, ceil, floor, step};
 use crate::report::{self, AuditBucket, AuditReport, AuditTable, ErrorReport};
+use crate::rows::Imager;
 use crate::source::{Server, Source, new_run_id};
 use crate::storage::local_file_io;
 use crate::target::{Catalog, Target};
@@ -38,10 +44,9 @@ pub async fn execute(config: &Config, args: &Audit, format: Format) -> Result<u8
 
 /// What the command line alone shows to be wrong.
 fn check(args: &Audit) -> Result<()> {
-    let later = [("--checksum", args.checksum), ("--repair", args.repair)];
-    if let Some((option, _)) = later.iter().find(|(_, given)| *given) {
-        return Err(Error::new(Kind::Config, format!("{option} comes with a later version"))
-            .hint("without it, `audit` compares the numbers of rows"));
+    if args.repair {
+        return Err(Error::new(Kind::Config, "--repair comes with a later version")
+            .hint("without it, `audit` tells what is missing"));
     }
     if args.since.zip(args.until).is_some_and(|(since, until)| since >= until) {
         return Err(Error::new(Kind::Config, "--until is not after --since"));
@@ -90,7 +95,15 @@ async fn compare(
     let step = step(table.window, cursor.kind)?;
     let range = range(args, cursor.kind, clock_micros, marker.watermark, step);
     let sides = Sides { table, source: &source, target: &target, cursor: &cursor, file_io };
-    let Some((range, counts)) = sides.count(range, &marker.skipped).await? else { return Ok(entry) };
+    let Some((range, counted)) = sides.count(range, &marker.skipped).await? else { return Ok(entry) };
+    let counts: Vec<Counts> = match args.checksum {
+        false => counted.into_iter().flat_map(|(_, counts)| counts).collect(),
+        true => {
+            let route = Route::open(server, &config.clickhouse.database, table, target.clone()).await?;
+            route.evolution.check()?;
+            compare_rows(config, &route, file_io, counted).await?
+        }
+    };
     let outlived_to = match counts.iter().any(|counts| counts.verdict(None) == Verdict::Extra) {
         true if source.is_query() => audit::first_of_source(&counts),
         true => sides.outlived_to(range, clock_micros).await?,
@@ -103,11 +116,38 @@ async fn compare(
         target_rows: counts.target,
         missing: counts.missing(),
         extra: counts.extra(),
+        changed: counts.changed(),
         verdict: counts.verdict(outlived_to),
     });
     entry.buckets = buckets.collect();
     (entry.from, entry.to) = (range.low.map(time), Some(time(range.high)));
     Ok(entry)
+}
+
+/// Compares the rows of what was counted, section by section.
+async fn compare_rows(
+    config: &Config,
+    route: &Route<'_>,
+    file_io: &FileIO,
+    counted: Vec<(Section, Vec<Counts>)>,
+) -> Result<Vec<Counts>> {
+    let (_, seed) = Uuid::new_v4().as_u64_pair();
+    let comparison = Comparison {
+        route,
+        file_io,
+        scratch: config.state.parent().unwrap_or(Path::new("/")),
+        memory: config.merge_memory,
+        imager: Imager::new(seed),
+    };
+    let width = audit::bucket_width(route.cursor().kind);
+    let mut compared = Vec::new();
+    for (section, counts) in counted {
+        match section.skipped {
+            true => compared.extend(counts),
+            false => compared.extend(comparison.compare(section, &counts, width).await?),
+        }
+    }
+    Ok(compared)
 }
 
 /// What the command line asks for, as far as it has left; of aggregates those that lie in it as a whole (protocol.md P11).
@@ -133,7 +173,11 @@ struct Sides<'a> {
 impl Sides<'_> {
     /// Counts them. A range without lower bound begins with the bucket of the source's earliest row, because what lies before it has been dropped
     /// there; `None` where there is nothing to compare.
-    async fn count(&self, range: Window, skipped: &[(Tick, Tick)]) -> Result<Option<(Window, Vec<Counts>)>> {
+    async fn count(
+        &self,
+        range: Window,
+        skipped: &[(Tick, Tick)],
+    ) -> Result<Option<(Window, Vec<(Section, Vec<Counts>)>)>> {
         let width = audit::bucket_width(self.cursor.kind);
         let mut counted = Vec::new();
         for section in audit::sections(range, skipped) {
@@ -146,7 +190,7 @@ impl Sides<'_> {
             let section = Section { window: section.window.intersect(low, range.high), ..section };
             let name = &self.table.target;
             let target_rows = self.target.histogram(self.file_io, name, self.cursor, section.window, width).await?;
-            counts.extend(audit::pair(section, &source_rows, &target_rows));
+            counts.push((section, audit::pair(section, &source_rows, &target_rows)));
         }
         Ok(Some((Window { low: Some(low), ..range }, counts)))
     }

@@ -96,7 +96,8 @@ fn exists(table: &Table, source: &Source<'_>, target: &Target) -> InitTable {
 /// All that differs between source, configuration and an existing table.
 pub(super) fn differences(evolution: &Evolution, table: &Table, target: &Target) -> Vec<String> {
     let partitions = target.partition_difference(table).unwrap_or_else(|error| Some(error.to_string()));
-    evolution.sentences().into_iter().chain(partitions).collect()
+    let others = [partitions, target.key_difference(table), target.order_difference(table)];
+    evolution.sentences().into_iter().chain(others.into_iter().flatten()).collect()
 }
 
 fn entry(table: &Table, status: InitStatus, location: &str, drift: Vec<String>) -> InitTable {

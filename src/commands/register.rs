@@ -16,7 +16,7 @@ use crate::cursor::Tick;
 use crate::error::{Error, Kind, Result};
 use crate::failpoint::{self, Failpoint};
 use crate::guard::Guard;
-use crate::plan::Window;
+use crate::plan::{Window, check_bound, step};
 use crate::report::{self, InitStatus, InitTable, ResetReport, ResetStatus, Seam};
 use crate::reset::{Reset, Situation};
 use crate::schema::{Evolution, evolve, fitting_types};
@@ -172,6 +172,7 @@ impl Registration<'_> {
         let Some(to) = self.request.args.watermark.map(|to| kind.tick_from(to.timestamp_micros())) else {
             return Ok(None);
         };
+        check_bound(to, step(self.table.window, kind)?, kind)?;
         match situation.standing {
             Standing::Empty | Standing::Foreign => {}
             Standing::RolledBack(rollback) => return Err(rollback.refuse()),

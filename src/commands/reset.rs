@@ -7,9 +7,9 @@ use crate::cli::{Format, Reset, Tables};
 use crate::commit::{self, Base, Commit, Failure};
 use crate::config::{Config, Table};
 use crate::cursor::{Cursor, Tick};
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
 use crate::guard::Guard;
-use crate::plan::{Window, floor, step};
+use crate::plan::{Window, check_bound, floor, step};
 use crate::report::{self, ResetReport, ResetStatus};
 use crate::reset::{Reset as Plan, Situation, needs_largest};
 use crate::source::{Server, Source, new_run_id};
@@ -61,13 +61,10 @@ async fn reset(config: &Config, table: &Table, args: &Reset, run_id: &str) -> Re
         // Nothing has left, so that the next pass begins with the first row anyway.
         (None, true) if standing == Standing::Empty => return Ok(report),
         // Nothing is left in a target that was rolled back.
-        (None, true) => earliest(&source, &identity.cursor, now).await?,
+        (None, true) => floor(earliest(&source, &identity.cursor, now).await?, step),
         (None, false) => Tick::MIN,
     };
-    if floor(to, step) != to && args.to.is_some() {
-        let message = format!("{} is no multiple of the table's window, in UTC", time(to));
-        return Err(Error::new(Kind::Config, message).hint(format!("choose {}", time(floor(to, step)))));
-    }
+    check_bound(to, step, kind)?;
     let plan = situation.plan(to)?;
     report.rows_skipped = source.rows(&identity.cursor, plan.window()).await?;
     report.to = Some(time(plan.to));

@@ -17,8 +17,8 @@ use super::manifests::{replace, to_merge, write_added, write_merged, writer};
 use super::{Commit, discard};
 use crate::error::{Classify, Kind, Result};
 use crate::storage::same_spelling;
-use crate::target::{Target, classify, manifests_of, version_of};
-use crate::watermark::KEY;
+use crate::target::{Target, classify, live_records, manifests_of, version_of};
+use crate::watermark::{KEY, Marker, Mode};
 
 /// Iceberg's property that lets old metadata files be deleted.
 const DELETE_AFTER_COMMIT: &str = "write.metadata.delete-after-commit.enabled";
@@ -64,7 +64,9 @@ pub async fn stage(
     writer.add_manifests(manifests.into_iter()).map_err(failed)?;
     writer.close().await.map_err(failed)?;
 
-    let marker = commit.marker.encode()?;
+    let added: u64 = commit.files.iter().map(DataFile::record_count).sum();
+    let total_records = commit.marker.total_records.max(live_records(metadata)).map(|total| total + added);
+    let marker = Marker { total_records, ..commit.marker.clone() }.encode()?;
     let now_ms = Utc::now().timestamp_millis();
     let snapshot = Snapshot::builder()
         .with_snapshot_id(snapshot_id)
@@ -77,10 +79,10 @@ pub async fn stage(
         .with_schema_id(metadata.current_schema_id())
         .build();
     let new = build(&base, commit.schema, &snapshot, &marker, &[]).map_err(failed)?;
-    // A commit without files is made by hand (a reset, an adoption): it changes the marker and lets nothing go.
-    let old = match commit.files {
-        [] => Vec::new(),
-        _ => expired(&new.metadata, now_ms)
+    // What is made by hand changes the marker and lets nothing go.
+    let old = match commit.marker.mode {
+        Mode::Reset | Mode::Adopt => Vec::new(),
+        Mode::Append => expired(&new.metadata, now_ms)
             .or_error(Kind::Internal, format!("look for old snapshots of `{}`", commit.name))?,
     };
     let new =

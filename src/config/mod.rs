@@ -38,6 +38,8 @@ pub struct Config {
     pub pass_deadline: Duration,
     /// Lag above which `watermark show` exits with 3.
     pub max_lag: Option<Duration>,
+    /// Bytes that the images of rows may take while they are compared.
+    pub merge_memory: u64,
     /// The tables, in the order of their layers' first appearance.
     pub tables: Vec<Table>,
 }
@@ -266,6 +268,7 @@ mod tests {
         assert_eq!(format!("{:?}", all.clickhouse), format!("{:?}", default.clickhouse));
         assert_eq!(format!("{:?}", all.catalog), format!("{:?}", default.catalog));
         assert_eq!((all.state, all.pass_deadline), (default.state, default.pass_deadline));
+        assert_eq!(all.merge_memory, default.merge_memory);
         assert_eq!(all.tables[0].settle_delay, default.tables[0].settle_delay);
         assert_eq!(all.tables[0].ttl_margin, default.tables[0].ttl_margin);
         assert_eq!(all.tables[0].compression, default.tables[0].compression);

@@ -96,6 +96,7 @@ pub struct RawDefaults {
     pub pass_deadline: String,
     pub ttl_margin: String,
     pub max_lag: Option<String>,
+    pub merge_memory: String,
 }
 
 impl Default for RawDefaults {
@@ -111,6 +112,7 @@ impl Default for RawDefaults {
             pass_deadline: "14m".into(),
             ttl_margin: "24h".into(),
             max_lag: None,
+            merge_memory: "64MB".into(),
         }
     }
 }

@@ -85,6 +85,9 @@ pub fn check_duplicates(raw: &RawTable, key: impl Fn(&str) -> String, problems: 
     if raw.is_final && raw.query.is_some() {
         problems.add(&key("final"), "is for tables; write FINAL into the query");
     }
+    if raw.reject_where.is_some() && raw.query.is_some() {
+        problems.add(&key("reject_where"), "is for tables; write the condition into the query");
+    }
     for (name, columns) in
         [("key", Some(&raw.key)), ("columns", raw.columns.as_ref()), ("exclude", raw.exclude.as_ref())]
     {

@@ -11,6 +11,9 @@ use crate::cursor::parse_instant;
 use crate::partition::PartitionBy;
 use crate::schema::SchemaEvolution;
 
+/// Rows are compared slice by slice; with less, slices would be many.
+const MIN_MERGE_MEMORY: u64 = 1_000_000;
+
 /// Collects problems, so that a user sees all of them at once.
 #[derive(Default)]
 pub struct Problems(pub Vec<String>);
@@ -34,6 +37,15 @@ impl Problems {
         let size = text.parse::<bytesize::ByteSize>().map_or(0, |size| size.as_u64());
         if size == 0 {
             self.add(key, format_args!("`{text}` is no size such as 64MB or 128MiB"));
+        }
+        size
+    }
+
+    fn merge_memory(&mut self, key: &str, text: &str) -> u64 {
+        let known = self.0.len();
+        let size = self.size(key, text);
+        if size < MIN_MERGE_MEMORY && self.0.len() == known {
+            self.add(key, format_args!("`{text}` is too small, it must be 1MB or more"));
         }
         size
     }
@@ -87,6 +99,7 @@ pub fn validate(
         parallel_tables: problems.at_least_one("defaults.parallel_tables", raw.defaults.parallel_tables),
         pass_deadline: problems.duration("defaults.pass_deadline", &raw.defaults.pass_deadline),
         max_lag: raw.defaults.max_lag.map(|text| problems.duration("defaults.max_lag", &text)),
+        merge_memory: problems.merge_memory("defaults.merge_memory", &raw.defaults.merge_memory),
         tables: by_layer(tables),
     }
 }

@@ -24,6 +24,9 @@ pub struct AuditBucket {
     pub missing: u64,
     /// Rows that the target has more.
     pub extra: u64,
+    /// Rows of the target whose key the source has with other content; only where rows were compared.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub changed: Option<u64>,
     /// What they say.
     pub verdict: Verdict,
 }
@@ -114,8 +117,13 @@ impl AuditTable {
             let (first, last) = run.first().zip(run.last())?;
             let sum = |rows: fn(&AuditBucket) -> u64| HumanCount(run.iter().map(rows).sum());
             let (source, target) = (sum(|bucket| bucket.source_rows), sum(|bucket| bucket.target_rows));
-            let verdict = first.verdict;
-            Some(format!("  [{}, {}): {verdict}, source {source} rows, target {target}", first.from, last.to))
+            let (verdict, mut exactly) = (first.verdict, String::new());
+            if first.changed.is_some() && verdict != Verdict::Skipped {
+                let (missing, extra) = (sum(|bucket| bucket.missing), sum(|bucket| bucket.extra));
+                let changed = sum(|bucket| bucket.changed.unwrap_or(0));
+                exactly = format!(": {missing} missing, {extra} extra, {changed} changed");
+            }
+            Some(format!("  [{}, {}): {verdict}, source {source} rows, target {target}{exactly}", first.from, last.to))
         }));
         lines
     }

@@ -66,10 +66,12 @@ pub fn classify(error: ClientError, columns: &[Column]) -> Error {
         return Error::from_cause(kind, error);
     };
     let code = exception_code(message);
-    // CANNOT_CONVERT_TYPE, DECIMAL_OVERFLOW, ARGUMENT_OUT_OF_BOUND: their texts may quote the value.
-    if let Some(number @ (70 | 407 | 69)) = code {
+    // CANNOT_CONVERT_TYPE, DECIMAL_OVERFLOW, ARGUMENT_OUT_OF_BOUND, CANNOT_PARSE_TEXT, CANNOT_PARSE_INPUT_ASSERTION_FAILED, CANNOT_PARSE_DATE,
+    // CANNOT_PARSE_DATETIME, TYPE_MISMATCH, CANNOT_PARSE_NUMBER, TOO_LARGE_STRING_SIZE, ILLEGAL_DIVISION, CANNOT_INSERT_NULL_IN_ORDINARY_COLUMN:
+    // their texts may quote the value.
+    if let Some(number @ (70 | 407 | 69 | 6 | 27 | 38 | 41 | 53 | 72 | 131 | 153 | 349)) = code {
         return Error::refused(format!("a value does not fit the type of its column (ClickHouse exception {number})"))
-            .hint("convert the column in a view, or correct the rows");
+            .hint("convert the column in a view, correct the rows, or the SQL that converts them");
     }
     if code == Some(395) {
         if message.contains(sql::OTHER_SERVER) {

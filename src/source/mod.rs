@@ -26,7 +26,7 @@ pub use self::relation::Counting;
 use self::relation::{Origin, Relation, Rules};
 pub use self::server::{Server, new_run_id};
 pub use self::settings::reserved_setting;
-use crate::config::{Columns, Compression, Table};
+use crate::config::{Columns, Table};
 use crate::cursor::{Cursor, CursorType, Tick};
 use crate::error::{Classify, Error, Kind, Result};
 use crate::histogram::Bucket;
@@ -96,6 +96,11 @@ struct DescribeRow {
     default_type: String,
 }
 
+#[derive(Deserialize)]
+struct ExplainRow {
+    explain: String,
+}
+
 #[derive(Row, Deserialize)]
 struct DefinitionRow {
     uuid: String,
@@ -118,6 +123,8 @@ struct FactsRow {
 pub struct Mutations {
     /// Those that still change parts.
     pub unfinished: u64,
+    /// Some of the tables that they change.
+    pub tables: String,
     /// Changes with every new one.
     fingerprint: u64,
 }
@@ -183,6 +190,7 @@ impl Server {
             find_mut(&mut columns, version, "version_column", label)?;
         }
         refuse_names_that_differ_by_case(&columns)?;
+        refuse_own_names(&columns)?;
         check_bloom_filter(&table.bloom_filter, &columns)?;
         let rules = Rules {
             key: table.key.clone(),
@@ -202,8 +210,8 @@ impl Server {
             Some(_) => (Uuid::nil(), None),
             None => self.definition(database, &table.source).await?,
         };
-        if let Some(query) = relation.try_rules() {
-            self.fetch_users::<DescribeRow>(&query, "reject_where").await?;
+        if let Some([filtered, tree]) = relation.try_reject() {
+            self.check_reject(&filtered, &tree).await?;
         }
         Ok(Source {
             server: self,
@@ -215,6 +223,18 @@ impl Server {
             uuid,
             ttl,
         })
+    }
+
+    /// Refuses a `reject_where` that is no condition on a row.
+    async fn check_reject(&self, filtered: &str, tree: &str) -> Result<()> {
+        self.fetch_users::<DescribeRow>(filtered, "reject_where").await?;
+        let tree: Vec<ExplainRow> = self.fetch_users(tree, "reject_where").await?;
+        let lines: Vec<String> = tree.into_iter().map(|row| row.explain).collect();
+        match relation::widens(&lines) {
+            None => Ok(()),
+            Some(what) => Err(Error::new(Kind::Config, format!("reject_where uses {what}"))
+                .hint("it must be a condition on the columns of one row; has(array, value) looks into an array")),
+        }
     }
 
     async fn describe(&self, origin: &Origin) -> Result<Vec<DescribeRow>> {
@@ -264,7 +284,7 @@ fn find_mut<'a>(columns: &'a mut [Column], name: &str, role: &str, label: &str) 
 }
 
 fn no_column(name: &str, role: &str, label: &str) -> Error {
-    Error::new(Kind::Config, format!("{role} `{name}` is no column of source {label}"))
+    Error::new(Kind::Config, format!("{role} `{name}` is no column of source {label}, or is left out of it"))
         .hint(format!("correct the {role} in the configuration; DESCRIBE TABLE lists the columns"))
 }
 
@@ -294,6 +314,23 @@ fn refuse_names_that_differ_by_case(columns: &[Column]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Names that our queries give to what they compute beside the columns.
+fn refuse_own_names(columns: &[Column]) -> Result<()> {
+    let is_own = |name: &str| {
+        let Some(name) = name.strip_prefix("k2_") else { return false };
+        let named = ["cursor", "rejected", "final", "count", "copies", "partition", "expires"].contains(&name);
+        let is_number = |rest: &str| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit());
+        named || ["key", "id", "element", "value"].iter().any(|kind| name.strip_prefix(kind).is_some_and(is_number))
+    };
+    match columns.iter().find(|column| is_own(&column.name)) {
+        None => Ok(()),
+        Some(column) => {
+            Err(Error::new(Kind::Config, format!("column `{}` has a name that our queries use", column.name))
+                .hint("rename it in a view or in the query"))
+        }
+    }
 }
 
 fn names_of(columns: &[Column]) -> Vec<&str> {
@@ -492,9 +529,19 @@ impl Source<'_> {
         names: (&str, &str),
     ) -> Result<ParquetStream> {
         let query = self.relation.select_whole(&self.columns, cursor, window, fields, names);
-        // It is encoded again: what is fastest, where it may be set.
-        let fast = Compression { codec: "lz4".to_owned(), level: None };
-        self.stream(&query, settings::compression(&self.server.settings, &fast).unwrap_or_default())
+        self.stream(&query, settings::spooled(&self.server.settings))
+    }
+
+    /// Starts the SELECT of the rows of a window that leave, to compare them: in any order. With `duplicates`, all rows of a key.
+    pub fn compared(&self, cursor: &Cursor, window: Window, duplicates: bool) -> Result<ParquetStream> {
+        let mut relation = self.relation.clone();
+        relation.rules.sort = Vec::new();
+        if duplicates {
+            relation.rules.key = Vec::new();
+            relation.rules.version = None;
+        }
+        let query = relation.select(&self.columns, cursor, window, &[]);
+        self.stream(&query, settings::compared(&self.server.settings))
     }
 
     fn stream(&self, query: &str, compression: BTreeMap<String, String>) -> Result<ParquetStream> {

@@ -11,16 +11,15 @@ pub const REFUSED_VALUE: &str = "k2-offload-refused-column-";
 /// The largest and the smallest decimal of 38 digits.
 const MOST_DIGITS: &str = "99999999999999999999999999999999999999";
 
-/// `column AS name`, cast and checked so that it fits its Iceberg type; `value` is the expression to convert, where it is not the column itself.
-pub fn project(column: &Column, number: usize, value: Option<String>) -> String {
+/// `column AS name`, cast and checked so that it fits its Iceberg type.
+pub fn project(column: &Column, number: usize) -> String {
     let name = identifier(&column.name);
-    let value = value.unwrap_or_else(|| name.clone());
     let (shape, value) = match &column.shape {
         Shape::Leaf(leaf) if column.required && leaf.nullable => {
-            let checked = format!("if(throwIf(isNull({value}), '{REFUSED_VALUE}{number}'), {value}, {value})");
+            let checked = format!("if(throwIf(isNull({name}), '{REFUSED_VALUE}{number}'), {name}, {name})");
             (&Shape::Leaf(Leaf { nullable: false, ..leaf.clone() }), format!("assumeNotNull({checked})"))
         }
-        shape => (shape, value),
+        shape => (shape, name.clone()),
     };
     let converted = convert(shape, &value, number, 0).unwrap_or(value);
     if converted == name { name } else { format!("{converted} AS {name}") }
@@ -123,7 +122,7 @@ mod tests {
     use super::*;
 
     fn of(kind: &str) -> String {
-        project(&Column::map("c", kind, None).unwrap(), 3, None)
+        project(&Column::map("c", kind, None).unwrap(), 3)
     }
 
     #[test]
@@ -156,7 +155,7 @@ mod tests {
         fields[1].1 = None;
         let column = Column { shape: Shape::List(Box::new(Shape::Struct(fields))), ..column };
         assert_eq!(
-            project(&column, 3, None),
+            project(&column, 3),
             "arrayMap(k2_element0 -> CAST(tuple(tupleElement(k2_element0, 1), tupleElement(k2_element0, 3)), \
              'Tuple(`a` UUID, `d` UUID)'), `c`) AS `c`"
         );

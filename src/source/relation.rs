@@ -89,10 +89,12 @@ impl Relation {
         format!("(SELECT throwIf(hostName() != {}, '{OTHER_SERVER}')) = 0", string(&self.host))
     }
 
-    /// A query that fails where the SQL of the rules is wrong; `None` where they hold none.
-    pub fn try_rules(&self) -> Option<String> {
+    /// Queries about `reject_where` before any row is read: one that fails where it is no condition on a row of the table, and one that prints its
+    /// syntax tree (see [`widens`]); `None` without it.
+    pub fn try_reject(&self) -> Option<[String; 2]> {
         let (Origin::Table(quoted), Some(reject)) = (&self.origin, &self.rules.reject) else { return None };
-        Some(format!("DESCRIBE TABLE (SELECT {} AS k2_rejected FROM {quoted})", rejected(reject)))
+        let filtered = format!("DESCRIBE TABLE (SELECT 1 AS k2_rejected FROM {quoted} WHERE NOT {})", rejected(reject));
+        Some([filtered, format!("EXPLAIN AST SELECT (\n{reject}\n)")])
     }
 
     /// Unfinished mutations, and a number that changes with every new one; for a query, of the tables that its text names.
@@ -100,13 +102,17 @@ impl Relation {
         let tables = match &self.origin {
             Origin::Table(_) => format!("database = {} AND table = {}", string(&self.database), string(&self.name)),
             Origin::Query(query) => {
-                let named = |column: &str| format!("position({}, {column}) > 0", string(query));
+                let query = string(query);
+                let edge = "[^0-9A-Za-z_]";
+                let named = |column: &str| {
+                    format!("match({query}, concat('(^|{edge})', regexpQuoteMeta({column}), '($|{edge})'))")
+                };
                 let database = string(&self.database);
                 format!("{} AND (database = {database} OR {})", named("table"), named("database"))
             }
         };
         format!(
-            "SELECT toUInt64(countIf(NOT is_done)) AS unfinished, groupBitXor(cityHash64(database, table, mutation_id)) AS fingerprint \
+            "SELECT toUInt64(countIf(NOT is_done)) AS unfinished, arrayStringConcat(groupUniqArrayIf(3)(table, NOT is_done), ', ') AS tables, groupBitXor(cityHash64(database, table, mutation_id)) AS fingerprint \
              FROM system.mutations WHERE {tables} AND {}",
             self.here()
         )
@@ -275,8 +281,7 @@ impl Relation {
         partition: &[(&str, Predicate<'_>)],
     ) -> String {
         let names: Vec<String> = columns.iter().map(|column| identifier(&column.name)).collect();
-        let casts: Vec<String> =
-            columns.iter().enumerate().map(|(number, column)| project(column, number, None)).collect();
+        let casts: Vec<String> = columns.iter().enumerate().map(|(number, column)| project(column, number)).collect();
         format!(
             "SELECT {} FROM ({})",
             casts.join(", "),
@@ -297,7 +302,15 @@ impl Relation {
         let Rules { key, version, sort, .. } = &self.rules;
         let key: Vec<String> = key.iter().map(|name| identifier(name)).collect();
         let key = key.join(", ");
-        let mut raw: Vec<String> = columns.iter().map(|column| identifier(&column.name)).collect();
+        let raw = columns.iter().map(|column| {
+            let name = identifier(&column.name);
+            // Here, because of rows with one key not all go on.
+            match column.name == cursor.name {
+                true => format!("if(throwIf({}, '{OUTSIDE}'), {name}, {name}) AS {name}", outside(cursor, window)),
+                false => name,
+            }
+        });
+        let mut raw: Vec<String> = raw.collect();
         let values = fields.iter().enumerate();
         raw.extend(values.map(|(number, field)| format!("{} AS k2_key{number}", identifier(&field.by.column))));
         let count =
@@ -310,15 +323,11 @@ impl Relation {
         if !key.is_empty() {
             rows = format!("{rows} LIMIT 1 BY {key}");
         }
-        let selected = columns.iter().enumerate().map(|(number, column)| {
-            let name = identifier(&column.name);
-            let checked = || format!("if(throwIf({}, '{OUTSIDE}'), {name}, {name})", outside(cursor, window));
-            project(column, number, (column.name == cursor.name).then(checked))
-        });
+        let selected = columns.iter().enumerate().map(|(number, column)| project(column, number));
         let ours = [format!("toJSONString({}) AS {partition}", keys(fields)), format!("k2_count AS {copies}")];
         let selected: Vec<String> = selected.chain(ours).collect();
-        let order: Vec<String> =
-            [partition.to_owned()].into_iter().chain(sort.iter().map(|by| term(by, None))).collect();
+        let sort = sort.iter().filter(|by| columns.iter().any(|column| column.name == by.column));
+        let order: Vec<String> = [partition.to_owned()].into_iter().chain(sort.map(|by| term(by, None))).collect();
         format!("SELECT * FROM (SELECT {} FROM ({rows})) ORDER BY {}", selected.join(", "), order.join(", "))
     }
 
@@ -382,6 +391,31 @@ fn term(by: &SortBy, raw: Option<&Column>) -> String {
 /// Whether a row does not lie in the window; one without cursor lies in none.
 fn outside(cursor: &Cursor, window: Window) -> String {
     format!("NOT ifNull({}, 0)", within(cursor, window))
+}
+
+/// What a predicate does that a condition on a row must not, given its syntax tree as `EXPLAIN AST` prints it: `arrayJoin` makes rows more or
+/// fewer, and a name that it gives to an expression takes the place of a column.
+pub(super) fn widens(tree: &[String]) -> Option<&'static str> {
+    let mut subquery = None;
+    for line in tree {
+        let node = line.trim_start();
+        let depth = line.len() - node.len();
+        if subquery.is_some_and(|outer| depth <= outer) {
+            subquery = None;
+        }
+        if subquery.is_some() {
+            continue;
+        }
+        if node.starts_with("Subquery") {
+            // Names and rows in it are its own.
+            subquery = Some(depth);
+        } else if node.starts_with("Function arrayJoin") {
+            return Some("arrayJoin");
+        } else if node.contains(" (alias ") && !node.starts_with("Literal") {
+            return Some("a name for an expression (AS)");
+        }
+    }
+    None
 }
 
 /// Whether a predicate of the configuration holds, which may be null. On lines of its own, because it may end with a comment.

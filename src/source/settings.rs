@@ -72,8 +72,16 @@ const PINNED: &[(&str, &str, Importance)] = {
     ]
 };
 
+/// A page is closed, where it is large enough, after as many rows.
+const PAGE_ROWS: &str = "output_format_parquet_batch_size";
+
+/// Rows of a row group that is only read here, and bytes where rows are wide.
+const COMPARED_ROW_GROUP: [&str; 2] = ["16384", "8388608"];
+
 /// Settings that depend on the table, and one per query.
-const PER_QUERY: [&str; 6] = [
+const PER_QUERY: [&str; 8] = [
+    PAGE_ROWS,
+    ROW_GROUP_BYTES,
     "log_comment",
     "max_execution_time",
     "output_format_compression_level",
@@ -83,6 +91,7 @@ const PER_QUERY: [&str; 6] = [
 ];
 
 const ROW_GROUP_SIZE: &str = "output_format_parquet_row_group_size";
+const ROW_GROUP_BYTES: &str = "output_format_parquet_row_group_size_bytes";
 const BLOOM_FILTER: &str = "output_format_parquet_write_bloom_filter";
 
 /// Why a user may not set `name` in the configuration, if so.
@@ -90,6 +99,8 @@ pub fn reserved_setting(name: &str) -> Option<&'static str> {
     match name {
         ROW_GROUP_SIZE => return Some("is what `row_group_size` of [defaults] or of a table sets"),
         BLOOM_FILTER => return Some("is what `bloom_filter` of [defaults] or of a table sets"),
+        // Of data files it is the user's.
+        ROW_GROUP_BYTES => return None,
         _ => {}
     }
     let pinned = PINNED.iter().any(|(pinned, ..)| *pinned == name) || PER_QUERY.contains(&name);
@@ -167,7 +178,29 @@ pub fn parquet(
     Ok(send)
 }
 
-pub fn compression(server: &BTreeMap<String, ServerSetting>, wanted: &Compression) -> Result<BTreeMap<String, String>> {
+/// What suits an answer that is decoded here and encoded again: fast, and in pages that take little memory however wide its rows are.
+pub fn spooled(server: &BTreeMap<String, ServerSetting>) -> BTreeMap<String, String> {
+    let fast = Compression { codec: "lz4".to_owned(), level: None };
+    let mut send = compression(server, &fast).unwrap_or_default();
+    if server.get(PAGE_ROWS).is_some_and(|setting| !setting.readonly) {
+        send.insert(PAGE_ROWS.to_owned(), "16".to_owned());
+    }
+    send
+}
+
+/// What suits an answer that is decoded here a row group at a time: of that memory holds all.
+pub fn compared(server: &BTreeMap<String, ServerSetting>) -> BTreeMap<String, String> {
+    let mut send = spooled(server);
+    let [rows, bytes] = COMPARED_ROW_GROUP;
+    for (name, value) in [(ROW_GROUP_SIZE, rows), (ROW_GROUP_BYTES, bytes), (BLOOM_FILTER, "0")] {
+        if server.get(name).is_some_and(|setting| !setting.readonly) {
+            send.insert(name.to_owned(), value.to_owned());
+        }
+    }
+    send
+}
+
+fn compression(server: &BTreeMap<String, ServerSetting>, wanted: &Compression) -> Result<BTreeMap<String, String>> {
     let mut send = BTreeMap::new();
     let method = "output_format_parquet_compression_method";
     match server.get(method) {

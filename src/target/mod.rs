@@ -4,6 +4,7 @@ mod catalog;
 mod history;
 mod orphans;
 mod register;
+mod rows;
 mod scan;
 mod sort;
 
@@ -18,9 +19,11 @@ use iceberg::spec::{
 use iceberg::{ErrorKind, MetadataLocation, TableCreation};
 
 pub use self::catalog::{Catalog, Swap, SwapError};
-pub use self::history::{Fate, Rollback, ancestors, fate};
+pub use self::history::{Fate, Rollback, ancestors, deleted_by_others, fate, live_records};
 pub use self::orphans::{MIN_AGE, Orphan};
 pub use self::register::{Relation, locate, version_of};
+pub use self::rows::{RowFile, Rows, read_rows};
+pub use self::scan::ticks;
 use crate::config::{Table as TableConfig, TableName};
 use crate::error::{Error, Kind, Result};
 use crate::partition::{Grain, PartitionBy};

@@ -55,7 +55,7 @@ impl Target {
                 if may_be_partition_value && column.null_count() > 0 {
                     return Err(cursor_is_null(cursor));
                 }
-                for tick in ticks(column, cursor)?.into_iter().filter(|tick| window.contains(*tick)) {
+                for tick in ticks(column, cursor)?.into_iter().flatten().filter(|tick| window.contains(*tick)) {
                     *buckets.entry(tick - tick.rem_euclid(width)).or_default() += 1;
                 }
             }
@@ -74,7 +74,7 @@ impl Target {
         Ok(window.low)
     }
 
-    fn scan(
+    pub(super) fn scan(
         &self,
         file_io: &FileIO,
         name: &TableName,
@@ -112,7 +112,7 @@ fn bound(kind: CursorType, tick: Tick) -> Datum {
 }
 
 /// The field of the cursor; refuses a target that holds other values in it.
-fn cursor_field(schema: &Schema, cursor: &Cursor) -> Result<i32> {
+pub(super) fn cursor_field(schema: &Schema, cursor: &Cursor) -> Result<i32> {
     let wanted = match cursor.kind {
         CursorType::Date => PrimitiveType::Date,
         _ => PrimitiveType::Timestamptz,
@@ -129,7 +129,7 @@ fn cursor_field(schema: &Schema, cursor: &Cursor) -> Result<i32> {
 
 /// Refuses what iceberg 0.10 does not read, or reads wrong: its predicate for equality deletes drops rows that are null in the column, which the
 /// delete does not mean (SQL's `!=` against Iceberg's), and keeps every deleted key in memory.
-fn check_readable(file: &FileScanTask) -> Result<()> {
+pub(super) fn check_readable(file: &FileScanTask) -> Result<()> {
     if file.deletes.iter().any(|delete| delete.file_type == DataContentType::EqualityDeletes) {
         return Err(Error::refused("the target has equality deletes, which this version does not read")
             .hint("compact the table, which applies them (Spark: `CALL system.rewrite_data_files`)"));
@@ -142,12 +142,12 @@ fn check_readable(file: &FileScanTask) -> Result<()> {
 }
 
 /// Whether a file without the cursor's column may have its value as partition, as imported files do: iceberg 0.10 reads null instead.
-fn is_partition_value(metadata: &TableMetadata, cursor: i32) -> bool {
+pub(super) fn is_partition_value(metadata: &TableMetadata, cursor: i32) -> bool {
     let mut fields = metadata.partition_specs_iter().flat_map(|spec| spec.fields());
     fields.any(|field| field.source_id == cursor && field.transform == Transform::Identity)
 }
 
-fn cursor_is_null(cursor: &Cursor) -> Error {
+pub(super) fn cursor_is_null(cursor: &Cursor) -> Error {
     Error::refused(format!(
         "the target is partitioned by its cursor `{}` as it is, and has rows without it",
         cursor.name
@@ -155,16 +155,16 @@ fn cursor_is_null(cursor: &Cursor) -> Error {
     .hint("imported files may leave the value to their partition, which this version does not read; compact the table")
 }
 
-/// The ticks of a column, those of rows without a value left out.
-fn ticks(column: &dyn Array, cursor: &Cursor) -> Result<Vec<Tick>> {
+/// The ticks of a column; rows without a value have none.
+pub fn ticks(column: &dyn Array, cursor: &Cursor) -> Result<Vec<Option<Tick>>> {
     let column = column.as_any();
     let ticks = match cursor.kind {
         CursorType::Date => {
-            column.downcast_ref::<Date32Array>().map(|days| days.iter().flatten().map(Tick::from).collect())
+            column.downcast_ref::<Date32Array>().map(|days| days.iter().map(|day| day.map(Tick::from)).collect())
         }
         kind => column
             .downcast_ref::<TimestampMicrosecondArray>()
-            .map(|micros| micros.iter().flatten().map(|instant| kind.tick_at(instant)).collect()),
+            .map(|micros| micros.iter().map(|instant| instant.map(|instant| kind.tick_at(instant))).collect()),
     };
     ticks.ok_or_else(|| Error::new(Kind::Internal, format!("cursor `{}` was read as another type", cursor.name)))
 }

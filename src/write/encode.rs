@@ -15,6 +15,7 @@ use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 use parquet::arrow::arrow_writer::ArrowWriterOptions;
 use parquet::basic::{Compression as Codec, GzipLevel, ZstdLevel};
+use parquet::file::metadata::RowGroupMetaData;
 use parquet::file::properties::{BloomFilterPosition, WriterProperties, WriterPropertiesBuilder};
 use parquet::schema::types::ColumnPath;
 
@@ -28,7 +29,9 @@ pub const PARTITION: &str = "k2_partition";
 /// Column of an answer with the number of rows for which one stands.
 pub const COPIES: &str = "k2_copies";
 
-const BATCH_ROWS: usize = 8192;
+/// Rows of a batch, and bytes where rows are wide.
+const BATCH_ROWS: i64 = 8192;
+const BATCH_BYTES: i64 = 4 << 20;
 /// Bytes of a row group in memory.
 const ROW_GROUP_BYTES: usize = 32 << 20;
 /// Bytes of a file's end in memory; the footers of files that are written here are small.
@@ -56,11 +59,21 @@ impl Spool {
 
     /// The rows of a complete answer.
     pub fn read(self) -> Result<Runs> {
-        let reader = ParquetRecordBatchReaderBuilder::try_new(self.file)
-            .and_then(|builder| builder.with_batch_size(BATCH_ROWS).build())
-            .or_error(Kind::Unavailable, "read the server's answer, which is no complete Parquet file")?;
+        let reader = ParquetRecordBatchReaderBuilder::try_new(self.file).and_then(|builder| {
+            let rows = rows_of_a_batch(builder.metadata().row_groups());
+            builder.with_batch_size(rows).build()
+        });
+        let reader =
+            reader.or_error(Kind::Unavailable, "read the server's answer, which is no complete Parquet file")?;
         Ok(Runs { reader, batch: None })
     }
+}
+
+/// As many rows as are decoded at once.
+pub fn rows_of_a_batch(row_groups: &[RowGroupMetaData]) -> usize {
+    let widest = row_groups.iter().map(|group| group.total_byte_size() / group.num_rows().max(1)).max();
+    let rows = (BATCH_BYTES / widest.unwrap_or(0).max(1)).clamp(1, BATCH_ROWS);
+    usize::try_from(rows).unwrap_or(1)
 }
 
 /// Rows of one partition that follow each other.

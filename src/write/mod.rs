@@ -4,6 +4,7 @@ mod bloom;
 mod bounds;
 mod encode;
 mod footer;
+mod scratch;
 
 use std::collections::VecDeque;
 
@@ -11,7 +12,8 @@ use bytes::Bytes;
 use iceberg::spec::{DataFile, Schema, Struct};
 
 pub use self::bounds::Metrics;
-pub use self::encode::{COPIES, Encoder, PARTITION, Run, Runs, Spool};
+pub use self::encode::{COPIES, Encoder, PARTITION, Run, Runs, Spool, rows_of_a_batch};
+pub use self::scratch::{Scratch, ScratchWriter, field_ids};
 use crate::error::{Classify, Error, Kind, Result};
 use crate::storage::{DurableFile, delete_own_file, file_error, local_path};
 

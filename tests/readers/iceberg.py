@@ -473,6 +473,25 @@ def delete(catalog, namespace, table, filter):
     load(catalog, namespace, table).delete(filter)
 
 
+def change(catalog, namespace, table, filter, column, value):
+    """Writes the rows of a filter anew, with another value in a column."""
+    loaded = load(catalog, namespace, table)
+    rows = loaded.scan(row_filter=filter).to_arrow()
+    at = rows.schema.get_field_index(column)
+    kind = rows.schema.field(at).type
+    values = pa.array([decimal.Decimal(value) if pa.types.is_decimal(kind) else value] * len(rows), kind)
+    loaded.overwrite(rows.set_column(at, rows.schema.field(at), values), overwrite_filter=filter)
+    return len(rows)
+
+
+def double(catalog, namespace, table, filter):
+    """Adds the rows of a filter once more."""
+    loaded = load(catalog, namespace, table)
+    rows = loaded.scan(row_filter=filter).to_arrow()
+    loaded.append(rows)
+    return len(rows)
+
+
 # --- committing, as engines that PyIceberg is not
 
 
@@ -506,13 +525,16 @@ def delete_equal(catalog, namespace, table, column, value):
     )
 
 
-def append_without(catalog, namespace, table, column, partition, name="imported.parquet"):
-    """Adds one row in a file without a column, as imported tables leave their partition columns; by its name it may claim another format."""
+def append_without(catalog, namespace, table, column, partition, name="imported.parquet", ids=True):
+    """Adds one row in a file without a column, as imported tables leave their partition columns; by its name it may claim another format, and it may
+    have no field ids."""
     from pyiceberg.manifest import DataFileContent
     from pyiceberg.typedef import Record
 
     loaded = load(catalog, namespace, table)
     fields = pa.schema([field for field in loaded.schema().as_arrow() if field.name != column])
+    if not ids:
+        fields = pa.schema([field.remove_metadata() for field in fields])
     rows = pa.Table.from_pylist([{}], schema=fields)
     commit_files(loaded, DataFileContent.DATA, [(name, rows, Record(*partition), {})])
 
@@ -684,7 +706,7 @@ def local_path(location):
 
 COMMANDS = [
     compare, compare_all, count, count_duckdb, count_where, plan_files, data_files, snapshots, referenced_files, manifests, count_at, properties,
-    schema, time_travel, alter, add_schema, identifier_fields, sort_order, sorted_files, metadata_location, append, delete, delete_positions, delete_equal, append_without, drop,
+    schema, time_travel, alter, add_schema, identifier_fields, sort_order, sorted_files, metadata_location, append, delete, change, double, delete_positions, delete_equal, append_without, drop,
     rollback, expire, tag, branch, set_properties, create_other_table, create_catalog, hadoop_append, parquet, bloom_probe, bounds,
 ]
 

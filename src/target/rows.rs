@@ -1,0 +1,198 @@
+//! Reading rows of the target: which files hold those of a window, which columns they hold, and what stands in them.
+//!
+//! iceberg plans the files, applies position deletes and makes one type of what files hold in several. What it would not read right is refused.
+//! Memory holds a row group of the columns that are read.
+
+use std::collections::BTreeSet;
+
+use arrow_array::{ArrayRef, RecordBatch};
+use futures::{StreamExt, TryStreamExt, stream};
+use iceberg::Runtime;
+use iceberg::arrow::ArrowReaderBuilder;
+use iceberg::io::FileIO;
+use iceberg::scan::{ArrowRecordBatchStream, FileScanTask};
+use iceberg::spec::{DataFileFormat, SchemaRef};
+use parquet::basic::{LogicalType, TimeUnit};
+use parquet::file::metadata::{FooterTail, ParquetMetaData, ParquetMetaDataReader};
+use parquet::file::statistics::Statistics;
+
+use super::scan::{check_readable, cursor_field, cursor_is_null, is_partition_value, ticks};
+use super::{Target, classify};
+use crate::config::TableName;
+use crate::cursor::{Cursor, CursorType, Tick};
+use crate::error::{Classify, Error, Kind, Result};
+use crate::plan::Window;
+use crate::write::{Scratch, field_ids, rows_of_a_batch};
+
+/// Rows of a batch where no file says that they are wide.
+const BATCH_ROWS: usize = 8192;
+/// Length of what ends a Parquet file: the footer's length, and magic.
+const TRAILER: u64 = 8;
+
+/// A file whose rows can be read.
+#[derive(Debug, Clone)]
+pub struct RowFile {
+    task: FileScanTask,
+    /// First and last tick that its statistics allow; `None` where they say nothing.
+    pub ticks: Option<(Tick, Tick)>,
+    /// The ids of the flat fields that it holds, at any depth.
+    pub fields: BTreeSet<i32>,
+    /// As many rows as are decoded at once.
+    batch_rows: usize,
+}
+
+/// Rows on their way.
+pub struct Rows {
+    batches: ArrowRecordBatchStream,
+    cursor: Cursor,
+    /// Which column that is.
+    index: usize,
+}
+
+impl Target {
+    /// The files that may hold rows of a window. Those without the cursor hold none.
+    pub async fn row_files(
+        &self,
+        file_io: &FileIO,
+        name: &TableName,
+        cursor: &Cursor,
+        window: Window,
+    ) -> Result<Vec<RowFile>> {
+        let failed = |e| classify(e, format!("find the rows of `{name}`"));
+        let Some(snapshot) = self.metadata.current_snapshot().filter(|_| !window.is_empty()) else {
+            return Ok(Vec::new());
+        };
+        let id = cursor_field(&*snapshot.schema(&self.metadata).map_err(failed)?, cursor)?;
+        let runtime = Runtime::try_current().map_err(failed)?;
+        let scan = self.scan(file_io, name, cursor, window, runtime).map_err(failed)?;
+        let mut tasks = scan.plan_files().await.map_err(failed)?;
+        let mut files = Vec::new();
+        while let Some(task) = tasks.try_next().await.map_err(failed)? {
+            check_readable(&task)?;
+            let metadata = footer(file_io, &task).await?;
+            let fields = field_ids(&metadata);
+            if fields.is_empty() {
+                return Err(Error::refused(
+                    "the target has files without field ids, whose rows this version does not compare",
+                )
+                .hint("compact the table, which writes them anew (Spark: `CALL system.rewrite_data_files`)"));
+            }
+            if fields.contains(&id) {
+                let batch_rows = rows_of_a_batch(metadata.row_groups());
+                files.push(RowFile { task, ticks: bounds(&metadata, id, cursor.kind), fields, batch_rows });
+            } else if is_partition_value(&self.metadata, id) {
+                return Err(cursor_is_null(cursor));
+            }
+        }
+        Ok(files)
+    }
+}
+
+impl RowFile {
+    /// A file of our own, which no table has.
+    pub fn of_scratch(scratch: &Scratch, schema: SchemaRef) -> Self {
+        let task = FileScanTask::builder()
+            .with_file_size_in_bytes(scratch.length)
+            .with_start(0)
+            .with_length(0)
+            .with_data_file_path(scratch.location())
+            .with_data_file_format(DataFileFormat::Parquet)
+            .with_schema(schema)
+            .with_project_field_ids(Vec::new())
+            .with_case_sensitive(true)
+            .build();
+        Self { task, ticks: None, fields: scratch.fields.clone(), batch_rows: scratch.batch_rows }
+    }
+
+    /// Whether it may hold rows of a window.
+    pub fn may_hold(&self, window: Window) -> bool {
+        self.ticks.is_none_or(|(first, last)| first < window.high && window.low.is_none_or(|low| low <= last))
+    }
+}
+
+/// Reads files one after the other: the fields of `schema`, in its order.
+pub fn read_rows<'a>(
+    file_io: &FileIO,
+    files: impl Iterator<Item = &'a RowFile>,
+    schema: &SchemaRef,
+    cursor: &Cursor,
+) -> Result<Rows> {
+    let failed = |e| classify(e, "read rows".to_owned());
+    let ids: Vec<i32> = schema.as_struct().fields().iter().map(|field| field.id).collect();
+    let index = schema.as_struct().fields().iter().position(|field| field.name == cursor.name);
+    let index = index.ok_or_else(|| Error::new(Kind::Internal, "rows are read without their cursor"))?;
+    let mut batch_rows = BATCH_ROWS;
+    let tasks: Vec<_> = files
+        .map(|file| {
+            batch_rows = batch_rows.min(file.batch_rows);
+            let task = FileScanTask {
+                schema: schema.clone(),
+                project_field_ids: ids.clone(),
+                // Rows are judged by their ticks, which is what bounds are made of.
+                predicate: None,
+                // Columns are read as the file holds them, not as its partition says.
+                partition: None,
+                partition_spec: None,
+                ..file.task.clone()
+            };
+            Ok(task)
+        })
+        .collect();
+    let runtime = Runtime::try_current().map_err(failed)?;
+    let reader = ArrowReaderBuilder::new(file_io.clone(), runtime)
+        .with_data_file_concurrency_limit(1)
+        .with_batch_size(batch_rows)
+        .build();
+    let batches = reader.read(stream::iter(tasks).boxed()).map_err(failed)?.stream();
+    Ok(Rows { batches, cursor: cursor.clone(), index })
+}
+
+impl Rows {
+    /// The next rows, and the ticks of those that have a cursor.
+    pub async fn next(&mut self) -> Result<Option<(Vec<ArrayRef>, Vec<Option<Tick>>)>> {
+        let batch = self.batches.try_next().await.map_err(|e| classify(e, "read rows".to_owned()))?;
+        let Some(batch) = batch.as_ref().map(RecordBatch::columns) else { return Ok(None) };
+        let column = batch.get(self.index);
+        let column = column.ok_or_else(|| Error::new(Kind::Internal, "rows were read without their cursor"))?;
+        let ticks = ticks(column, &self.cursor)?;
+        Ok(Some((batch.to_vec(), ticks)))
+    }
+}
+
+/// The footer of a data file.
+async fn footer(file_io: &FileIO, task: &FileScanTask) -> Result<ParquetMetaData> {
+    let path = &task.data_file_path;
+    let what = || format!("read the footer of {path}");
+    let failed = |e| classify(e, what());
+    let corrupt =
+        || Error::refused(format!("{path} is no Parquet file")).hint("restore the file, or remove it from the table");
+    let reader = file_io.new_input(path).map_err(failed)?.reader().await.map_err(failed)?;
+    let end = task.file_size_in_bytes.checked_sub(TRAILER).ok_or_else(corrupt)?;
+    let trailer = reader.read(end..task.file_size_in_bytes).await.map_err(failed)?;
+    let trailer: [u8; TRAILER as usize] = trailer.as_ref().try_into().map_err(|_| corrupt())?;
+    let length = FooterTail::try_new(&trailer).map_err(|_| corrupt())?.metadata_length();
+    let start = end.checked_sub(length as u64).ok_or_else(corrupt)?;
+    let bytes = reader.read(start..end).await.map_err(failed)?;
+    ParquetMetaDataReader::decode_metadata(&bytes).or_error(Kind::Refused, what())
+}
+
+/// First and last tick of a file by its statistics, where every row group has them.
+fn bounds(metadata: &ParquetMetaData, id: i32, kind: CursorType) -> Option<(Tick, Tick)> {
+    let leaves = metadata.file_metadata().schema_descr();
+    let is_cursor = |leaf: usize| leaves.column(leaf).self_type().get_basic_info().id() == id;
+    let leaf = (0..leaves.num_columns()).find(|leaf| is_cursor(*leaf))?;
+    let of_micros =
+        matches!(leaves.column(leaf).logical_type_ref(), Some(LogicalType::Timestamp { unit: TimeUnit::MICROS, .. }));
+    let mut all: Option<(Tick, Tick)> = None;
+    for group in metadata.row_groups() {
+        let (first, last) = match (kind, group.column(leaf).statistics()?) {
+            (CursorType::Date, Statistics::Int32(days)) => ((*days.min_opt()?).into(), (*days.max_opt()?).into()),
+            (CursorType::DateTime | CursorType::DateTime64 { .. }, Statistics::Int64(micros)) if of_micros => {
+                (kind.tick_at(*micros.min_opt()?), kind.tick_at(*micros.max_opt()?))
+            }
+            _ => return None,
+        };
+        all = Some(all.map_or((first, last), |(low, high)| (low.min(first), high.max(last))));
+    }
+    all
+}
