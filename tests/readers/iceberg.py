@@ -118,7 +118,8 @@ def nested_value(value, kind):
     if isinstance(kind, pa.BaseExtensionType):
         return nested_value(value, kind.storage_type)
     if pa.types.is_map(kind):
-        return [[nested_key(nested_value(k, kind.key_type), kind.key_type), nested_value(v, kind.item_type)] for k, v in value]
+        # In ClickHouse's JSON a map with the keys 1, 2, .. looks like a struct without names.
+        return struct([[nested_key(nested_value(k, kind.key_type), kind.key_type), nested_value(v, kind.item_type)] for k, v in value])
     if pa.types.is_struct(kind):
         return struct([[f.name, nested_value(value[f.name], f.type)] for f in kind])
     if pa.types.is_nested(kind):
