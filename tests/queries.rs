@@ -339,3 +339,21 @@ fn wide_rows_of_a_query_take_little_memory() {
     finish(limited.arg("-c").arg(case.path("offload.toml")).arg("run")).expect(0);
     assert_eq!(case.target("candles").count(), 500);
 }
+
+/// A query is followed like a table, and refused like one.
+#[test]
+fn a_query_whose_columns_change_is_followed_or_refused() {
+    let case = with_candles("columns", KEYS);
+    case.run(&["run", "--until", "2024-03-10T10:05:00Z"]).expect(0);
+    let files = case.target("candles").files_on_disk();
+    let other = CANDLES.replace("max(price) AS high", "toString(max(price)) AS high");
+    case.config(&table(&other, KEYS));
+    case.run(&["run"]).expect(3).says(&["`high`", "String"]);
+    assert_eq!(case.target("candles").files_on_disk(), files);
+    let more = CANDLES.replace("max(price) AS high", "max(price) AS high, min(price) AS low");
+    case.config(&table(&more, KEYS));
+    let told = case.pass_one()["schema_changes"].to_string();
+    assert!(told.contains("`low` is added as decimal(18, 8)"), "{told}");
+    assert_eq!(case.target("candles").count(), 12);
+    assert_eq!(case.target("candles").icebergs("SELECT countIf(low IS NULL) FROM"), "3");
+}
