@@ -3,6 +3,7 @@
 //! Every type goes through without loss or is refused by name (invariant 8), nested to any depth. The mapping is one `match` in
 //! `leaf`, and one for the overrides that a configuration asks for; nothing else in the crate decides about types.
 
+mod comparison;
 mod evolution;
 mod leaf;
 mod parse;

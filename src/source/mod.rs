@@ -6,6 +6,7 @@
 mod errors;
 mod open;
 mod projection;
+mod reject;
 mod relation;
 mod server;
 mod settings;

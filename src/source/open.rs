@@ -6,7 +6,8 @@ use clickhouse::Row;
 use serde::Deserialize;
 use uuid::Uuid;
 
-use super::relation::{self, Origin, Relation, Rules};
+use super::reject;
+use super::relation::{Origin, Relation, Rules};
 use super::{Server, Source, no_column, sql, ttl};
 use crate::config::{Columns, Table};
 use crate::cursor::{CursorType, Tick};
@@ -100,7 +101,7 @@ impl Server {
         self.fetch_users::<DescribeRow>(filtered, "reject_where").await?;
         let tree: Vec<ExplainRow> = self.fetch_users(tree, "reject_where").await?;
         let lines: Vec<String> = tree.into_iter().map(|row| row.explain).collect();
-        match relation::widens(&lines) {
+        match reject::widens(&lines) {
             None => Ok(()),
             Some(what) => Err(Error::new(Kind::Config, format!("reject_where uses {what}"))
                 .hint("it must be a condition on the columns of one row; has(array, value) looks into an array")),

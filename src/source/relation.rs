@@ -7,6 +7,7 @@
 use iceberg::spec::PrimitiveType;
 
 use super::projection::project;
+use super::reject::rejected;
 use super::sql::{
     CLOCK_MICROS, OTHER_SERVER, bounded, identifier, keys, literal, matches, seconds, string, tick_of_now, ticks,
     within, within_partition,
@@ -90,7 +91,7 @@ impl Relation {
     }
 
     /// Queries about `reject_where` before any row is read: one that fails where it is no condition on a row of the table, and one that prints its
-    /// syntax tree (see [`widens`]); `None` without it.
+    /// syntax tree (see [`widens`](super::reject::widens)); `None` without it.
     pub fn try_reject(&self) -> Option<[String; 2]> {
         let (Origin::Table(quoted), Some(reject)) = (&self.origin, &self.rules.reject) else { return None };
         let filtered = format!("DESCRIBE TABLE (SELECT 1 AS k2_rejected FROM {quoted} WHERE NOT {})", rejected(reject));
@@ -391,36 +392,6 @@ fn term(by: &SortBy, raw: Option<&Column>) -> String {
 /// Whether a row does not lie in the window; one without cursor lies in none.
 fn outside(cursor: &Cursor, window: Window) -> String {
     format!("NOT ifNull({}, 0)", within(cursor, window))
-}
-
-/// What a predicate does that a condition on a row must not, given its syntax tree as `EXPLAIN AST` prints it: `arrayJoin` makes rows more or
-/// fewer, and a name that it gives to an expression takes the place of a column.
-pub(super) fn widens(tree: &[String]) -> Option<&'static str> {
-    let mut subquery = None;
-    for line in tree {
-        let node = line.trim_start();
-        let depth = line.len() - node.len();
-        if subquery.is_some_and(|outer| depth <= outer) {
-            subquery = None;
-        }
-        if subquery.is_some() {
-            continue;
-        }
-        if node.starts_with("Subquery") {
-            // Names and rows in it are its own.
-            subquery = Some(depth);
-        } else if node.starts_with("Function arrayJoin") {
-            return Some("arrayJoin");
-        } else if node.contains(" (alias ") && !node.starts_with("Literal") {
-            return Some("a name for an expression (AS)");
-        }
-    }
-    None
-}
-
-/// Whether a predicate of the configuration holds, which may be null. On lines of its own, because it may end with a comment.
-pub(super) fn rejected(predicate: &str) -> String {
-    format!("ifNull((\n{predicate}\n) != 0, 0)")
 }
 
 #[cfg(test)]
