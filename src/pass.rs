@@ -29,7 +29,7 @@ use crate::source::{Server, new_run_id};
 use crate::state::{Finished, State};
 use crate::stop::Stop;
 use crate::storage::local_file_io;
-use crate::target::{Catalog, Target};
+use crate::target::{Catalog, Target, deleted_by_others};
 use crate::telemetry::Telemetry;
 use crate::ttl;
 use crate::watermark::Marker;
@@ -148,7 +148,7 @@ impl Pass<'_> {
         }
         let offloaded = self.retry(async || self.offload(table, server, &mut catalog, progress).await).await;
         // Rows first, alarm afterwards; also where something else went wrong after a commit, because the next pass cannot tell any more.
-        match (progress.outlived(), offloaded) {
+        match (progress.alarm(), offloaded) {
             (Some(lost), Ok(())) => Err(lost),
             (Some(lost), Err(error)) if progress.has_committed() => Err(lost.context(error)),
             (_, offloaded) => offloaded,
@@ -192,6 +192,7 @@ impl Pass<'_> {
             let checked_to = self.state.table(&table.target.to_string()).and_then(|state| state.checked_to);
             progress.lost(ttl::guard(table, cursor.kind, watermark.and(watermark.max(checked_to)), &facts));
         }
+        progress.deleted(marker.as_ref().and_then(|marker| deleted_by_others(&route.target.metadata, marker)));
         progress.seen(cursor.kind, marker, &facts);
 
         if let Some(window) = plan.window {

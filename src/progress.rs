@@ -28,6 +28,14 @@ pub struct Progress {
     planned: Vec<Chunk>,
     schema_changes: Vec<String>,
     lost: Option<Window>,
+    deleted: Option<u64>,
+}
+
+/// Rows that are not there any more, and did not go by a rollback.
+fn deleted_by_others(rows: u64) -> Error {
+    Error::refused(format!("{rows} rows were deleted from the target, and not by k2-offload")).hint(
+        "new rows leave all the same, and passes say this until it is acknowledged: `k2-offload watermark reset --to` the table's watermark",
+    )
 }
 
 impl Progress {
@@ -41,9 +49,15 @@ impl Progress {
         self.lost = range;
     }
 
-    /// What a pass that lost rows to the source's TTL ends with.
-    pub fn outlived(&self) -> Option<Error> {
-        Some(ttl::outlived(self.cursor?, self.lost?))
+    /// So many rows of the target were deleted by others.
+    pub fn deleted(&mut self, rows: Option<u64>) {
+        self.deleted = rows;
+    }
+
+    /// What a pass ends with although it moved what there was: rows lost to the source's TTL, or deleted from the target.
+    pub fn alarm(&self) -> Option<Error> {
+        let outlived = self.cursor.zip(self.lost).map(|(cursor, lost)| ttl::outlived(cursor, lost));
+        outlived.or_else(|| self.deleted.map(deleted_by_others))
     }
 
     /// Whether a chunk was committed.

@@ -117,6 +117,8 @@ impl Reset {
             offloaded_to: self.to,
             source_rows,
             rows: 0,
+            // What is there now is as it shall be.
+            total_records: None,
             skipped: self.skipped.clone(),
         }
     }

@@ -296,3 +296,34 @@ fn p6_more_days_than_fit_one_chunk_make_more_chunks() {
     assert_eq!(case.pass_one()["status"], "nothing");
     case.target("trades").holds_for_all_readers("trades");
 }
+
+/// A foreign delete is told by every pass until somebody acknowledges it; new rows move meanwhile.
+#[test]
+fn rows_that_others_delete_are_told_until_it_is_acknowledged() {
+    let case = Case::with_trades("deleted");
+    let target = case.target("trades");
+    case.trades("trades", "2024-03-10 10:00:00", 100);
+    case.pass();
+    target.ask("append", json!({"rows": 5, "micros": 1_700_000_000_000_000_u64}));
+    case.trades("trades", "2024-03-11 10:00:00", 100);
+    assert_eq!(case.pass_one()["rows_written"], 100, "what others add is no loss");
+    assert_eq!(target.marker()["total_records"], 205);
+
+    target.ask("delete", json!({"filter": "exchange_timestamp >= '2024-03-11T00:00:00+00:00'"}));
+    let told = "100 rows were deleted from the target";
+    assert_eq!(case.alarmed_pass_one(told)["rows_written"], 0);
+    case.trades("trades", "2024-03-12 10:00:00", 50);
+    assert_eq!(case.alarmed_pass_one(told)["rows_written"], 50);
+    target.ask("append", json!({"rows": 20, "micros": 1_700_000_000_000_000_u64}));
+    case.alarmed_pass_one("80 rows were deleted");
+
+    let watermark =
+        only_table(&case.run(&["--format", "json", "watermark", "show"]).expect(0).json())["watermark"].clone();
+    case.run(&["watermark", "reset", "--table", "trades", "--yes", "--to", watermark.as_str().unwrap()]).expect(0);
+    assert_eq!(case.pass_one()["status"], "nothing");
+    case.trades("trades", "2024-03-13 10:00:00", 50);
+    assert_eq!(case.pass_one()["rows_written"], 50);
+    // Position deletes take rows too.
+    target.ask("delete_positions", json!({"every": 10}));
+    case.run(&["run"]).expect(3).says(&["rows were deleted from the target"]);
+}

@@ -91,6 +91,7 @@ impl Chunk {
             offloaded_to: self.window.high,
             source_rows: self.source_rows(),
             rows: files.rows(),
+            total_records: planned_on.and_then(|marker| marker.total_records),
             // The first chunk begins where `start_at` says, which may change later.
             skipped: match (planned_on, self.window.low) {
                 (Some(marker), _) => marker.skipped.clone(),

@@ -17,8 +17,8 @@ use super::manifests::{replace, to_merge, write_added, write_merged, writer};
 use super::{Commit, discard};
 use crate::error::{Classify, Kind, Result};
 use crate::storage::same_spelling;
-use crate::target::{Target, classify, manifests_of, version_of};
-use crate::watermark::{KEY, Mode};
+use crate::target::{Target, classify, live_records, manifests_of, version_of};
+use crate::watermark::{KEY, Marker, Mode};
 
 /// Iceberg's property that lets old metadata files be deleted.
 const DELETE_AFTER_COMMIT: &str = "write.metadata.delete-after-commit.enabled";
@@ -64,7 +64,9 @@ pub async fn stage(
     writer.add_manifests(manifests.into_iter()).map_err(failed)?;
     writer.close().await.map_err(failed)?;
 
-    let marker = commit.marker.encode()?;
+    let added: u64 = commit.files.iter().map(DataFile::record_count).sum();
+    let total_records = commit.marker.total_records.max(live_records(metadata)).map(|total| total + added);
+    let marker = Marker { total_records, ..commit.marker.clone() }.encode()?;
     let now_ms = Utc::now().timestamp_millis();
     let snapshot = Snapshot::builder()
         .with_snapshot_id(snapshot_id)

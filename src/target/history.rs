@@ -104,6 +104,20 @@ pub fn find(metadata: &TableMetadata) -> Result<Found> {
     })
 }
 
+/// Rows of a table less those that position deletes took, as its newest snapshot says; `None` where it does not.
+pub fn live_records(metadata: &TableMetadata) -> Option<u64> {
+    let Some(snapshot) = metadata.current_snapshot() else { return Some(0) };
+    let summary = &snapshot.summary().additional_properties;
+    let deleted = summary.get("total-position-deletes").map_or(Ok(0), |text| text.parse()).ok()?;
+    summary.get("total-records")?.parse::<u64>().ok()?.checked_sub(deleted)
+}
+
+/// Rows that others deleted, and that no reset has acknowledged: so many fewer are there than our commits left.
+pub fn deleted_by_others(metadata: &TableMetadata, newest: &Marker) -> Option<u64> {
+    let missing = newest.total_records?.checked_sub(live_records(metadata)?)?;
+    (missing > 0).then_some(missing)
+}
+
 /// A snapshot without a total may hold rows.
 fn holds_rows(snapshot: &Snapshot) -> bool {
     snapshot.summary().additional_properties.get("total-records").is_none_or(|total| total != "0")

@@ -132,6 +132,11 @@ impl Case {
         only_table(&self.pass())
     }
 
+    /// One pass over the only table that moves its rows and ends with exit code 3, saying this.
+    pub fn alarmed_pass_one(&self, said: &str) -> Value {
+        only_table(&self.run(&["--format", "json", "run"]).expect(3).says(&[said]).json())
+    }
+
     /// The Iceberg table `cold.NAME`.
     pub fn target(&self, name: &str) -> Target<'_> {
         Target { case: self, namespace: "cold".to_owned(), table: name.to_owned() }
