@@ -8,7 +8,7 @@ use crate::plan::Window;
 use crate::report::{ErrorReport, PlannedChunk, RunStatus, RunTable};
 use crate::source::Facts;
 use crate::ttl;
-use crate::watermark::Marker;
+use crate::watermark::{Marker, Mode};
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -21,6 +21,7 @@ pub struct Progress {
     rows: u64,
     duplicates: u64,
     rejected: u64,
+    changed: Option<u64>,
     bytes: u64,
     files: u64,
     chunks: u64,
@@ -101,6 +102,9 @@ impl Progress {
         self.rows += files.rows();
         self.duplicates += chunk.duplicates();
         self.rejected += chunk.rejected();
+        if chunk.mode == Mode::Merge {
+            self.changed = Some(self.changed.unwrap_or(0) + chunk.changed);
+        }
         self.bytes += files.bytes();
         self.files += files.finished.len() as u64;
         self.chunks += 1;
@@ -159,7 +163,7 @@ impl Progress {
             rows_duplicate: self.duplicates,
             rows_rejected: self.rejected,
             rows_late: None,
-            rows_changed: None,
+            rows_changed: self.changed,
             rows_future: self.rows_future,
             bytes_written: self.bytes,
             files: self.files,

@@ -1,7 +1,7 @@
 //! Where a watermark may be put by hand: pure (protocol.md P12, P17, P25).
 //!
-//! A reset goes forward, and says which rows of the source it skips; it takes over a table that others filled, above all their rows; it keeps a
-//! rollback, from what is left of our commits. Going back over rows that have left would double them without a merge, and is refused.
+//! A reset goes forward, and says which rows of the source it skips; it goes back, so that passes compare both sides from there on once more and add what
+//! is missing; it takes over a table that others filled, above all their rows; it keeps a rollback, from what is left of our commits.
 
 use uuid::Uuid;
 
@@ -31,8 +31,12 @@ pub struct Reset {
     pub from: Option<Tick>,
     /// Where it will be.
     pub to: Tick,
+    /// The highest watermark ever.
+    offloaded_to: Tick,
     mode: Mode,
     source: SourceIdentity,
+    /// The first tick that has never left.
+    never: Tick,
     skipped: Vec<(Tick, Tick)>,
 }
 
@@ -78,30 +82,39 @@ impl Situation<'_> {
                 .hint("rows that come until then would be skipped unseen; choose a time that has passed"));
         }
         let from = self.filled_to();
-        if let Some(from) = from.filter(|from| to < *from) {
-            return Err(match self.standing {
-                Standing::Filled(_) => Error::refused(format!("{} lies below the watermark {}", time(to), time(from)))
-                    .hint("going back takes a merge, without which rows are doubled; this version cannot merge"),
-                _ => Error::refused(format!("the target itself holds rows up to {}", time(from.saturating_sub(1))))
-                    .hint(format!(
-                        "the watermark is exclusive: give {}, or later; rows that leave from below it are doubled",
-                        time(from)
-                    )),
-            });
+        let filled = match self.standing {
+            Standing::Filled(marker) => Some(marker.offloaded_to),
+            _ => None,
+        };
+        if let Some(from) = from.filter(|from| to < *from && filled.is_none()) {
+            return Err(Error::refused(format!("the target itself holds rows up to {}", time(from.saturating_sub(1))))
+                .hint(format!(
+                    "the watermark is exclusive: give {}, or later; rows that leave from below it are doubled",
+                    time(from)
+                )));
         }
+        // What lies above is looked at once more.
+        let kept = from.map_or(Tick::MIN, |from| from.min(to));
         let before = self.marker().map(|marker| marker.skipped.as_slice()).unwrap_or_default();
-        let before: Vec<(Tick, Tick)> =
-            before.iter().copied().filter(|range| from.is_some_and(|from| range.1 <= from)).collect();
+        let before = before.iter().map(|range| (range.0, range.1.min(kept))).filter(|range| range.0 < range.1);
+        let before: Vec<(Tick, Tick)> = before.collect();
         let mode = if *self.standing == Standing::Foreign { Mode::Adopt } else { Mode::Reset };
-        let skipped = add_range(&before, (from.unwrap_or(Tick::MIN), to));
-        Ok(Reset { from, to, mode, source: self.source.clone(), skipped })
+        let never = filled.max(from).unwrap_or(Tick::MIN);
+        let skipped = add_range(&before, (never, to));
+        let offloaded_to = filled.map_or(to, |filled| filled.max(to));
+        Ok(Reset { from, to, offloaded_to, mode, source: self.source.clone(), never, skipped })
     }
 }
 
 impl Reset {
     /// The rows of the source that will never leave, unless a later reset goes back over them.
     pub fn window(&self) -> Window {
-        Window { low: self.from, high: self.to }
+        Window { low: self.from.map(|_| self.never), high: self.to }
+    }
+
+    /// The rows that have left and that passes compare once more.
+    pub fn again(&self) -> Option<Window> {
+        self.from.filter(|from| self.to < *from).map(|from| Window { low: Some(self.to), high: from })
     }
 
     /// What its commit will say of itself; `source_rows` are the rows that it skips.
@@ -111,10 +124,10 @@ impl Reset {
             commit_id: Uuid::now_v7(),
             mode: self.mode,
             source: self.source.clone(),
-            low: self.from,
+            low: self.from.map(|from| from.min(self.to)),
             high: self.to,
             watermark: self.to,
-            offloaded_to: self.to,
+            offloaded_to: self.offloaded_to,
             source_rows,
             rows: 0,
             // What is there now is as it shall be.
@@ -146,8 +159,28 @@ mod tests {
         let marker = reset.marker(7);
         assert_eq!((marker.mode, marker.watermark, marker.offloaded_to), (Mode::Reset, 3000, 3000));
         assert_eq!((marker.source_rows, marker.rows, marker.skipped), (7, 0, vec![(1, 2), (1000, 3000)]));
-        assert_eq!(kind(plan(&standing, None, 999)), Kind::Refused);
         assert_eq!(kind(plan(&standing, None, 5001)), Kind::Config);
+    }
+
+    #[test]
+    fn a_reset_goes_back_over_rows_that_have_left() {
+        let skipped = vec![(Tick::MIN, 100), (300, 400), (600, 1000)];
+        let standing = Standing::Filled(Marker { skipped, ..marker(1, 1000) });
+        let reset = plan(&standing, None, 350).unwrap();
+        assert_eq!(reset.again(), Some(Window { low: Some(350), high: 1000 }));
+        assert!(reset.window().is_empty(), "nothing is skipped");
+        let back = reset.marker(0);
+        assert_eq!((back.watermark, back.offloaded_to), (350, 1000));
+        assert_eq!(back.skipped, [(Tick::MIN, 100), (300, 350)], "what a reset goes back over is no longer skipped");
+
+        let standing = Standing::Filled(back);
+        let forward = plan(&standing, None, 700).unwrap();
+        assert!(forward.window().is_empty() && forward.again().is_none(), "they have left before");
+        assert_eq!((forward.marker(0).watermark, forward.marker(0).offloaded_to), (700, 1000));
+        let beyond = plan(&standing, None, 1200).unwrap();
+        assert_eq!(beyond.window(), Window { low: Some(1000), high: 1200 });
+        assert_eq!(beyond.marker(5).skipped, [(Tick::MIN, 100), (300, 350), (1000, 1200)]);
+        assert_eq!(beyond.marker(5).offloaded_to, 1200);
     }
 
     #[test]

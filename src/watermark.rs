@@ -26,6 +26,8 @@ pub enum Mode {
     Reset,
     /// `watermark reset` of a table that others had filled (P17).
     Adopt,
+    /// Rows below offloaded-to that the target did not hold, if there were any (P21 to P27).
+    Merge,
 }
 
 /// Where rows come from, as far as a commit must know it.
@@ -177,7 +179,9 @@ pub(crate) mod tests {
 
     #[test]
     fn every_mode_has_a_name() {
-        for (mode, name) in [(Mode::Append, "append"), (Mode::Reset, "reset"), (Mode::Adopt, "adopt")] {
+        for (mode, name) in
+            [(Mode::Append, "append"), (Mode::Reset, "reset"), (Mode::Adopt, "adopt"), (Mode::Merge, "merge")]
+        {
             let text = Marker { mode, ..marker(1, 1000) }.encode().unwrap();
             assert_eq!(text, GOLDEN[1].replace("append", name));
             assert_eq!(Marker::decode(&text).unwrap().mode, mode);

@@ -48,6 +48,7 @@ pub struct Source<'a> {
     /// All of them, as the server described them when it was opened.
     described: Vec<DescribeRow>,
     label: String,
+    engine: String,
     /// Its UUID, nil where the engine has none.
     pub uuid: Uuid,
     /// When a row expires, as SQL over the raw columns: seconds since 1970, null where it never does; `None` for a table without TTL.
@@ -206,8 +207,8 @@ impl Server {
             rules,
             host: self.host.clone(),
         };
-        let (uuid, ttl) = match &table.query {
-            Some(_) => (Uuid::nil(), None),
+        let (uuid, engine, ttl) = match &table.query {
+            Some(_) => (Uuid::nil(), String::new(), None),
             None => self.definition(database, &table.source).await?,
         };
         if let Some([filtered, tree]) = relation.try_reject() {
@@ -218,6 +219,7 @@ impl Server {
             relation,
             name: table.source.clone(),
             label: label.to_owned(),
+            engine,
             columns,
             described,
             uuid,
@@ -248,12 +250,14 @@ impl Server {
         }
     }
 
-    /// UUID and TTL of a table.
-    async fn definition(&self, database: &str, table: &str) -> Result<(Uuid, Option<String>)> {
+    /// UUID, engine and TTL of a table.
+    async fn definition(&self, database: &str, table: &str) -> Result<(Uuid, String, Option<String>)> {
         let rows: Vec<DefinitionRow> = self.fetch(&sql::definition(database, table), "definition").await?;
         let row = rows.first();
         let uuid = row.and_then(|row| Uuid::parse_str(&row.uuid).ok()).unwrap_or_default();
-        Ok((uuid, row.and_then(|row| ttl::expiry(&row.engine_full))))
+        let engine = row.map(|row| row.engine_full.clone()).unwrap_or_default();
+        let ttl = ttl::expiry(&engine);
+        Ok((uuid, engine, ttl))
     }
 }
 
@@ -542,6 +546,23 @@ impl Source<'_> {
         }
         let query = relation.select(&self.columns, cursor, window, &[]);
         self.stream(&query, settings::compared(&self.server.settings))
+    }
+
+    /// Starts the SELECT of the rows of a window and partition that leave, to merge them.
+    pub fn merged(
+        &self,
+        cursor: &Cursor,
+        window: Window,
+        fields: &[PartitionField],
+        values: &[Option<Value>],
+    ) -> Result<ParquetStream> {
+        let query = self.relation.select(&self.columns, cursor, window, &predicates(fields, values)?);
+        self.stream(&query, settings::compared(&self.server.settings))
+    }
+
+    /// The engine of a table, with its clauses; empty for queries, and where the server does not tell.
+    pub fn engine(&self) -> &str {
+        &self.engine
     }
 
     fn stream(&self, query: &str, compression: BTreeMap<String, String>) -> Result<ParquetStream> {
