@@ -525,13 +525,16 @@ def delete_equal(catalog, namespace, table, column, value):
     )
 
 
-def append_without(catalog, namespace, table, column, partition, name="imported.parquet"):
-    """Adds one row in a file without a column, as imported tables leave their partition columns; by its name it may claim another format."""
+def append_without(catalog, namespace, table, column, partition, name="imported.parquet", ids=True):
+    """Adds one row in a file without a column, as imported tables leave their partition columns; by its name it may claim another format, and it may
+    have no field ids."""
     from pyiceberg.manifest import DataFileContent
     from pyiceberg.typedef import Record
 
     loaded = load(catalog, namespace, table)
     fields = pa.schema([field for field in loaded.schema().as_arrow() if field.name != column])
+    if not ids:
+        fields = pa.schema([field.remove_metadata() for field in fields])
     rows = pa.Table.from_pylist([{}], schema=fields)
     commit_files(loaded, DataFileContent.DATA, [(name, rows, Record(*partition), {})])
 
