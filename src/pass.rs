@@ -200,6 +200,8 @@ impl Pass<'_> {
             progress.lost(ttl::guard(table, cursor.kind, watermark.and(watermark.max(checked_to)), &facts));
         }
         progress.deleted(marker.as_ref().and_then(|marker| deleted_by_others(&route.target.metadata, marker)));
+        // Where the watermark was put back, all from there on is compared anyway.
+        let before = marker.clone().filter(|marker| marker.watermark == marker.offloaded_to);
         progress.seen(cursor.kind, marker, &facts);
 
         let windows = [(Mode::Merge, plan.merge), (Mode::Append, plan.window)];
@@ -224,9 +226,36 @@ impl Pass<'_> {
                 self.chunk(catalog, &mut route, &mut Chunk::of_nothing(rest), progress).await?;
             }
         }
-        if !self.options.dry_run {
-            progress.checked(plan.checked_to);
+        if self.options.dry_run {
+            return Ok(());
         }
+        progress.checked(plan.checked_to);
+        if let Some(before) = before {
+            self.late(catalog, &mut route, &before, progress).await?;
+        }
+        Ok(())
+    }
+
+    /// Brings rows that came late, below the watermark that this pass began with (P23).
+    async fn late(
+        &self,
+        catalog: &mut Catalog,
+        route: &mut Route<'_>,
+        before: &Marker,
+        progress: &mut Progress,
+    ) -> Result<()> {
+        let windows = self.stop.or(route.late(&self.file_io, before)).await?;
+        let known = progress.merging_late_rows();
+        for window in windows {
+            let mut chunks = self.stop.or(route.chunks(window, Mode::Merge)).await?;
+            while let Some(mut chunk) = self.stop.or(route.next_chunk(&mut chunks)).await? {
+                if self.started.elapsed() > self.config.pass_deadline {
+                    return Err(deadline_is_over());
+                }
+                self.chunk(catalog, route, &mut chunk, progress).await?;
+            }
+        }
+        progress.merged_late_rows(known);
         Ok(())
     }
 

@@ -22,6 +22,7 @@ pub struct Progress {
     duplicates: u64,
     rejected: u64,
     changed: Option<u64>,
+    late: Option<u64>,
     bytes: u64,
     files: u64,
     chunks: u64,
@@ -96,7 +97,9 @@ impl Progress {
 
     /// A chunk was committed.
     pub fn committed(&mut self, chunk: &Chunk, files: &Files, snapshot_id: i64, marker: Marker) {
-        self.extend(chunk.window);
+        if chunk.window.high == marker.watermark {
+            self.extend(chunk.window);
+        }
         self.checked_to = Some(marker.watermark);
         self.marker = Some(marker);
         self.rows += files.rows();
@@ -114,6 +117,16 @@ impl Progress {
     fn extend(&mut self, chunk: Window) {
         let low = self.window.map_or(chunk.low, |window| window.low);
         self.window = Some(Window { low, high: chunk.high });
+    }
+
+    /// Late rows are looked for; what was written until now are others.
+    pub fn merging_late_rows(&mut self) -> u64 {
+        self.rows
+    }
+
+    /// They were found and brought.
+    pub fn merged_late_rows(&mut self, before: u64) {
+        self.late = Some(self.late.unwrap_or(0) + self.rows - before);
     }
 
     /// The last marker, on which the next chunk is planned.
@@ -162,7 +175,7 @@ impl Progress {
             rows_written: self.rows,
             rows_duplicate: self.duplicates,
             rows_rejected: self.rejected,
-            rows_late: None,
+            rows_late: self.late,
             rows_changed: self.changed,
             rows_future: self.rows_future,
             bytes_written: self.bytes,

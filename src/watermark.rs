@@ -64,7 +64,7 @@ pub struct Marker {
     pub offloaded_to: Tick,
     /// Raw rows of the chunk in the source, counted before they were read (P7).
     pub source_rows: u64,
-    /// Rows that the commit added.
+    /// Rows that the commit added; after a merge, all that the target holds of its range.
     pub rows: u64,
     /// Rows of the target with this commit, with those that others had deleted before and no reset has acknowledged; unknown where a snapshot did not
     /// say, and in version 1.

@@ -167,7 +167,11 @@ fn p25_what_was_skipped_is_offloaded_when_a_reset_goes_back_over_it() {
     assert_eq!(case.pass_one()["rows_written"], 100);
     case.target("trades").holds_for_all_readers("trades");
     let skipped = case.target("trades").marker()["skipped"].clone();
-    assert_eq!((skipped.as_array().unwrap().len(), &skipped[0][1]), (1, &json!(1_710_028_800_000_u64)), "only what lies below");
+    assert_eq!(
+        (skipped.as_array().unwrap().len(), &skipped[0][1]),
+        (1, &json!(1_710_028_800_000_u64)),
+        "only what lies below"
+    );
 }
 
 /// P13: whoever commits between reading and committing makes the merge compare again, else two hosts would add the same row.
@@ -200,4 +204,81 @@ fn a_merge_that_dies_anywhere_is_made_good_by_the_next_pass() {
             assert_eq!(only_table(&case.pass())["status"], "nothing", "{point} {action}");
         }
     }
+}
+
+/// What the passes of these tests begin with: rows of two hours of today, which have left in two passes.
+fn two_hours(name: &str, keys: &str) -> Case {
+    let case = Case::new(name);
+    case.bronze("trades");
+    case.config(&format!("{}{keys}", support::TRADES));
+    case.init_tables();
+    for hours in [5, 3] {
+        insert(&case, hours, 100);
+        case.pass();
+    }
+    case
+}
+
+/// Inserts rows so many hours ago, three each second.
+fn insert(case: &Case, hours: u32, rows: u32) {
+    case.sql(&format!(
+        "INSERT INTO trades (exchange_timestamp, sequence_number, symbol) \
+         SELECT toStartOfHour(now('UTC')) - INTERVAL {hours} HOUR + intDiv(number, 3), number, 'BTC' FROM numbers({rows})"
+    ));
+}
+
+#[test]
+fn p23_rows_that_come_late_arrive_with_the_next_pass_and_once() {
+    let case = two_hours("late", "");
+    insert(&case, 5, 7);
+    insert(&case, 4, 10);
+    insert(&case, 1, 20);
+    let table = case.pass_one();
+    assert_eq!((&table["rows_written"], &table["rows_late"]), (&json!(37), &json!(17)));
+    case.target("trades").holds_for_all_readers("trades");
+    let again = case.pass_one();
+    assert_eq!((&again["status"], &again["rows_late"]), (&json!("nothing"), &json!(0)));
+    // Also into a range that was merged already, and when as many expired.
+    insert(&case, 4, 10);
+    case.sql("DELETE FROM trades WHERE toStartOfHour(exchange_timestamp) = toStartOfHour(now()) - INTERVAL 4 HOUR AND sequence_number < 3");
+    case.pass();
+    let target = case.target("trades");
+    case.sql("CREATE VIEW wanted AS SELECT * FROM trades");
+    target.holds_with_foreign_rows("wanted", 3);
+    case.run(&["audit", "--checksum"]).expect(3).says(&["3 extra"]);
+}
+
+#[test]
+fn p23_rows_later_than_the_lookback_are_left_to_audit() {
+    let case = two_hours("lookback", "late_lookback = '4h'\n");
+    case.sql("INSERT INTO trades (exchange_timestamp, symbol) SELECT now() - INTERVAL 3 DAY, 'OLD'");
+    assert_eq!(case.pass_one()["rows_written"], 0);
+    case.run(&["audit"]).expect(3).says(&["missing"]);
+    let off = two_hours("off", "late_lookback = '0s'\n");
+    insert(&off, 4, 10);
+    assert_eq!(off.pass_one()["rows_written"], 0);
+}
+
+#[test]
+fn p24_rows_that_somebody_deleted_do_not_come_back_by_themselves() {
+    let case = two_hours("purpose", "");
+    let target = case.target("trades");
+    target.ask("delete", json!({"filter": "sequence_number < 50"}));
+    case.alarmed_pass_one("were deleted from the target");
+    insert(&case, 3, 5);
+    assert_eq!(case.alarmed_pass_one("were deleted from the target")["rows_written"], 0);
+    let deleted = 200 - target.count();
+    reset(&case, "trades", &["--to-earliest"]);
+    assert_eq!(case.pass_one()["rows_written"], json!(deleted + 5), "who asks for it gets all");
+    target.holds_for_all_readers("trades");
+}
+
+#[test]
+fn p23_late_rows_of_a_keyed_table_arrive_and_duplicates_do_not() {
+    let case = two_hours("late_keyed", "key = ['exchange_timestamp', 'sequence_number']\n");
+    insert(&case, 5, 50);
+    assert_eq!(case.pass_one()["rows_written"], 0);
+    case.sql("INSERT INTO trades (exchange_timestamp, sequence_number) SELECT toStartOfHour(now('UTC')) - INTERVAL 5 HOUR, 777");
+    assert_eq!(case.pass_one()["rows_late"], 1);
+    assert_eq!(case.pass_one()["status"], "nothing");
 }

@@ -116,6 +116,7 @@ impl Route<'_> {
             pieces: Vec::new(),
             mode: chunks.mode,
             changed: 0,
+            held: 0,
         })
     }
 
@@ -183,7 +184,7 @@ impl Route<'_> {
                 _ => pieces.push(Piece { window, key: partition.key.clone() }),
             }
         }
-        Ok(Chunk { commit_id: Uuid::now_v7(), window, partitions, pieces, mode: chunks.mode, changed: 0 })
+        Ok(Chunk { commit_id: Uuid::now_v7(), window, partitions, pieces, mode: chunks.mode, changed: 0, held: 0 })
     }
 
     /// Cuts a partition of a chunk into windows of about `rows` rows; they cover the chunk's window without a gap.

@@ -105,10 +105,8 @@ impl Route<'_> {
         }
         let name = &self.table.target;
         let held = self.target.row_files(merger.file_io, name, self.cursor(), chunk.window).await?;
-        let width = self.cursor().kind.ticks_per_day();
-        let days = self.target.histogram(merger.file_io, name, self.cursor(), chunk.window, width).await?;
-        let rows: u64 = days.iter().map(|day| day.rows).sum();
-        let slices = rows.saturating_mul(BYTES_PER_ROW).div_ceil(merger.memory.max(1)).max(1);
+        chunk.held = self.rows_held(merger.file_io, chunk.window).await?;
+        let slices = chunk.held.saturating_mul(BYTES_PER_ROW).div_ceil(merger.memory.max(1)).max(1);
         let Some((_, first)) = scratches.first() else { return Ok(()) };
         let compared = self.compared(first, &held)?;
         for number in 0..slices {

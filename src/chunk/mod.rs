@@ -1,6 +1,7 @@
 //! One chunk on its way: counted, streamed into files, and checked, before anyone may commit it.
 
 mod cut;
+mod late;
 mod merge;
 mod query;
 
@@ -60,13 +61,15 @@ pub struct Chunk {
     pub mode: Mode,
     /// Rows whose key the target has with other content: they are left as they are.
     pub changed: u64,
+    /// Rows that the target held in the window before a merge.
+    pub held: u64,
 }
 
 impl Chunk {
     /// What has left before and the source does not hold any more: a commit without files.
     pub fn of_nothing(window: Window) -> Self {
         let (partitions, pieces) = (Vec::new(), Vec::new());
-        Self { commit_id: Uuid::now_v7(), window, partitions, pieces, mode: Mode::Merge, changed: 0 }
+        Self { commit_id: Uuid::now_v7(), window, partitions, pieces, mode: Mode::Merge, changed: 0, held: 0 }
     }
 
     /// Raw rows of all partitions.
@@ -101,7 +104,7 @@ impl Chunk {
             watermark: merge::watermark_after(self.window, planned_on.map(|marker| marker.watermark)),
             offloaded_to: merge::watermark_after(self.window, planned_on.map(|marker| marker.offloaded_to)),
             source_rows: self.source_rows(),
-            rows: files.rows(),
+            rows: self.held + files.rows(),
             total_records: planned_on.and_then(|marker| marker.total_records),
             // The first chunk begins where `start_at` says, which may change later.
             skipped: match (planned_on, self.window.low) {

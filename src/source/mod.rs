@@ -150,6 +150,11 @@ struct LeavingRow {
 }
 
 #[derive(Row, Deserialize)]
+struct CountsRow {
+    counts: Vec<u64>,
+}
+
+#[derive(Row, Deserialize)]
 struct LifetimeRow {
     seconds: Option<i64>,
 }
@@ -501,6 +506,15 @@ impl Source<'_> {
         let partitions =
             partitions.map(|row| Partition { key: row.key, rows: row.rows, kept: row.kept, rejected: row.rejected });
         Ok(Counted { partitions: partitions.collect(), newest })
+    }
+
+    /// Raw rows of several windows, ascending, by one query.
+    pub async fn counts(&self, cursor: &Cursor, windows: &[Window]) -> Result<Vec<u64>> {
+        let Some((first, last)) = windows.first().zip(windows.last()) else { return Ok(Vec::new()) };
+        let hull = Window { low: first.low, high: last.high };
+        let query = self.relation.counts(cursor, windows, hull);
+        let row: CountsRow = self.server.fetch_one(&query, &self.what("late")).await?;
+        Ok(row.counts)
     }
 
     /// Raw rows of a window.

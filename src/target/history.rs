@@ -68,6 +68,11 @@ fn marker_of(snapshot: &Snapshot) -> Result<Option<Marker>> {
     snapshot.summary().additional_properties.get(KEY).map(|text| Marker::decode(text)).transpose()
 }
 
+/// Our markers in the current history, from the newest to the oldest.
+pub fn markers(metadata: &TableMetadata) -> Result<Vec<Marker>> {
+    ancestry(metadata).filter_map(|snapshot| marker_of(snapshot).transpose()).collect()
+}
+
 /// Whether a snapshot, of the current history or not, is that of a commit.
 fn has_commit(metadata: &TableMetadata, commit: Uuid) -> Result<bool> {
     for snapshot in metadata.snapshots() {

@@ -19,7 +19,7 @@ use iceberg::spec::{
 use iceberg::{ErrorKind, MetadataLocation, TableCreation};
 
 pub use self::catalog::{Catalog, Swap, SwapError};
-pub use self::history::{Fate, Rollback, ancestors, deleted_by_others, fate, live_records};
+pub use self::history::{Fate, Rollback, ancestors, deleted_by_others, fate, live_records, markers};
 pub use self::orphans::{MIN_AGE, Orphan};
 pub use self::register::{Relation, locate, version_of};
 pub use self::rows::{RowFile, Rows, read_rows};
