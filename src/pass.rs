@@ -180,7 +180,11 @@ impl Pass<'_> {
         let cursor = route.cursor();
         let watermark = marker.as_ref().map(|marker| marker.watermark);
         let low = lower_bound(watermark, table.start_at, cursor.kind, route.step)?;
-        let facts = self.stop.or(route.source.facts(cursor, low)).await?;
+        let clock = failpoint::hit(Failpoint::Facts)?;
+        let mut facts = self.stop.or(route.source.facts(cursor, low)).await?;
+        if let Action::Shift(micros) = clock {
+            facts.clock_micros += micros;
+        }
         warn_of_clock_skew(facts.clock_micros);
         let situation = Situation {
             cursor: cursor.kind,
@@ -204,6 +208,7 @@ impl Pass<'_> {
         let before = marker.clone().filter(|marker| marker.watermark == marker.offloaded_to);
         progress.seen(cursor.kind, marker, &facts);
 
+        failpoint::hit(Failpoint::Planned)?;
         let windows = [(Mode::Merge, plan.merge), (Mode::Append, plan.window)];
         for (mode, window) in windows.into_iter().filter_map(|(mode, window)| Some((mode, window?))) {
             let mut chunks = self.stop.or(route.chunks(window, mode)).await?;
@@ -367,7 +372,7 @@ impl Pass<'_> {
                 Kind::Refused | Kind::Internal | Kind::Config => tracing::error!(%error, "failed"),
             },
         }
-        if !self.options.dry_run {
+        if !self.options.dry_run && failpoint::hit(Failpoint::Remember).is_ok() {
             let (run_id, started_at) = (&self.run_id, &self.started_at);
             self.state.finish(&Finished { run_id, started_at, report, checked_to: progress.checked_to() });
         }

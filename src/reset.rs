@@ -35,6 +35,8 @@ pub struct Reset {
     offloaded_to: Tick,
     mode: Mode,
     source: SourceIdentity,
+    /// Below it rows are others'.
+    adopted_to: Option<Tick>,
     /// The first tick that has never left.
     never: Tick,
     skipped: Vec<(Tick, Tick)>,
@@ -102,7 +104,11 @@ impl Situation<'_> {
         let never = filled.max(from).unwrap_or(Tick::MIN);
         let skipped = add_range(&before, (never, to));
         let offloaded_to = filled.map_or(to, |filled| filled.max(to));
-        Ok(Reset { from, to, offloaded_to, mode, source: self.source.clone(), never, skipped })
+        let adopted_to = match mode {
+            Mode::Adopt => Some(to),
+            _ => self.marker().and_then(|marker| marker.adopted_to),
+        };
+        Ok(Reset { from, to, offloaded_to, adopted_to, mode, source: self.source.clone(), never, skipped })
     }
 }
 
@@ -110,6 +116,18 @@ impl Reset {
     /// The rows of the source that will never leave, unless a later reset goes back over them.
     pub fn window(&self) -> Window {
         Window { low: self.from.map(|_| self.never), high: self.to }
+    }
+
+    /// Refuses to go back over rows of others, which only a key tells apart (P17).
+    pub fn check_adopted(&self, keyed: bool) -> Result<()> {
+        match self.adopted_to.filter(|adopted| !keyed && self.to < *adopted) {
+            None => Ok(()),
+            Some(adopted) => Err(Error::refused(format!(
+                "below {} the target's rows are those of the predecessor that it was taken over from",
+                self.source.cursor.kind.format(adopted)
+            ))
+            .hint("to compare them takes a `key`; else go back to that time at most")),
+        }
     }
 
     /// The rows that have left and that passes compare once more.
@@ -132,6 +150,7 @@ impl Reset {
             rows: 0,
             // What is there now is as it shall be.
             total_records: None,
+            adopted_to: self.adopted_to,
             skipped: self.skipped.clone(),
         }
     }
@@ -199,6 +218,10 @@ mod tests {
     fn a_table_of_others_is_taken_over_above_its_rows() {
         assert_eq!(kind(plan(&Standing::Foreign, Some(2000), 2000)), Kind::Refused);
         let marker = plan(&Standing::Foreign, Some(2000), 2500).unwrap().marker(0);
+        assert_eq!(marker.adopted_to, Some(2500));
+        let back = plan(&Standing::Filled(marker.clone()), None, 2400).unwrap();
+        assert_eq!(kind(back.check_adopted(false).map(|()| back.clone())), Kind::Refused);
+        assert!(back.check_adopted(true).is_ok() && back.marker(0).adopted_to == Some(2500));
         assert_eq!((marker.mode, marker.low, marker.skipped), (Mode::Adopt, Some(2001), vec![(2001, 2500)]));
     }
 

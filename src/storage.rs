@@ -23,6 +23,7 @@ use iceberg::{Error as IcebergError, ErrorKind as IcebergErrorKind};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
+use crate::failpoint::{self, Failpoint};
 
 /// Bytes that are moved at once.
 const COPY_BUFFER: usize = 1 << 16;
@@ -89,6 +90,7 @@ pub struct DurableFile {
 impl DurableFile {
     /// Creates `path`, which must not exist, and the directories above it.
     pub fn create(path: &Path) -> io::Result<Self> {
+        failpoint::hit_disk(Failpoint::FileCreate)?;
         if let Some(parent) = path.parent() {
             create_directories(parent)?;
         }
@@ -103,6 +105,7 @@ impl DurableFile {
 
     /// Appends `bytes`.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        failpoint::hit_disk(Failpoint::FileWrite)?;
         self.file.write_all(bytes)
     }
 
@@ -127,6 +130,7 @@ impl DurableFile {
 
     /// Crash safety: the content is on disk before the name, and both are before this returns.
     pub fn finish(self) -> io::Result<()> {
+        failpoint::hit_disk(Failpoint::FileSync)?;
         self.file.sync_all()?;
         self.path.parent().map_or(Ok(()), sync_directory)
     }

@@ -70,6 +70,9 @@ pub struct Marker {
     /// say, and in version 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub total_records: Option<u64>,
+    /// Where the table was taken over: below it rows are others', which nothing but a key tells apart (P17).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopted_to: Option<Tick>,
     /// Half-open ranges that a reset, or `start_at` at the first chunk, skipped (P25), ascending; [`Tick::MIN`] is no lower bound.
     pub skipped: Vec<(Tick, Tick)>,
 }
@@ -159,6 +162,7 @@ pub(crate) mod tests {
             source_rows: 10,
             rows: 9,
             total_records: Some(90),
+            adopted_to: None,
             skipped: vec![(1, 2)],
         }
     }

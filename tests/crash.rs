@@ -1,149 +1,133 @@
-//! A pass may die anywhere: the next one leaves every row in the target exactly once.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+//! A pass may die or fail anywhere: the next one leaves every row in the target exactly once. Random moments are in torture.rs.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
 mod support;
 
-use std::time::{Duration, Instant};
+use std::fs;
+use std::process::Command;
 
-use support::{Case, HASH_OF_BRONZE, Running, TRADES, failpoints, files_below, random, seed};
+use support::shapes::{CANDLES, CHUNKED, KEYED, PLAIN, Shape};
+use support::{Case, Running, failpoints, in_parallel};
 
-const KILLS: u64 = 20;
-const ROWS: u64 = 400_000;
-const DAYS: u64 = 4;
+/// Points behind the swap: the rows have left.
+const AFTER_COMMIT: [&str; 3] = ["commit-clean", "committed", "remember"];
+/// Points that a pass comes by for every file.
+const OF_FILES: [&str; 3] = ["file-create", "file-write", "file-sync"];
+/// More files, or writes, than a pass of these tests makes.
+const MANY: u32 = 60;
+
+/// Every failpoint, with each shape of table.
+fn everywhere() -> Vec<(&'static str, &'static Shape)> {
+    let points = failpoints();
+    [&PLAIN, &KEYED, &CANDLES].iter().flat_map(|shape| points.iter().map(|point| (*point, *shape))).collect()
+}
+
+/// Every data file on disk must be one that ClickHouse reads.
+fn no_file_is_left(case: &Case) {
+    let target = case.target("trades");
+    let read = target.icebergs("SELECT uniqExact(_path) FROM");
+    assert_eq!(target.files_on_disk().len().to_string(), read, "files on disk, files of the table");
+}
 
 #[test]
 fn a_pass_that_fails_at_any_point_is_made_good_by_the_next() {
-    for point in failpoints() {
-        let case = two_days("failed");
+    in_parallel(6, everywhere(), |(point, shape)| {
+        let case = shape.two_days("failed");
+        let before = case.target("trades").state();
         let output = case.run_failing(&format!("{point}=error"), &["run"]);
-        if point == "committed" {
-            // The rows have left: what follows is no more than the cache.
+        if AFTER_COMMIT.contains(&point) {
             assert!(matches!(output.code, Some(0 | 1)), "{point}\n{}", output.all());
         } else {
-            output.expect(1).says(&[&format!("failpoint {point}")]);
-            assert!(case.target("trades").files_on_disk().len() <= 2, "{point}: files of a failed pass stay");
+            let said = if OF_FILES.contains(&point) { "Input/output error" } else { &format!("failpoint {point}") };
+            let output = output.expect(1).says(&[said]);
+            assert_eq!(case.target("trades").state(), before, "{point}: nothing stays\n{}", output.all());
         }
-        is_made_good(&case);
-        case.target("trades").has_no_other_files();
-    }
+        shape.is_made_good(&case, &format!("{point}=error"));
+        no_file_is_left(&case);
+    });
 }
 
 #[test]
 fn a_pass_that_is_killed_at_any_point_is_made_good_by_the_next() {
-    for point in failpoints() {
-        let case = two_days("killed");
+    in_parallel(3, everywhere(), |(point, shape)| {
+        let case = shape.two_days("killed");
         let output = case.run_failing(&format!("{point}=kill"), &["run"]);
         assert_eq!(output.code, None, "{point} did not kill\n{}", output.all());
-        is_made_good(&case);
-    }
-}
-
-/// A target that holds one day, and a source that holds two.
-fn two_days(name: &str) -> Case {
-    let case = Case::with_trades(name);
-    case.trades("trades", "2024-03-09 23:50:00", 200);
-    case.pass();
-    case.trades("trades", "2024-03-10 23:59:00", 200);
-    case
-}
-
-fn is_made_good(case: &Case) {
-    case.pass();
-    let target = case.target("trades");
-    target.holds_all("trades");
-    assert_eq!(case.sql(&format!("{HASH_OF_BRONZE} trades")), target.icebergs(HASH_OF_BRONZE));
-    assert_eq!(case.pass_one()["status"], "nothing");
-}
-
-#[test]
-fn a_pass_that_is_killed_at_a_random_moment_is_made_good_by_the_next() {
-    let seed = seed();
-    let mut state = seed;
-    let case = Case::new("random_kills");
-    case.bronze("trades");
-    case.trades_over_days("trades", "2024-03-08 12:00:00", ROWS, DAYS);
-    let expected = case.sql(&format!("{HASH_OF_BRONZE} trades"));
-    // Two clean passes: the first one also pays for what the server reads for the first time.
-    fresh_target(&case, "warm_up");
-    case.pass();
-    fresh_target(&case, "clean");
-    let started = Instant::now();
-    case.pass();
-    let clean = started.elapsed();
-
-    let mut died_before_commit = 0;
-    for round in 0..KILLS {
-        let name = format!("round_{round}");
-        fresh_target(&case, &name);
-        // A little longer than the pass, so that the last moments are hit too.
-        let delay = Duration::from_micros(random(&mut state) % u64::try_from(clean.as_micros() * 5 / 4).unwrap());
-        let pass = case.spawn("offload.toml", "", &["run"]);
-        std::thread::sleep(delay);
-        kill_9(pass);
-        let again = case.pass_one();
-        died_before_commit += u64::from(again["status"] == "offloaded");
-        let found = case.target(&name).icebergs(HASH_OF_BRONZE);
-        assert_eq!(found, expected, "round {round}, K2_TEST_SEED={seed}, killed after {delay:?} of {clean:?}");
-        assert_eq!(case.pass_one()["status"], "nothing", "round {round}, K2_TEST_SEED={seed}");
-    }
-    assert!(
-        died_before_commit > 0,
-        "no pass died before its commit: K2_TEST_SEED={seed}, a clean pass takes {clean:?}"
-    );
-    case.target(&format!("round_{}", KILLS - 1)).holds_all("trades");
-}
-
-#[test]
-fn a_pass_that_is_killed_while_it_commits_is_made_good_by_the_next() {
-    let seed = seed();
-    let mut state = seed;
-    let case = Case::with_trades("killed_commits");
-    let target = case.target("trades");
-    let metadata = target.folder().join("metadata");
-    for round in 1..=KILLS {
-        case.trades("trades", &format!("2024-03-{round:02} 23:59:50"), 100);
-        let before = files_below(&metadata).len();
-        let mut pass = case.spawn("offload.toml", "", &["run"]);
-        while files_below(&metadata).len() == before && !pass.is_over() {
-            std::thread::yield_now();
+        shape.is_made_good(&case, &format!("{point}=kill"));
+        if shape.name == PLAIN.name {
+            case.target("trades").holds_all("wanted");
         }
-        // The first manifest is there; syncs and swap take a few milliseconds more.
-        let delay = Duration::from_micros(random(&mut state) % 6_000);
-        std::thread::sleep(delay);
-        kill_9(pass);
-        case.pass();
-        let expected = case.sql(&format!("{HASH_OF_BRONZE} trades"));
-        assert_eq!(target.icebergs(HASH_OF_BRONZE), expected, "round {round}, K2_TEST_SEED={seed}, {delay:?}");
-    }
-    target.holds_for_all_readers("trades");
-    assert_eq!(target.snapshots().len() as u64, KILLS, "each round is one commit, of the killed pass or of the next");
+    });
+}
+
+/// Data files, manifest, manifest list, metadata: each file, each write to it and each sync, one run for each. The disk fails once, and the
+/// pass itself tries again.
+#[test]
+fn a_disk_that_fails_at_the_nth_write_or_sync_is_made_good() {
+    in_parallel(4, OF_FILES.to_vec(), |point| {
+        let failures = (1..MANY).take_while(|n| {
+            let case = CHUNKED.two_days("disk");
+            let fault = format!("{point}=error@{n}");
+            let output = case.run_failing(&fault, &["run"]).expect(0);
+            CHUNKED.is_made_good(&case, &fault);
+            no_file_is_left(&case);
+            let failed = output.all().contains("trying again");
+            assert!(!failed || output.all().contains("Input/output error"), "{fault}\n{}", output.all());
+            failed
+        });
+        let failures = failures.count();
+        println!("{point}: {failures} I/O errors survived");
+        assert!(failures >= 4, "{point}: data file, manifest, manifest list, metadata");
+    });
 }
 
 #[test]
-fn passes_that_are_killed_one_after_another_add_up_to_every_row_once() {
-    let seed = seed();
-    let mut state = seed;
-    let case = Case::with_trades("killed_again");
-    for day in 10..16 {
-        case.trades("trades", &format!("2024-03-{day} 23:59:50"), 20_000);
-        for _ in 0..3 {
-            let pass = case.spawn("offload.toml", "", &["run"]);
-            std::thread::sleep(Duration::from_millis(random(&mut state) % 200));
-            kill_9(pass);
-        }
-    }
-    case.pass();
-    let expected = case.sql(&format!("{HASH_OF_BRONZE} trades"));
-    assert_eq!(case.target("trades").icebergs(HASH_OF_BRONZE), expected, "K2_TEST_SEED={seed}");
-    case.target("trades").holds_all("trades");
+fn a_pass_that_is_killed_at_the_nth_write_or_sync_is_made_good_by_the_next() {
+    in_parallel(3, OF_FILES.to_vec(), |point| {
+        let kills = (1..MANY).take_while(|n| {
+            let case = PLAIN.two_days("nth");
+            let fault = format!("{point}=kill@{n}");
+            let killed = case.run_failing(&fault, &["run"]).code.is_none();
+            PLAIN.is_made_good(&case, &fault);
+            killed
+        });
+        let kills = kills.count();
+        println!("{point}: {kills} kills survived");
+        assert!(kills >= 4, "{point}: data file, manifest, manifest list, metadata");
+    });
 }
 
-fn fresh_target(case: &Case, name: &str) {
-    case.config(&TRADES.replace("cold.trades", &format!("cold.{name}")));
-    case.init_tables();
-}
-
-fn kill_9(pass: Running) {
-    pass.signal("KILL");
-    pass.wait();
+/// Every call by which SQLite writes the catalog and its journal fails, or is the last one, by strace. COMMIT itself may fail: its outcome is
+/// unknown then (P14).
+#[test]
+fn p14_every_call_that_writes_the_catalog_may_fail_or_be_the_last() {
+    let calls = ["pwrite64", "fsync", "unlink"];
+    let faults = ["error=EIO", "error=ENOSPC", "signal=KILL"];
+    let all = calls.iter().flat_map(|call| faults.iter().map(move |fault| (*call, *fault))).collect();
+    in_parallel(4, all, |(call, fault)| {
+        let injected = (1..MANY).take_while(|n| {
+            let case = PLAIN.two_days("catalog");
+            let log = case.path("trace");
+            let catalog = case.path("catalog.db").canonicalize().unwrap();
+            let journal = catalog.with_file_name("catalog.db-journal");
+            let pass = case.command(&["run"]);
+            let mut strace = Command::new("strace");
+            strace.arg("-f").arg("-P").arg(&catalog).arg("-P").arg(journal).args(["-e", &format!("trace={call}")]);
+            strace.args(["-e", &format!("inject={call}:{fault}:when={n}"), "-o"]).arg(&log);
+            let output = Running::start(strace.arg(pass.get_program()).args(pass.get_args())).wait();
+            let trace = fs::read_to_string(&log).unwrap();
+            let fault = format!("{call}:{fault}:when={n}");
+            let happened = trace.contains("(INJECTED)") || trace.contains("killed by SIGKILL");
+            let is_killed = fault.contains("KILL") && happened;
+            assert!(is_killed || matches!(output.code, Some(0 | 1)), "{fault}\n{}\n{trace}", output.all());
+            PLAIN.is_made_good(&case, &format!("{fault}\n{}\n{trace}", output.all()));
+            if !is_killed {
+                no_file_is_left(&case);
+            }
+            happened
+        });
+        let injected = injected.count();
+        println!("catalog, {call} {fault}: {injected} survived");
+        assert!(injected > 0, "the catalog saw no {call}");
+    });
 }

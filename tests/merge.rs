@@ -282,3 +282,34 @@ fn p23_late_rows_of_a_keyed_table_arrive_and_duplicates_do_not() {
     assert_eq!(case.pass_one()["rows_late"], 1);
     assert_eq!(case.pass_one()["status"], "nothing");
 }
+
+/// P21: a label that an Enum renamed is no reason to add the row again.
+#[test]
+fn p21_a_renamed_label_doubles_nothing() {
+    let case = Case::new("labels");
+    case.sql("CREATE TABLE orders (ts DateTime64(3), side Enum8('BUY' = 1, 'SELL' = 2), tags Array(Enum8('x' = 1, 'y' = 2))) ENGINE = MergeTree ORDER BY ts");
+    case.sql("INSERT INTO orders SELECT toDateTime64('2024-03-10', 3, 'UTC') + number, 1 + number % 2, [1 + number % 2] FROM numbers(100)");
+    case.config("[[table]]\nsource = 'orders'\ntarget = 'cold.orders'\ncursor = 'ts'\n");
+    case.init_tables();
+    case.pass();
+    case.sql("ALTER TABLE orders MODIFY COLUMN side Enum8('bought' = 1, 'SELL' = 2), MODIFY COLUMN tags Array(Enum8('x' = 1, 'z' = 2)) SETTINGS mutations_sync = 2");
+    reset(&case, "orders", &["--to-earliest"]);
+    assert_eq!(case.pass_one()["rows_written"], 0);
+    assert_eq!(case.target("orders").count(), 100);
+}
+
+/// P17: rows of a predecessor are told apart by a key only.
+#[test]
+fn p17_rows_of_others_are_not_merged_without_a_key() {
+    let case = Case::with_trades("adopted");
+    let target = case.target("trades");
+    target.ask("append", json!({"rows": 5, "micros": 1_710_072_000_000_000_u64}));
+    case.trades("trades", "2024-03-10 08:00:00", 100);
+    case.trades("trades", "2024-03-10 20:00:00", 30);
+    reset(&case, "trades", &["--to", "2024-03-10T18:00:00Z"]);
+    let table = case.pass_one();
+    assert_eq!((&table["rows_written"], &table["rows_late"]), (&json!(30), &json!(0)));
+    case.run(&["watermark", "reset", "--table", "trades", "--yes", "--to-earliest"]).expect(3).says(&["predecessor", "2024-03-10T18:00:00.000Z"]);
+    reset(&case, "trades", &["--to", "2024-03-10T18:00:00Z"]);
+    assert_eq!(case.pass_one()["rows_written"], 0);
+}

@@ -7,11 +7,23 @@ use serde_json::{Value, json};
 use support::{Case, HASH_OF_BRONZE, Output, TRADES, only_table};
 
 const ROUNDS: u64 = 20;
+/// Passes at once, and whether each one has a state folder of its own.
+const CROWDS: [(usize, bool); 4] = [(2, true), (5, true), (2, false), (5, false)];
 const JSON_RUN: [&str; 3] = ["--format", "json", "run"];
 
 /// A second host: the same catalog and warehouse, a state file of its own.
 fn second_host(case: &Case) {
     case.config_file("second.toml", "", "[state]\npath = 'second.db'", TRADES);
+}
+
+/// Configurations of `passes` hosts, or of as many calls on one host.
+fn crowd(case: &Case, (passes, separate): (usize, bool)) -> Vec<String> {
+    let config = |number| {
+        let (name, state) = (format!("host_{number}.toml"), if separate { number } else { 0 });
+        case.config_file(&name, "", &format!("[state]\npath = 'host_{state}.db'"), TRADES);
+        name
+    };
+    (0..passes).map(config).collect()
 }
 
 /// What a pass did of `offloaded`, `nothing` and `conflict`.
@@ -26,24 +38,23 @@ fn result(output: &Output) -> (String, Value) {
 }
 
 #[test]
-fn of_two_passes_that_commit_at_once_exactly_one_offloads() {
+fn of_several_passes_that_commit_at_once_exactly_one_offloads() {
     let case = Case::with_trades("released");
-    second_host(&case);
     let target = case.target("trades");
     for round in 1..=ROUNDS {
         case.trades("trades", &format!("2024-03-{:02} 23:59:00", round + 1), 500);
         let gate = case.gate(&format!("gate_{round}"));
         let failpoints = format!("guard=skip;written={}", gate.pause());
-        let mut passes = ["offload.toml", "second.toml"].map(|config| case.spawn(config, &failpoints, &JSON_RUN));
+        let configs = crowd(&case, CROWDS[usize::try_from(round).unwrap() % CROWDS.len()]);
+        let mut passes: Vec<_> = configs.iter().map(|config| case.spawn(config, &failpoints, &JSON_RUN)).collect();
         for pass in &mut passes {
             gate.wait_for(pass);
         }
         gate.open();
-        let outputs = passes.map(support::Running::wait);
-        let mut results = outputs.iter().map(|output| result(output).0).collect::<Vec<_>>();
-        results.sort();
-        let good = results == ["nothing", "offloaded"] || results == ["conflict", "offloaded"];
-        assert!(good, "round {round}: {results:?}\n{}\n{}", outputs[0].all(), outputs[1].all());
+        let results: Vec<_> = passes.into_iter().map(|pass| result(&pass.wait()).0).collect();
+        let of = |status: &str| results.iter().filter(|result| *result == status).count();
+        let good = of("offloaded") == 1 && of("offloaded") + of("nothing") + of("conflict") == results.len();
+        assert!(good, "round {round}: {results:?}");
         assert_eq!(target.icebergs(HASH_OF_BRONZE), case.sql(&format!("{HASH_OF_BRONZE} trades")), "round {round}");
         assert_eq!(case.pass_one()["status"], "nothing", "round {round}");
     }
@@ -157,6 +168,29 @@ fn a_second_pass_on_this_host_is_skipped_and_says_who_holds_the_table() {
     gate.open();
     assert_eq!(only_table(&first.wait().expect(0).json())["rows_written"], 100);
     assert_eq!(case.pass_one()["status"], "nothing");
+}
+
+#[test]
+fn of_several_passes_at_once_on_this_host_one_offloads_and_none_fails() {
+    let case = Case::with_trades("crowd");
+    for (round, crowded) in CROWDS.into_iter().enumerate() {
+        case.trades("trades", &format!("2024-03-{} 23:59:00", 10 + round), 500);
+        let passes: Vec<_> = crowd(&case, crowded).iter().map(|config| case.spawn(config, "", &JSON_RUN)).collect();
+        let tables: Vec<Value> = passes
+            .into_iter()
+            .map(|pass| {
+                let output = pass.wait();
+                assert!(matches!(output.code, Some(0 | 4)), "{crowded:?}\n{}", output.all());
+                only_table(&output.json())
+            })
+            .collect();
+        let written: u64 = tables.iter().map(|table| table["rows_written"].as_u64().unwrap()).sum();
+        assert_eq!(written, 500, "{crowded:?}: {tables:#?}");
+        assert_eq!(case.pass_one()["status"], "nothing", "{crowded:?}");
+    }
+    case.target("trades").holds_for_all_readers("trades");
+    case.target("trades").has_no_other_files();
+    assert_eq!(case.target("trades").snapshots().len(), CROWDS.len());
 }
 
 #[test]

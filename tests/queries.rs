@@ -6,7 +6,7 @@ mod support;
 use std::process::Command;
 
 use serde_json::{Value, json};
-use support::{Case, failpoints, finish, only_table};
+use support::{Case, finish, only_table};
 
 const CANDLES: &str = "SELECT symbol, toStartOfInterval(exchange_timestamp, INTERVAL 5 MINUTE, 'UTC') AS opened, \
      argMin(price, (exchange_timestamp, sequence_number)) AS open, max(price) AS high, sum(quantity) AS volume, count() AS trades \
@@ -266,24 +266,6 @@ fn audit_asks_a_query_span_by_span_and_knows_what_its_sources_have_dropped() {
     assert_eq!(audit(3), [bucket("expired_in_source", 12), bucket("missing", 9)]);
     case.sql("TRUNCATE TABLE trades");
     assert_eq!(audit(0), [], "no row is left to compare with");
-}
-
-#[test]
-fn a_pass_over_a_query_that_dies_anywhere_is_made_good_by_the_next() {
-    for point in failpoints() {
-        for action in ["error", "kill"] {
-            let case = with_candles("dies", &format!("{KEYS}chunk_span = '10m'\n"));
-            case.run(&["run", "--until", "2024-03-10T10:05:00Z"]).expect(0);
-            let output = case.run_failing(&format!("{point}={action}"), &["run"]);
-            assert!(output.code != Some(0) || point == "committed", "{point} {action}\n{}", output.all());
-            case.pass();
-            case.target("candles").holds_all(&view(&case, "2024-03-10 10:20:00"));
-            assert_eq!(case.pass_one()["status"], "nothing", "{point} {action}");
-            assert!(
-                !support::files_below(case.folder()).iter().any(|file| file.extension().is_some_and(|e| e == "spool"))
-            );
-        }
-    }
 }
 
 /// What a table's files may be, those of a query are too.

@@ -6,7 +6,7 @@ mod support;
 use std::fs;
 
 use serde_json::json;
-use support::{Case, only_table, wait_until};
+use support::{Case, failpoints, in_parallel, only_table, wait_until};
 
 /// Settings under which the SELECT of [`slow_case`] takes minutes.
 const SLOW: &str =
@@ -61,8 +61,8 @@ fn sigint_in_the_middle_of_a_select_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_signal_between_the_steps_finishes_or_abandons_the_chunk() {
-    for point in ["guard", "target", "counted", "written", "committed"] {
+fn a_signal_at_any_point_finishes_or_abandons_the_chunk() {
+    in_parallel(4, failpoints(), |point| {
         let case = Case::with_trades("between_steps");
         case.trades("trades", "2024-03-10 00:00:00", 200);
         let gate = case.gate("gate");
@@ -81,7 +81,7 @@ fn a_signal_between_the_steps_finishes_or_abandons_the_chunk() {
         );
         case.pass();
         target.holds_all("trades");
-    }
+    });
 }
 
 #[test]

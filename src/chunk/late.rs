@@ -21,6 +21,8 @@ impl Route<'_> {
             return Ok(Vec::new());
         }
         let from = floor(kind.tick_at(at.saturating_sub(lookback)), self.step);
+        // Rows of others are told apart by a key only (P17).
+        let from = from.max(marker.adopted_to.filter(|_| self.table.key.is_empty()).unwrap_or(from));
         let pieces = pieces(&markers(&self.target.metadata)?, (from, marker.watermark), &marker.skipped);
         let windows: Vec<Window> = pieces.iter().map(Piece::window).collect();
         let counts = self.source.counts(self.cursor(), &windows).await?;

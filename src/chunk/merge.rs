@@ -21,7 +21,7 @@ use crate::difference::Slice;
 use crate::error::{Classify, Error, Kind, Result};
 use crate::plan::Window;
 use crate::rows::{Image, Imager};
-use crate::schema::pruned;
+use crate::schema::{leaf_ids, pruned};
 use crate::source::{Counting, Source, partition_values};
 use crate::target::{RowFile, Rows, read_rows};
 use crate::write::{Encoder, Scratch, ScratchWriter, Written};
@@ -136,7 +136,16 @@ impl Route<'_> {
 
     /// The columns that every file of the window physically holds and that the source still has (protocol.md P21).
     fn compared(&self, source: &Scratch, held: &[RowFile]) -> Result<Compared> {
-        let fields = held.iter().fold(source.fields.clone(), |all, file| &all & &file.fields);
+        let mut fields = held.iter().fold(source.fields.clone(), |all, file| &all & &file.fields);
+        // A label that was renamed since is another text of the same value, which must not make a row another one.
+        let labels = self.source.columns.iter().filter(|column| column.source_type.contains("Enum"));
+        for column in labels.filter(|column| !self.table.key.contains(&column.name)) {
+            if let Some(field) = self.schema().field_by_name(&column.name) {
+                leaf_ids(field).iter().for_each(|id| {
+                    fields.remove(id);
+                });
+            }
+        }
         let schema = pruned(self.schema(), &fields)?;
         let position = |name: &String| schema.as_struct().fields().iter().position(|field| field.name == *name);
         let key = self.table.key.iter().map(|name| {

@@ -106,6 +106,7 @@ impl Chunk {
             source_rows: self.source_rows(),
             rows: self.held + files.rows(),
             total_records: planned_on.and_then(|marker| marker.total_records),
+            adopted_to: planned_on.and_then(|marker| marker.adopted_to),
             // The first chunk begins where `start_at` says, which may change later.
             skipped: match (planned_on, self.window.low) {
                 (Some(marker), _) => marker.skipped.clone(),

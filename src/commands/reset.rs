@@ -74,6 +74,7 @@ async fn reset(config: &Config, table: &Table, args: &Reset, run_id: &str) -> Re
     report.rows_skipped = source.rows(&identity.cursor, plan.window()).await?;
     if let Some(again) = plan.again() {
         check_mergeable(&source, table)?;
+        plan.check_adopted(!table.key.is_empty())?;
         report.rows_compared = source.rows(&identity.cursor, again).await?;
     }
     report.to = Some(time(plan.to));

@@ -23,6 +23,7 @@ use self::expiry::unreferenced;
 use self::stage::{Staged, stage};
 use crate::config::TableName;
 use crate::error::{Context, Error, Kind, Result};
+use crate::failpoint::{self, Failpoint};
 use crate::storage::delete_own_file;
 use crate::target::{Catalog, Fate, Swap, SwapError, Target, fate};
 use crate::watermark::Marker;
@@ -169,6 +170,10 @@ async fn ask(catalog: &Catalog, file_io: &FileIO, commit: &Commit<'_>, staged: &
 
 /// Deletes what a commit that has landed let go: metadata files, and the files of snapshots that were too old.
 async fn clean(file_io: &FileIO, staged: &Staged) {
+    if let Err(error) = failpoint::hit(Failpoint::CommitClean) {
+        tracing::warn!(%error, "what the commit let go was left behind");
+        return;
+    }
     discard(&staged.obsolete);
     match unreferenced(file_io, &staged.base.metadata, &staged.new.metadata).await {
         Ok(files) => discard(&files),

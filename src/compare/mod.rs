@@ -2,7 +2,7 @@
 //!
 //! The source's rows come through the casts of an offload into a file for a while, and one reader reads that file and the target's. First each
 //! side of each bucket becomes a number of rows and a sum of their images. Only buckets that differ are read a second time, to tell by which
-//! rows, as many of them together as memory allows, and slice by slice where one does not fit.
+//! rows, as many of them together as memory allows, and slice by slice where one does not fit. Beside that, memory holds a row group of a file.
 
 mod stretch;
 

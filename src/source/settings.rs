@@ -75,12 +75,13 @@ const PINNED: &[(&str, &str, Importance)] = {
 /// A page is closed, where it is large enough, after as many rows.
 const PAGE_ROWS: &str = "output_format_parquet_batch_size";
 
-/// Rows of a row group that is only read here.
-const COMPARED_ROW_GROUP: &str = "16384";
+/// Rows of a row group that is only read here, and bytes where rows are wide.
+const COMPARED_ROW_GROUP: [&str; 2] = ["16384", "8388608"];
 
 /// Settings that depend on the table, and one per query.
-const PER_QUERY: [&str; 7] = [
+const PER_QUERY: [&str; 8] = [
     PAGE_ROWS,
+    ROW_GROUP_BYTES,
     "log_comment",
     "max_execution_time",
     "output_format_compression_level",
@@ -90,6 +91,7 @@ const PER_QUERY: [&str; 7] = [
 ];
 
 const ROW_GROUP_SIZE: &str = "output_format_parquet_row_group_size";
+const ROW_GROUP_BYTES: &str = "output_format_parquet_row_group_size_bytes";
 const BLOOM_FILTER: &str = "output_format_parquet_write_bloom_filter";
 
 /// Why a user may not set `name` in the configuration, if so.
@@ -97,6 +99,8 @@ pub fn reserved_setting(name: &str) -> Option<&'static str> {
     match name {
         ROW_GROUP_SIZE => return Some("is what `row_group_size` of [defaults] or of a table sets"),
         BLOOM_FILTER => return Some("is what `bloom_filter` of [defaults] or of a table sets"),
+        // Of data files it is the user's.
+        ROW_GROUP_BYTES => return None,
         _ => {}
     }
     let pinned = PINNED.iter().any(|(pinned, ..)| *pinned == name) || PER_QUERY.contains(&name);
@@ -187,7 +191,8 @@ pub fn spooled(server: &BTreeMap<String, ServerSetting>) -> BTreeMap<String, Str
 /// What suits an answer that is decoded here a row group at a time: of that memory holds all.
 pub fn compared(server: &BTreeMap<String, ServerSetting>) -> BTreeMap<String, String> {
     let mut send = spooled(server);
-    for (name, value) in [(ROW_GROUP_SIZE, COMPARED_ROW_GROUP), (BLOOM_FILTER, "0")] {
+    let [rows, bytes] = COMPARED_ROW_GROUP;
+    for (name, value) in [(ROW_GROUP_SIZE, rows), (ROW_GROUP_BYTES, bytes), (BLOOM_FILTER, "0")] {
         if server.get(name).is_some_and(|setting| !setting.readonly) {
             send.insert(name.to_owned(), value.to_owned());
         }

@@ -162,6 +162,7 @@ impl Catalog {
         if rows == 0 {
             return Ok(Swap::Stale);
         }
+        failpoint::hit(Failpoint::CommitSwapped).map_err(SwapError::NotDone)?;
         tx.commit().map_err(|e| SwapError::Unknown(classify(e, path, "commit to")))?;
         if action == Action::ReplyLost { Err(lost()) } else { Ok(Swap::Done) }
     }

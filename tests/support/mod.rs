@@ -9,6 +9,7 @@ pub mod disk;
 pub mod proxy;
 pub mod readers;
 pub mod server;
+pub mod shapes;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -325,6 +326,22 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "waited {PATIENCE:?} in vain until {what}");
         std::thread::sleep(POLL);
     }
+}
+
+/// Does all of `work`, up to `workers` items at a time; the first failure fails the test when all are done.
+pub fn in_parallel<T: Send>(workers: usize, work: Vec<T>, each: impl Fn(T) + Sync) {
+    let queue = std::sync::Mutex::new(work.into_iter());
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                loop {
+                    let next = queue.lock().unwrap().next();
+                    let Some(item) = next else { break };
+                    each(item);
+                }
+            });
+        }
+    });
 }
 
 /// The only entry of `tables`.

@@ -1,0 +1,69 @@
+//! Bounded memory (invariant 9): a pass whose rows are many times its memory.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
+
+mod support;
+
+use std::fs;
+use std::process::Command;
+
+use support::shapes::PLAIN;
+use support::{Case, HASH_OF_BRONZE, Running, TRADES, in_parallel};
+
+/// What the kernel lets the process write to: heap, stacks, anonymous mappings (`RLIMIT_DATA`). An allocation above it aborts the pass.
+const LIMIT: u64 = 64 << 20;
+/// What is resident, without the pages of the binary itself, which are other ones in a release build.
+const LIMIT_RESIDENT_KB: u64 = 64 << 10;
+/// Without compression 43 MB of Parquet, one file.
+const ROWS: u64 = 1_000_000;
+const DAYS: u64 = 1;
+
+/// Streamed as they are, with and without a key, and decoded and encoded anew.
+const CONFIGS: [(&str, &str); 3] = [
+    ("table", ""),
+    ("key", "key = ['exchange_timestamp', 'sequence_number', 'symbol']\n"),
+    (
+        "query",
+        "name = 'trades'\nquery = 'SELECT * FROM trades WHERE exchange_timestamp >= {low} AND exchange_timestamp < {high}'\n",
+    ),
+];
+
+#[test]
+fn a_pass_over_many_rows_fits_into_64_megabytes() {
+    in_parallel(2, CONFIGS.to_vec(), |(name, further)| {
+        let case = PLAIN.case("memory");
+        let table = if name == "query" { TRADES.replace("source = 'trades'\n", "") } else { TRADES.to_owned() };
+        case.config(&format!("{table}{further}compression = 'none'\n"));
+        case.trades_over_days("trades", "2024-03-10", ROWS, DAYS);
+        let gate = case.gate("gate");
+        let pass = case.command(&["run"]);
+        let mut limited = Command::new("prlimit");
+        limited.arg(format!("--data={LIMIT}")).arg(pass.get_program()).args(pass.get_args());
+        limited.current_dir(case.folder()).env("K2_OFFLOAD_FAILPOINTS", format!("remember={}", gate.pause()));
+        let mut pass = Running::start(&mut limited);
+        gate.wait_for(&mut pass);
+        let status = fs::read_to_string(format!("/proc/{}/status", pass.pid())).unwrap();
+        gate.open();
+        pass.wait().expect(0);
+        let peak = kilobytes(&status, "VmHWM") - kilobytes(&status, "RssFile");
+        let bytes: u64 = case.target("trades").files_on_disk().iter().map(|file| file.metadata().unwrap().len()).sum();
+        println!("{name}: {ROWS} trades, {bytes} bytes, peak {peak} kB");
+        assert!(peak < LIMIT_RESIDENT_KB, "{name}: {peak} kB");
+        succeeds_once(&case, name);
+    });
+}
+
+/// Every row must be there, and the next pass find nothing.
+fn succeeds_once(case: &Case, name: &str) {
+    assert_eq!(PLAIN.hash_of_target(case), case.sql(&format!("{HASH_OF_BRONZE} {}", wanted(name))), "{name}");
+    assert_eq!(case.pass_one()["status"], "nothing");
+}
+
+/// Of trades with one key, equal in every column, one leaves.
+fn wanted(name: &str) -> &'static str {
+    if name == "key" { "(SELECT DISTINCT * FROM trades)" } else { "trades" }
+}
+
+fn kilobytes(status: &str, name: &str) -> u64 {
+    let value = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.strip_suffix("kB"));
+    value.unwrap_or_else(|| panic!("no {name} in {status}")).trim().parse().unwrap()
+}

@@ -1,0 +1,95 @@
+//! Ways in which trades leave, each with what a foreign reader must find in the end.
+
+use super::{Case, HASH_OF_BRONZE, Output};
+
+/// A configuration of the target `cold.trades` whose rows come from the source table `trades`.
+#[derive(Debug)]
+pub struct Shape {
+    pub name: &'static str,
+    config: &'static str,
+    /// SELECT of the rows that the target must hold.
+    wanted: &'static str,
+    /// Query for count and hash of such rows, up to FROM.
+    hash: &'static str,
+}
+
+/// As they are, a partition a day.
+pub const PLAIN: Shape =
+    Shape { name: "plain", config: super::TRADES, wanted: "SELECT * FROM trades", hash: HASH_OF_BRONZE };
+
+/// As they are, in many commits.
+pub const CHUNKED: Shape = Shape {
+    name: "chunked",
+    config: "[[table]]\nsource = 'trades'\ntarget = 'cold.trades'\ncursor = 'exchange_timestamp'\nchunk_rows = 300\n",
+    wanted: "SELECT * FROM trades",
+    hash: HASH_OF_BRONZE,
+};
+
+/// One of each key, a partition a day and symbol. Trades with one key are equal in every column.
+pub const KEYED: Shape = Shape {
+    name: "keyed",
+    config: "[[table]]\nsource = 'trades'\ntarget = 'cold.trades'\ncursor = 'exchange_timestamp'\n\
+             key = ['exchange_timestamp', 'sequence_number', 'symbol']\npartition_by = ['day(exchange_timestamp)', 'symbol']\n",
+    wanted: "SELECT DISTINCT * FROM trades",
+    hash: HASH_OF_BRONZE,
+};
+
+/// Candles of five minutes, computed by a query, two windows a commit.
+pub const CANDLES: Shape = Shape {
+    name: "candles",
+    config: "[[table]]\nname = 'candles'\nquery = \"\"\"SELECT symbol, toStartOfInterval(exchange_timestamp, INTERVAL 5 MINUTE, 'UTC') AS opened, \
+             max(price) AS high, sum(quantity) AS volume, count() AS trades FROM trades \
+             WHERE exchange_timestamp >= {low} AND exchange_timestamp < {high} GROUP BY symbol, opened\"\"\"\n\
+             target = 'cold.trades'\ncursor = 'opened'\nkey = ['symbol', 'opened']\nwindow = '5m'\nchunk_span = '10m'\n\
+             partition_by = ['month(opened)', 'symbol']\n",
+    wanted: "SELECT symbol, toStartOfInterval(exchange_timestamp, INTERVAL 5 MINUTE, 'UTC') AS opened, max(price) AS high, \
+             sum(quantity) AS volume, count() AS trades FROM trades GROUP BY symbol, opened",
+    hash: "SELECT count(), sum(cityHash64(toUnixTimestamp64Micro(toDateTime64(opened, 6, 'UTC')), symbol, toString(high), \
+           toString(volume), toString(trades))) FROM ",
+};
+
+impl Shape {
+    /// A case with an empty source, its configuration, its target, and the view `wanted`.
+    pub fn case(&self, name: &str) -> Case {
+        let case = Case::new(&format!("{name}_{}", self.name));
+        case.bronze("trades");
+        case.sql(&format!("CREATE VIEW wanted AS {}", self.wanted));
+        case.config(self.config);
+        case.init_tables();
+        case
+    }
+
+    /// A case whose target holds one day and whose source holds two.
+    pub fn two_days(&self, name: &str) -> Case {
+        let case = self.case(name);
+        case.trades("trades", "2024-03-09 23:50:00", 200);
+        case.pass();
+        case.trades("trades", "2024-03-10 23:59:00", 200);
+        case
+    }
+
+    /// Count and hash of the target's rows, read by ClickHouse.
+    pub fn hash_of_target(&self, case: &Case) -> String {
+        case.target("trades").icebergs(self.hash)
+    }
+
+    /// Count and hash of the rows that it must hold.
+    pub fn hash_of_source(&self, case: &Case) -> String {
+        case.sql(&format!("{} wanted", self.hash))
+    }
+
+    /// A clean pass must bring every row once; the next one must find nothing, and `audit` no difference.
+    pub fn is_made_good(&self, case: &Case, fault: &str) {
+        succeeds(case, &["run"], fault);
+        assert_eq!(self.hash_of_target(case), self.hash_of_source(case), "{} after {fault}", self.name);
+        let again = succeeds(case, &["--format", "json", "run"], fault);
+        assert_eq!(super::only_table(&again.json())["status"], "nothing", "{} after {fault}", self.name);
+        succeeds(case, &["audit"], fault);
+    }
+}
+
+fn succeeds(case: &Case, arguments: &[&str], fault: &str) -> Output {
+    let output = case.run(arguments);
+    assert_eq!(output.code, Some(0), "{arguments:?} after {fault}\n{}", output.all());
+    output.expect(0)
+}
