@@ -48,7 +48,8 @@ pub struct Slice {
 }
 
 impl Slice {
-    fn contains(self, key: &Image) -> bool {
+    /// Whether a row belongs to it.
+    pub fn contains(self, key: &Image) -> bool {
         u128::from_le_bytes(*key) % u128::from(self.of.max(1)) == u128::from(self.number)
     }
 }

@@ -10,7 +10,7 @@
 //! | [`pass`] | the order of the steps and the points where a pass can die |
 //! | [`chunk`] | one chunk on its way: counted, streamed into files, checked |
 //! | [`progress`] | what a pass has done so far, and its report |
-//! | [`plan`], [`reset`], [`histogram`], [`watermark`], [`cursor`], [`partition`], [`schema`] | values and decisions: pure, synchronous, property-tested |
+//! | [`plan`], [`late`], [`reset`], [`histogram`], [`watermark`], [`cursor`], [`partition`], [`schema`] | values and decisions: pure, synchronous, property-tested |
 //! | [`ttl`] | alarms about rows that the source drops before they leave |
 //! | [`source`] | the only user of ClickHouse |
 //! | [`mod@write`] | Parquet streams -> data files: bytes pass through, the footer gets field ids; the rows of a query are encoded anew, by partition |
@@ -38,6 +38,7 @@ pub mod error;
 pub mod failpoint;
 pub mod guard;
 pub mod histogram;
+pub mod late;
 pub mod partition;
 pub mod pass;
 pub mod plan;

@@ -7,23 +7,26 @@
 //! Crash safety: before *write* nothing is durable. Between *write* and *commit* only files exist that nothing refers to; they are deleted
 //! when the pass fails, and left behind by kill -9. After *commit* the next pass reads the watermark from the table.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use chrono::{SecondsFormat, Utc};
 use futures::{FutureExt, StreamExt, stream};
 use iceberg::io::FileIO;
 use tracing::Instrument;
+use uuid::Uuid;
 
-use crate::chunk::{Chunk, Files, Route};
+use crate::chunk::{Chunk, Files, Merger, Route};
 use crate::commit::{self, Base, Commit, Failure};
 use crate::config::{Config, Table};
 use crate::cursor::micros_of;
 use crate::error::{Error, Kind, Result, worst_exit};
 use crate::failpoint::{self, Action, Failpoint};
 use crate::guard::Guard;
-use crate::plan::{Situation, lower_bound};
+use crate::plan::{Situation, Window, lower_bound};
 use crate::progress::Progress;
 use crate::report::{RunReport, RunTable};
+use crate::rows::Imager;
 use crate::schema::Evolution;
 use crate::source::{Server, new_run_id};
 use crate::state::{Finished, State};
@@ -32,7 +35,7 @@ use crate::storage::local_file_io;
 use crate::target::{Catalog, Target, deleted_by_others};
 use crate::telemetry::Telemetry;
 use crate::ttl;
-use crate::watermark::Marker;
+use crate::watermark::{Marker, Mode};
 
 /// Tries of a table within one pass.
 const TRIES: u32 = 3;
@@ -68,6 +71,7 @@ pub async fn run(
         state: State::open(&config.state),
         stop,
         telemetry,
+        seed: Uuid::new_v4().as_u64_pair().0,
     };
     let tables = pass.layers(tables).instrument(tracing::info_span!("pass", run_id = pass.run_id)).await;
     let exit = worst_exit(tables.iter().map(RunTable::exit_code));
@@ -86,6 +90,8 @@ struct Pass<'a> {
     state: State,
     stop: &'a Stop,
     telemetry: &'a Telemetry,
+    /// Of the images of rows: nobody outside can make two rows alike.
+    seed: u64,
 }
 
 impl Pass<'_> {
@@ -146,7 +152,7 @@ impl Pass<'_> {
         if !self.options.dry_run {
             self.state.begin(&table.target.to_string());
         }
-        let offloaded = self.retry(async || self.offload(table, server, &mut catalog, progress).await).await;
+        let offloaded = self.retry(async || Box::pin(self.offload(table, server, &mut catalog, progress)).await).await;
         // Rows first, alarm afterwards; also where something else went wrong after a commit, because the next pass cannot tell any more.
         match (progress.alarm(), offloaded) {
             (Some(lost), Ok(())) => Err(lost),
@@ -183,6 +189,7 @@ impl Pass<'_> {
         let situation = Situation {
             cursor: cursor.kind,
             watermark,
+            offloaded_to: marker.as_ref().map(|marker| marker.offloaded_to),
             low,
             source_clock_micros: facts.clock_micros,
             settle_delay: table.settle_delay,
@@ -197,11 +204,14 @@ impl Pass<'_> {
             progress.lost(ttl::guard(table, cursor.kind, watermark.and(watermark.max(checked_to)), &facts));
         }
         progress.deleted(marker.as_ref().and_then(|marker| deleted_by_others(&route.target.metadata, marker)));
+        // Where the watermark was put back, all from there on is compared anyway.
+        let before = marker.clone().filter(|marker| marker.watermark == marker.offloaded_to);
         progress.seen(cursor.kind, marker, &facts);
 
         failpoint::hit(Failpoint::Planned)?;
-        if let Some(window) = plan.window {
-            let mut chunks = self.stop.or(route.chunks(window)).await?;
+        let windows = [(Mode::Merge, plan.merge), (Mode::Append, plan.window)];
+        for (mode, window) in windows.into_iter().filter_map(|(mode, window)| Some((mode, window?))) {
+            let mut chunks = self.stop.or(route.chunks(window, mode)).await?;
             while let Some(mut chunk) = self.stop.or(route.next_chunk(&mut chunks)).await? {
                 if self.options.dry_run {
                     self.stop.or(route.count_unread(&mut chunk)).await?;
@@ -214,10 +224,43 @@ impl Pass<'_> {
                 }
                 self.chunk(catalog, &mut route, &mut chunk, progress).await?;
             }
+            // Behind the last row of the source the target may hold what that has dropped.
+            let low = progress.marker().map(|marker| marker.watermark);
+            let rest = Window { low, high: window.high };
+            if mode == Mode::Merge && !self.options.dry_run && !rest.is_empty() {
+                self.chunk(catalog, &mut route, &mut Chunk::of_nothing(rest), progress).await?;
+            }
         }
-        if !self.options.dry_run {
-            progress.checked(plan.checked_to);
+        if self.options.dry_run {
+            return Ok(());
         }
+        progress.checked(plan.checked_to);
+        if let Some(before) = before {
+            self.late(catalog, &mut route, &before, progress).await?;
+        }
+        Ok(())
+    }
+
+    /// Brings rows that came late, below the watermark that this pass began with (P23).
+    async fn late(
+        &self,
+        catalog: &mut Catalog,
+        route: &mut Route<'_>,
+        before: &Marker,
+        progress: &mut Progress,
+    ) -> Result<()> {
+        let windows = self.stop.or(route.late(&self.file_io, before)).await?;
+        let known = progress.merging_late_rows();
+        for window in windows {
+            let mut chunks = self.stop.or(route.chunks(window, Mode::Merge)).await?;
+            while let Some(mut chunk) = self.stop.or(route.next_chunk(&mut chunks)).await? {
+                if self.started.elapsed() > self.config.pass_deadline {
+                    return Err(deadline_is_over());
+                }
+                self.chunk(catalog, route, &mut chunk, progress).await?;
+            }
+        }
+        progress.merged_late_rows(known);
         Ok(())
     }
 
@@ -232,11 +275,11 @@ impl Pass<'_> {
         failpoint::hit(Failpoint::Counted)?;
         let mut files = Files::default();
         let bar = self.telemetry.bar(&route.table.target.to_string());
-        let written = self.stop.or(route.write(chunk, &mut files, &bar)).await;
+        let written = self.stop.or(route.write(chunk, &mut files, self.merger(), &bar)).await;
         bar.finish_and_clear();
         let committed = match written {
             // What a query holds is only known now.
-            Ok(()) if chunk.source_rows() == 0 => return Ok(()),
+            Ok(()) if chunk.source_rows() == 0 && chunk.mode == Mode::Append => return Ok(()),
             Ok(()) => self.commit(catalog, route, progress.marker(), chunk, &files).await,
             Err(error) => Err(Failure::Rejected(error)),
         };
@@ -275,7 +318,11 @@ impl Pass<'_> {
         let commit = Commit {
             name: &route.table.target,
             planned_on: &route.target,
-            base: Base::Marker(planned_on.map(|marker| marker.commit_id)),
+            base: match chunk.mode {
+                // It was compared with all rows that are there (P13).
+                Mode::Merge => Base::Snapshot,
+                _ => Base::Marker(planned_on.map(|marker| marker.commit_id)),
+            },
             marker: &marker,
             files: &files.finished,
             // Without rows the target has no use for new columns.
@@ -283,6 +330,16 @@ impl Pass<'_> {
         };
         let (snapshot_id, target) = Box::pin(commit::commit(catalog, &self.file_io, &commit)).await?;
         Ok((snapshot_id, target, marker))
+    }
+
+    /// What a merge needs beside source and target.
+    fn merger(&self) -> Merger<'_> {
+        Merger {
+            file_io: &self.file_io,
+            scratch: self.config.state.parent().unwrap_or(Path::new("/")),
+            memory: self.config.merge_memory / self.config.parallel_tables.max(1) as u64,
+            imager: Imager::new(self.seed),
+        }
     }
 
     /// Warns of what stays different between source and target, once: as long as the cache remembers that it was told.

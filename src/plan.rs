@@ -17,6 +17,8 @@ pub struct Situation {
     pub cursor: CursorType,
     /// The target's watermark, `None` before the first commit.
     pub watermark: Option<Tick>,
+    /// The highest watermark ever committed; below it rows have left before.
+    pub offloaded_to: Option<Tick>,
     /// See [`lower_bound`].
     pub low: Option<Tick>,
     /// The source's own clock, microseconds since 1970.
@@ -60,6 +62,8 @@ impl Window {
 /// What a pass does about a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Plan {
+    /// What has left before and is compared once more, because the watermark was put back (P27: it ends at offloaded-to).
+    pub merge: Option<Window>,
     /// The rows to move, `None` where there can be none.
     pub window: Option<Window>,
     /// The bound up to which the source is looked at, rows or not; `None` where nothing below it is settled yet.
@@ -108,7 +112,8 @@ pub fn lower_bound(
     cursor: CursorType,
     step: Tick,
 ) -> Result<Option<Tick>> {
-    if let Some(split) = watermark.filter(|watermark| floor(*watermark, step) != *watermark) {
+    if let Some(split) = watermark.filter(|watermark| *watermark != Tick::MIN && floor(*watermark, step) != *watermark)
+    {
         let message = format!("the watermark {} is no multiple of `window`, in UTC", cursor.format(split));
         return Err(Error::refused(message)
             .hint("an aggregate would leave in two parts; restore the window that the table was filled with, or fill a new target"));
@@ -123,15 +128,17 @@ impl Situation {
     pub fn plan(&self) -> Plan {
         let settled = self.cursor.tick_at(self.source_clock_micros.saturating_sub(micros_of(self.settle_delay)));
         let bound = floor(self.until.map_or(settled, |until| until.min(settled)), self.step);
-        let low = self.low;
-        if low.is_some_and(|low| bound <= low) {
-            return Plan { window: None, checked_to: self.watermark };
+        if self.low.is_some_and(|low| bound <= low) {
+            return Plan { merge: None, window: None, checked_to: self.watermark };
         }
+        let merge = self.low.zip(self.offloaded_to).map(|(low, to)| Window { low: Some(low), high: to.min(bound) });
+        let merge = merge.filter(|merge| !merge.is_empty());
+        let low = self.low.max(self.offloaded_to.filter(|_| merge.is_some()));
         let window = self
             .newest
             .map(|newest| Window { low, high: bound.min(ceil(newest.saturating_add(1), self.step)) })
             .filter(|window| low.is_none_or(|low| window.high > low));
-        Plan { window, checked_to: Some(bound) }
+        Plan { merge, window, checked_to: Some(bound) }
     }
 }
 
@@ -197,6 +204,7 @@ mod tests {
         Situation {
             cursor: MILLIS,
             watermark: Some(NOW - 900_000),
+            offloaded_to: Some(NOW - 900_000),
             low: Some(NOW - 900_000),
             source_clock_micros: NOW * 1000,
             settle_delay: Duration::from_secs(300),
@@ -210,7 +218,10 @@ mod tests {
     fn ends_at_the_settled_clock() {
         let plan = situation().plan();
         let high = NOW - 300_000;
-        assert_eq!(plan, Plan { window: Some(Window { low: Some(NOW - 900_000), high }), checked_to: Some(high) });
+        assert_eq!(
+            plan,
+            Plan { merge: None, window: Some(Window { low: Some(NOW - 900_000), high }), checked_to: Some(high) }
+        );
     }
 
     #[test]
@@ -225,25 +236,43 @@ mod tests {
         let ahead = Situation { source_clock_micros: (NOW + 172_800_000) * 1000, ..situation() }.plan();
         assert_eq!(ahead.window.map(|w| w.high), Some(NOW - 9));
         let back = Situation { source_clock_micros: (NOW - 3_600_000) * 1000, ..situation() }.plan();
-        assert_eq!(back, Plan { window: None, checked_to: Some(NOW - 900_000) });
+        assert_eq!(back, Plan { merge: None, window: None, checked_to: Some(NOW - 900_000) });
     }
 
     #[test]
     fn the_first_window_has_no_lower_bound_unless_configured() {
-        let first = Situation { watermark: None, low: None, ..situation() };
+        let first = Situation { watermark: None, offloaded_to: None, low: None, ..situation() };
         assert_eq!(first.plan().window.and_then(|w| w.low), None);
         let started = Situation { low: Some(5), ..first };
         assert_eq!(started.plan().window.and_then(|w| w.low), Some(5));
         let empty = Situation { newest: None, ..first };
-        assert_eq!(empty.plan(), Plan { window: None, checked_to: Some(NOW - 300_000) });
+        assert_eq!(empty.plan(), Plan { merge: None, window: None, checked_to: Some(NOW - 300_000) });
     }
 
     #[test]
     fn a_day_is_offloaded_when_it_is_over() {
         let day = CursorType::Date.tick_at(NOW * 1000);
-        let dates =
-            Situation { cursor: CursorType::Date, watermark: None, low: None, newest: Some(day), ..situation() };
+        let dates = Situation {
+            cursor: CursorType::Date,
+            watermark: None,
+            offloaded_to: None,
+            low: None,
+            newest: Some(day),
+            ..situation()
+        };
         assert_eq!(dates.plan().window.map(|w| w.high), Some(day));
+    }
+
+    #[test]
+    fn what_has_left_is_merged_up_to_where_it_has() {
+        let back = Situation { watermark: Some(NOW - 900_000), offloaded_to: Some(NOW - 600_000), ..situation() };
+        let merge = Some(Window { low: Some(NOW - 900_000), high: NOW - 600_000 });
+        let window = Some(Window { low: Some(NOW - 600_000), high: NOW - 300_000 });
+        assert_eq!(back.plan(), Plan { merge, window, checked_to: Some(NOW - 300_000) });
+        let gone = Situation { newest: None, ..back }.plan();
+        assert_eq!((gone.merge, gone.window), (merge, None), "the source may have dropped all of it");
+        let until = Situation { until: Some(NOW - 700_000), ..back }.plan();
+        assert_eq!((until.merge.map(|merge| merge.high), until.window), (Some(NOW - 700_000), None));
     }
 
     #[test]
@@ -251,7 +280,7 @@ mod tests {
         let plan = Situation { until: Some(NOW - 800_000), ..situation() }.plan();
         assert_eq!(plan.window.map(|w| w.high), Some(NOW - 800_000));
         let below = Situation { until: Some(NOW - 1_000_000), ..situation() }.plan();
-        assert_eq!(below, Plan { window: None, checked_to: Some(NOW - 900_000) });
+        assert_eq!(below, Plan { merge: None, window: None, checked_to: Some(NOW - 900_000) });
     }
 
     #[test]
@@ -291,19 +320,26 @@ mod tests {
             newest in proptest::option::of(-1_000_i64..1_000),
             until in proptest::option::of(-1_000_i64..1_000),
             step in 1_i64..50,
+            back in 0_i64..20,
             clock in -1_000_i64..1_000,
             settle in 0_u64..100,
         ) {
             let watermark = watermark.map(|watermark| floor(watermark, step));
             let newest = newest.filter(|n| *n <= clock && watermark.is_none_or(|w| *n >= w));
             let situation = Situation {
-                cursor: MILLIS, watermark, low: watermark, source_clock_micros: clock * 1000,
+                cursor: MILLIS, watermark, offloaded_to: watermark.map(|w| w + back * step), low: watermark, source_clock_micros: clock * 1000,
                 settle_delay: Duration::from_millis(settle), newest, until, step,
             };
             let plan = situation.plan();
             let settled = clock - settle as i64;
+            if let Some(merge) = plan.merge {
+                prop_assert_eq!(merge.low, watermark);
+                prop_assert!(merge.high <= settled && Some(merge.high) <= situation.offloaded_to);
+                prop_assert!(until.is_none_or(|until| merge.high <= until));
+            }
             if let Some(Window { low, high }) = plan.window {
-                prop_assert_eq!(low, watermark);
+                prop_assert_eq!(low, watermark.max(situation.offloaded_to), "what has left is never appended again");
+                prop_assert_eq!(plan.merge.map(|merge| merge.high), low.filter(|low| Some(*low) > watermark));
                 prop_assert!(low.is_none_or(|low| low < high));
                 prop_assert!(high <= settled);
                 prop_assert!(high < newest.unwrap() + 1 + step);
@@ -312,7 +348,8 @@ mod tests {
             } else {
                 // Nothing that was settled, and that the user let pass, stays behind unseen.
                 let bound = floor(until.map_or(settled, |u| u.min(settled)), step);
-                prop_assert!(newest.is_none() || bound <= watermark.unwrap_or(i64::MIN), "{:?}", situation);
+                let left = situation.offloaded_to.unwrap_or(i64::MIN);
+                prop_assert!(newest.is_none_or(|newest| newest < left) || bound <= left, "{:?}", situation);
             }
             prop_assert!(plan.checked_to.unwrap_or(i64::MIN) >= watermark.unwrap_or(i64::MIN));
         }

@@ -8,7 +8,7 @@ use crate::plan::Window;
 use crate::report::{ErrorReport, PlannedChunk, RunStatus, RunTable};
 use crate::source::Facts;
 use crate::ttl;
-use crate::watermark::Marker;
+use crate::watermark::{Marker, Mode};
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -21,6 +21,8 @@ pub struct Progress {
     rows: u64,
     duplicates: u64,
     rejected: u64,
+    changed: Option<u64>,
+    late: Option<u64>,
     bytes: u64,
     files: u64,
     chunks: u64,
@@ -95,12 +97,17 @@ impl Progress {
 
     /// A chunk was committed.
     pub fn committed(&mut self, chunk: &Chunk, files: &Files, snapshot_id: i64, marker: Marker) {
-        self.extend(chunk.window);
+        if chunk.window.high == marker.watermark {
+            self.extend(chunk.window);
+        }
         self.checked_to = Some(marker.watermark);
         self.marker = Some(marker);
         self.rows += files.rows();
         self.duplicates += chunk.duplicates();
         self.rejected += chunk.rejected();
+        if chunk.mode == Mode::Merge {
+            self.changed = Some(self.changed.unwrap_or(0) + chunk.changed);
+        }
         self.bytes += files.bytes();
         self.files += files.finished.len() as u64;
         self.chunks += 1;
@@ -110,6 +117,16 @@ impl Progress {
     fn extend(&mut self, chunk: Window) {
         let low = self.window.map_or(chunk.low, |window| window.low);
         self.window = Some(Window { low, high: chunk.high });
+    }
+
+    /// Late rows are looked for; what was written until now are others.
+    pub fn merging_late_rows(&mut self) -> u64 {
+        self.rows
+    }
+
+    /// They were found and brought.
+    pub fn merged_late_rows(&mut self, before: u64) {
+        self.late = Some(self.late.unwrap_or(0) + self.rows - before);
     }
 
     /// The last marker, on which the next chunk is planned.
@@ -158,8 +175,8 @@ impl Progress {
             rows_written: self.rows,
             rows_duplicate: self.duplicates,
             rows_rejected: self.rejected,
-            rows_late: None,
-            rows_changed: None,
+            rows_late: self.late,
+            rows_changed: self.changed,
             rows_future: self.rows_future,
             bytes_written: self.bytes,
             files: self.files,

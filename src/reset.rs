@@ -1,14 +1,14 @@
 //! Where a watermark may be put by hand: pure (protocol.md P12, P17, P25).
 //!
-//! A reset goes forward, and says which rows of the source it skips; it takes over a table that others filled, above all their rows; it keeps a
-//! rollback, from what is left of our commits. Going back over rows that have left would double them without a merge, and is refused.
+//! A reset goes forward, and says which rows of the source it skips; it goes back, so that passes compare both sides from there on once more and add what
+//! is missing; it takes over a table that others filled, above all their rows; it keeps a rollback, from what is left of our commits.
 
 use uuid::Uuid;
 
 use crate::cursor::Tick;
 use crate::error::{Error, Kind, Result};
 use crate::plan::Window;
-use crate::target::{Rollback, Standing};
+use crate::target::Standing;
 use crate::watermark::{Marker, Mode, SourceIdentity, VERSION, add_range};
 
 /// What a reset is decided on. Ticks are the cursor's.
@@ -31,8 +31,14 @@ pub struct Reset {
     pub from: Option<Tick>,
     /// Where it will be.
     pub to: Tick,
+    /// The highest watermark ever.
+    offloaded_to: Tick,
     mode: Mode,
     source: SourceIdentity,
+    /// Below it rows are others'.
+    adopted_to: Option<Tick>,
+    /// The first tick that has never left.
+    never: Tick,
     skipped: Vec<(Tick, Tick)>,
 }
 
@@ -47,7 +53,7 @@ impl Situation<'_> {
     fn marker(&self) -> Option<&Marker> {
         match self.standing {
             Standing::Filled(marker) => Some(marker),
-            Standing::RolledBack(Rollback { lost, left }) => Some(left.as_ref().unwrap_or(lost)),
+            Standing::RolledBack(rollback) => Some(rollback.left.as_ref().unwrap_or(&rollback.lost)),
             Standing::Empty | Standing::Foreign => None,
         }
     }
@@ -78,30 +84,61 @@ impl Situation<'_> {
                 .hint("rows that come until then would be skipped unseen; choose a time that has passed"));
         }
         let from = self.filled_to();
-        if let Some(from) = from.filter(|from| to < *from) {
-            return Err(match self.standing {
-                Standing::Filled(_) => Error::refused(format!("{} lies below the watermark {}", time(to), time(from)))
-                    .hint("going back takes a merge, without which rows are doubled; this version cannot merge"),
-                _ => Error::refused(format!("the target itself holds rows up to {}", time(from.saturating_sub(1))))
-                    .hint(format!(
-                        "the watermark is exclusive: give {}, or later; rows that leave from below it are doubled",
-                        time(from)
-                    )),
-            });
+        let filled = match self.standing {
+            Standing::Filled(marker) => Some(marker.offloaded_to),
+            _ => None,
+        };
+        if let Some(from) = from.filter(|from| to < *from && filled.is_none()) {
+            return Err(Error::refused(format!("the target itself holds rows up to {}", time(from.saturating_sub(1))))
+                .hint(format!(
+                    "the watermark is exclusive: give {}, or later; rows that leave from below it are doubled",
+                    time(from)
+                )));
         }
+        // What lies above is looked at once more.
+        let kept = from.map_or(Tick::MIN, |from| from.min(to));
         let before = self.marker().map(|marker| marker.skipped.as_slice()).unwrap_or_default();
-        let before: Vec<(Tick, Tick)> =
-            before.iter().copied().filter(|range| from.is_some_and(|from| range.1 <= from)).collect();
+        let before = before.iter().map(|range| (range.0, range.1.min(kept))).filter(|range| range.0 < range.1);
+        let before: Vec<(Tick, Tick)> = before.collect();
         let mode = if *self.standing == Standing::Foreign { Mode::Adopt } else { Mode::Reset };
-        let skipped = add_range(&before, (from.unwrap_or(Tick::MIN), to));
-        Ok(Reset { from, to, mode, source: self.source.clone(), skipped })
+        let never = filled.max(from).unwrap_or(Tick::MIN);
+        let skipped = add_range(&before, (never, to));
+        let offloaded_to = filled.map_or(to, |filled| filled.max(to));
+        let adopted_to = match self.standing {
+            Standing::Foreign => Some(to),
+            // Rows above our commits are others', also where somebody put back what the rollback took away.
+            Standing::RolledBack(rollback) => {
+                let left = rollback.left.as_ref();
+                let others = from.filter(|from| left.is_none_or(|left| left.watermark < *from));
+                others.max(left.and_then(|left| left.adopted_to))
+            }
+            Standing::Filled(_) | Standing::Empty => self.marker().and_then(|marker| marker.adopted_to),
+        };
+        Ok(Reset { from, to, offloaded_to, adopted_to, mode, source: self.source.clone(), never, skipped })
     }
 }
 
 impl Reset {
     /// The rows of the source that will never leave, unless a later reset goes back over them.
     pub fn window(&self) -> Window {
-        Window { low: self.from, high: self.to }
+        Window { low: self.from.map(|_| self.never), high: self.to }
+    }
+
+    /// Refuses to go back over rows of others, which only a key tells apart (P17).
+    pub fn check_adopted(&self, keyed: bool) -> Result<()> {
+        match self.adopted_to.filter(|adopted| !keyed && self.to < *adopted) {
+            None => Ok(()),
+            Some(adopted) => Err(Error::refused(format!(
+                "below {} the target's rows are those of the predecessor that it was taken over from",
+                self.source.cursor.kind.format(adopted)
+            ))
+            .hint("to compare them takes a `key`; else go back to that time at most")),
+        }
+    }
+
+    /// The rows that have left and that passes compare once more.
+    pub fn again(&self) -> Option<Window> {
+        self.from.filter(|from| self.to < *from).map(|from| Window { low: Some(self.to), high: from })
     }
 
     /// What its commit will say of itself; `source_rows` are the rows that it skips.
@@ -111,14 +148,15 @@ impl Reset {
             commit_id: Uuid::now_v7(),
             mode: self.mode,
             source: self.source.clone(),
-            low: self.from,
+            low: self.from.map(|from| from.min(self.to)),
             high: self.to,
             watermark: self.to,
-            offloaded_to: self.to,
+            offloaded_to: self.offloaded_to,
             source_rows,
             rows: 0,
             // What is there now is as it shall be.
             total_records: None,
+            adopted_to: self.adopted_to,
             skipped: self.skipped.clone(),
         }
     }
@@ -127,6 +165,7 @@ impl Reset {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::target::Rollback;
     use crate::watermark::tests::marker;
 
     fn plan(standing: &Standing, largest: Option<Tick>, to: Tick) -> Result<Reset> {
@@ -146,8 +185,28 @@ mod tests {
         let marker = reset.marker(7);
         assert_eq!((marker.mode, marker.watermark, marker.offloaded_to), (Mode::Reset, 3000, 3000));
         assert_eq!((marker.source_rows, marker.rows, marker.skipped), (7, 0, vec![(1, 2), (1000, 3000)]));
-        assert_eq!(kind(plan(&standing, None, 999)), Kind::Refused);
         assert_eq!(kind(plan(&standing, None, 5001)), Kind::Config);
+    }
+
+    #[test]
+    fn a_reset_goes_back_over_rows_that_have_left() {
+        let skipped = vec![(Tick::MIN, 100), (300, 400), (600, 1000)];
+        let standing = Standing::Filled(Marker { skipped, ..marker(1, 1000) });
+        let reset = plan(&standing, None, 350).unwrap();
+        assert_eq!(reset.again(), Some(Window { low: Some(350), high: 1000 }));
+        assert!(reset.window().is_empty(), "nothing is skipped");
+        let back = reset.marker(0);
+        assert_eq!((back.watermark, back.offloaded_to), (350, 1000));
+        assert_eq!(back.skipped, [(Tick::MIN, 100), (300, 350)], "what a reset goes back over is no longer skipped");
+
+        let standing = Standing::Filled(back);
+        let forward = plan(&standing, None, 700).unwrap();
+        assert!(forward.window().is_empty() && forward.again().is_none(), "they have left before");
+        assert_eq!((forward.marker(0).watermark, forward.marker(0).offloaded_to), (700, 1000));
+        let beyond = plan(&standing, None, 1200).unwrap();
+        assert_eq!(beyond.window(), Window { low: Some(1000), high: 1200 });
+        assert_eq!(beyond.marker(5).skipped, [(Tick::MIN, 100), (300, 350), (1000, 1200)]);
+        assert_eq!(beyond.marker(5).offloaded_to, 1200);
     }
 
     #[test]
@@ -166,11 +225,15 @@ mod tests {
     fn a_table_of_others_is_taken_over_above_its_rows() {
         assert_eq!(kind(plan(&Standing::Foreign, Some(2000), 2000)), Kind::Refused);
         let marker = plan(&Standing::Foreign, Some(2000), 2500).unwrap().marker(0);
+        assert_eq!(marker.adopted_to, Some(2500));
+        let back = plan(&Standing::Filled(marker.clone()), None, 2400).unwrap();
+        assert_eq!(kind(back.check_adopted(false).map(|()| back.clone())), Kind::Refused);
+        assert!(back.check_adopted(true).is_ok() && back.marker(0).adopted_to == Some(2500));
         assert_eq!((marker.mode, marker.low, marker.skipped), (Mode::Adopt, Some(2001), vec![(2001, 2500)]));
     }
 
     fn rollback(left: Option<Marker>) -> Standing {
-        Standing::RolledBack(Rollback { lost: marker(2, 2000), left })
+        Standing::RolledBack(Box::new(Rollback { lost: marker(2, 2000), left }))
     }
 
     #[test]
@@ -180,7 +243,8 @@ mod tests {
         assert_eq!(reset.marker(0).skipped, [(1, 2)], "all that was rolled back leaves again");
         assert_eq!(kind(plan(&left, Some(999), 999)), Kind::Refused);
         assert_eq!(kind(plan(&left, Some(1500), 1500)), Kind::Refused, "somebody has put rows back");
-        assert_eq!(plan(&left, Some(1500), 1501).unwrap().from, Some(1501));
+        let above = plan(&left, Some(1500), 1502).unwrap();
+        assert_eq!((above.from, above.adopted_to, reset.adopted_to), (Some(1501), Some(1501), None));
     }
 
     #[test]
@@ -192,7 +256,7 @@ mod tests {
         assert_eq!((empty.from, empty.marker(0).skipped), (None, vec![(Tick::MIN, 10)]));
         let mut other = marker(2, 2000);
         other.source.id = "staging.trades".into();
-        let other = Standing::RolledBack(Rollback { lost: other, left: None });
+        let other = Standing::RolledBack(Box::new(Rollback { lost: other, left: None }));
         assert_eq!(kind(plan(&other, Some(1500), 1501)), Kind::Refused);
     }
 

@@ -26,6 +26,8 @@ pub enum Mode {
     Reset,
     /// `watermark reset` of a table that others had filled (P17).
     Adopt,
+    /// Rows below offloaded-to that the target did not hold, if there were any (P21 to P27).
+    Merge,
 }
 
 /// Where rows come from, as far as a commit must know it.
@@ -62,12 +64,15 @@ pub struct Marker {
     pub offloaded_to: Tick,
     /// Raw rows of the chunk in the source, counted before they were read (P7).
     pub source_rows: u64,
-    /// Rows that the commit added.
+    /// Rows that the commit added; after a merge, all that the target holds of its range.
     pub rows: u64,
     /// Rows of the target with this commit, with those that others had deleted before and no reset has acknowledged; unknown where a snapshot did not
     /// say, and in version 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub total_records: Option<u64>,
+    /// Where the table was taken over: below it rows are others', which nothing but a key tells apart (P17).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopted_to: Option<Tick>,
     /// Half-open ranges that a reset, or `start_at` at the first chunk, skipped (P25), ascending; [`Tick::MIN`] is no lower bound.
     pub skipped: Vec<(Tick, Tick)>,
 }
@@ -157,6 +162,7 @@ pub(crate) mod tests {
             source_rows: 10,
             rows: 9,
             total_records: Some(90),
+            adopted_to: None,
             skipped: vec![(1, 2)],
         }
     }
@@ -177,7 +183,9 @@ pub(crate) mod tests {
 
     #[test]
     fn every_mode_has_a_name() {
-        for (mode, name) in [(Mode::Append, "append"), (Mode::Reset, "reset"), (Mode::Adopt, "adopt")] {
+        for (mode, name) in
+            [(Mode::Append, "append"), (Mode::Reset, "reset"), (Mode::Adopt, "adopt"), (Mode::Merge, "merge")]
+        {
             let text = Marker { mode, ..marker(1, 1000) }.encode().unwrap();
             assert_eq!(text, GOLDEN[1].replace("append", name));
             assert_eq!(Marker::decode(&text).unwrap().mode, mode);

@@ -82,11 +82,9 @@ fn answered(case: &Case, answer: &str) -> Value {
 }
 
 #[test]
-fn going_back_is_refused_until_rows_can_be_merged() {
-    let case = three_parts("back");
+fn what_makes_no_sense_is_refused() {
+    let case = three_parts("nonsense");
     let before = case.target("trades").metadata_file();
-    reset(&case, &["--to", "2024-03-10T08:00:00Z", "--yes"]).expect(3).says(&["below the watermark", "merge"]);
-    reset(&case, &["--to-earliest", "--yes"]).expect(3).says(&["the beginning lies below the watermark"]);
     reset(&case, &["--to", "2999-01-01", "--yes"]).expect(2).says(&["2999-01-01", "future"]);
     reset(&case, &["--yes"]).expect(2).says(&["--to"]);
     reset(&case, &["--to", EVENING, "--to-earliest"]).expect(2);

@@ -9,6 +9,7 @@ use crate::histogram::{Bucket, Cut, Histogram};
 use crate::partition::{Grain, Value};
 use crate::plan::{Partition, Piece, Window, floor, rows_per_file};
 use crate::source::{Counted, Counting, partition_values};
+use crate::watermark::Mode;
 
 /// Days, or hours, of a target's partitions in one commit (protocol.md P6).
 const MAX_UNITS_PER_CHUNK: usize = 64;
@@ -22,6 +23,7 @@ const MAX_UNASKED_SPANS: i64 = 4;
 /// A window on its way to be cut.
 #[derive(Debug)]
 pub struct Chunks {
+    mode: Mode,
     rest: Window,
     histogram: Histogram,
     /// Ticks of a partition, where the cursor makes it; a chunk holds at most `max_units` of them.
@@ -33,7 +35,7 @@ pub struct Chunks {
 
 impl Route<'_> {
     /// Begins to cut a window into chunks.
-    pub async fn chunks(&self, window: Window) -> Result<Chunks> {
+    pub async fn chunks(&self, window: Window, mode: Mode) -> Result<Chunks> {
         let cursor = self.cursor();
         // Days, or what the target is partitioned by where that is finer: a chunk holds a bounded number of them, or one `chunk_span`. Days
         // split no aggregate.
@@ -60,7 +62,7 @@ impl Route<'_> {
         };
         let finest = if self.step > 1 || self.source.is_query() { width } else { 1 };
         let histogram = Histogram::new(cursor.kind, buckets, finest);
-        Ok(Chunks { rest: window, histogram, unit: width, max_units, rows_per_file })
+        Ok(Chunks { mode, rest: window, histogram, unit: width, max_units, rows_per_file })
     }
 
     /// Whether the rows of a chunk and partition leave by one SELECT: within it duplicates are dropped (protocol.md P27), and no aggregate is split.
@@ -96,7 +98,7 @@ impl Route<'_> {
             let (window, partitions) = self.next_window(chunks).await?;
             chunks.rest.low = Some(window.high);
             if !partitions.is_empty() {
-                return self.chunk(window, partitions, chunks.rows_per_file).await.map(Some);
+                return self.chunk(window, partitions, chunks).await.map(Some);
             }
         }
         Ok(None)
@@ -107,7 +109,15 @@ impl Route<'_> {
         let limits = (u64::MAX, chunks.unit, chunks.max_units);
         let window = self.cut(&mut chunks.histogram, chunks.rest, &[], limits).await?;
         chunks.rest.low = Some(window.high);
-        Ok(Chunk { commit_id: Uuid::now_v7(), window, partitions: Vec::new(), pieces: Vec::new() })
+        Ok(Chunk {
+            commit_id: Uuid::now_v7(),
+            window,
+            partitions: Vec::new(),
+            pieces: Vec::new(),
+            mode: chunks.mode,
+            changed: 0,
+            held: 0,
+        })
     }
 
     /// Cuts and counts the next window; where it holds too many partitions, a smaller one.
@@ -162,10 +172,10 @@ impl Route<'_> {
         self.source.count(self.cursor(), window, &self.fields, counting, MAX_FILES_PER_CHUNK + 1).await
     }
 
-    async fn chunk(&self, window: Window, partitions: Vec<Partition>, rows_per_file: Option<u64>) -> Result<Chunk> {
+    async fn chunk(&self, window: Window, partitions: Vec<Partition>, chunks: &Chunks) -> Result<Chunk> {
         let mut pieces = Vec::with_capacity(partitions.len());
         for partition in partitions.iter().filter(|partition| partition.kept > 0) {
-            let rows = rows_per_file.map(|rows| rows.max(partition.rows.div_ceil(MAX_PIECES_PER_PARTITION)));
+            let rows = chunks.rows_per_file.map(|rows| rows.max(partition.rows.div_ceil(MAX_PIECES_PER_PARTITION)));
             match rows {
                 // A file half as large again is near enough; two small ones would not be.
                 Some(rows) if partition.rows > rows.saturating_add(rows / 2) => {
@@ -174,7 +184,7 @@ impl Route<'_> {
                 _ => pieces.push(Piece { window, key: partition.key.clone() }),
             }
         }
-        Ok(Chunk { commit_id: Uuid::now_v7(), window, partitions, pieces })
+        Ok(Chunk { commit_id: Uuid::now_v7(), window, partitions, pieces, mode: chunks.mode, changed: 0, held: 0 })
     }
 
     /// Cuts a partition of a chunk into windows of about `rows` rows; they cover the chunk's window without a gap.

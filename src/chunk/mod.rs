@@ -1,6 +1,8 @@
 //! One chunk on its way: counted, streamed into files, and checked, before anyone may commit it.
 
 mod cut;
+mod late;
+mod merge;
 mod query;
 
 use std::collections::BTreeMap;
@@ -55,9 +57,21 @@ pub struct Chunk {
     pub partitions: Vec<Partition>,
     /// The SELECTs that read a table, each into one file.
     pub pieces: Vec<Piece>,
+    /// Whether its rows have never left, or have and are compared.
+    pub mode: Mode,
+    /// Rows whose key the target has with other content: they are left as they are.
+    pub changed: u64,
+    /// Rows that the target held in the window before a merge.
+    pub held: u64,
 }
 
 impl Chunk {
+    /// What has left before and the source does not hold any more: a commit without files.
+    pub fn of_nothing(window: Window) -> Self {
+        let (partitions, pieces) = (Vec::new(), Vec::new());
+        Self { commit_id: Uuid::now_v7(), window, partitions, pieces, mode: Mode::Merge, changed: 0, held: 0 }
+    }
+
     /// Raw rows of all partitions.
     pub fn source_rows(&self) -> u64 {
         self.partitions.iter().map(|partition| partition.rows).sum()
@@ -83,15 +97,16 @@ impl Chunk {
         Marker {
             version: VERSION,
             commit_id: self.commit_id,
-            mode: Mode::Append,
+            mode: self.mode,
             source: identity.clone(),
             low: self.window.low,
             high: self.window.high,
-            watermark: self.window.high,
-            offloaded_to: self.window.high,
+            watermark: merge::watermark_after(self.window, planned_on.map(|marker| marker.watermark)),
+            offloaded_to: merge::watermark_after(self.window, planned_on.map(|marker| marker.offloaded_to)),
             source_rows: self.source_rows(),
-            rows: files.rows(),
+            rows: self.held + files.rows(),
             total_records: planned_on.and_then(|marker| marker.total_records),
+            adopted_to: planned_on.and_then(|marker| marker.adopted_to),
             // The first chunk begins where `start_at` says, which may change later.
             skipped: match (planned_on, self.window.low) {
                 (Some(marker), _) => marker.skipped.clone(),
@@ -119,6 +134,11 @@ impl Files {
         self.finished.iter().map(DataFile::record_count).sum()
     }
 
+    /// Rows that came from the source.
+    fn rows_read(&self) -> u64 {
+        self.read.values().sum()
+    }
+
     /// The rows of each partition, as if they had been counted.
     fn as_read(&self) -> Vec<Partition> {
         let counted =
@@ -140,6 +160,8 @@ impl Files {
         }
     }
 }
+
+pub use self::merge::{Merger, check_mergeable};
 
 impl<'a> Route<'a> {
     /// Opens the source of `table` and finds cursor and partition column in it.
@@ -172,9 +194,8 @@ impl<'a> Route<'a> {
             if marker.source.uuid != self.identity.uuid {
                 tracing::warn!(was = %marker.source.uuid, is = %self.identity.uuid, "the source table was made anew");
             }
-            if marker.watermark != marker.offloaded_to {
-                return Err(Error::refused("the watermark lies below what was offloaded before")
-                    .hint("a newer k2-offload has reset it; this version cannot merge"));
+            if marker.watermark < marker.offloaded_to {
+                check_mergeable(&self.source, self.table)?;
             }
         }
         self.evolution.check()?;
@@ -203,7 +224,13 @@ impl<'a> Route<'a> {
     }
 
     /// Reads a chunk into data files, and checks that nothing was missed or moved (protocol.md P6 to P8).
-    pub async fn write(&self, chunk: &mut Chunk, files: &mut Files, bar: &ProgressBar) -> Result<()> {
+    pub async fn write(
+        &self,
+        chunk: &mut Chunk,
+        files: &mut Files,
+        merger: Merger<'_>,
+        bar: &ProgressBar,
+    ) -> Result<()> {
         let changed = |what: &str| {
             Err(Error::new(Kind::Conflict, format!("the source changed while it was read: {what}"))
                 .hint("nothing was committed; the chunk is planned again"))
@@ -212,9 +239,10 @@ impl<'a> Route<'a> {
         if mutations.unfinished > 0 {
             return changed(&format!("{} mutations are not finished ({})", mutations.unfinished, mutations.tables));
         }
-        let read = match self.source.is_query() {
-            true => self.write_query(chunk, files, bar).await,
-            false => self.write_table(chunk, files, bar).await,
+        let read = match (chunk.mode, self.source.is_query()) {
+            (Mode::Merge, _) => self.write_merge(chunk, files, merger).await,
+            (_, true) => self.write_query(chunk, files, bar).await,
+            (_, false) => self.write_table(chunk, files, bar).await,
         };
         let is_final = read.as_ref().err().is_some_and(|error| !error.kind().policy().retry);
         // A column that came meanwhile would be lost unseen; one that went, or has another type now, is an error that passes.
@@ -225,18 +253,18 @@ impl<'a> Route<'a> {
         if self.source.mutations().await? != mutations {
             return changed("there is a new mutation");
         }
-        if self.source.is_query() {
+        if self.source.is_query() && chunk.mode == Mode::Append {
             return Ok(());
         }
         if self.is_read(chunk, files).await? {
             return Ok(());
         }
-        changed(&format!("{} rows were counted, {} read", chunk.source_rows(), files.rows()))
+        changed(&format!("{} rows were counted, {} read", chunk.source_rows(), files.rows_read()))
     }
 
     /// Whether all that was counted was read, and nothing twice.
     async fn is_read(&self, chunk: &mut Chunk, files: &Files) -> Result<bool> {
-        if self.source.drops_duplicates() && files.rows() < chunk.kept() {
+        if self.source.drops_duplicates() && files.rows_read() < chunk.kept() {
             // Duplicates were dropped, if nothing has changed since and there are just so many rows without them.
             let distinct = self.count(chunk.window, Counting::Distinct).await?.partitions;
             let before = std::mem::replace(&mut chunk.partitions, distinct);

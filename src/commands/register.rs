@@ -195,6 +195,7 @@ impl Registration<'_> {
             from: situation.filled_to().map(|from| kind.format(from)),
             to: Some(kind.format(to)),
             rows_skipped,
+            rows_compared: 0,
             snapshot_id: None,
         };
         Ok(Some(Adoption { reset, report }))

@@ -3,6 +3,7 @@
 use iceberg::io::FileIO;
 
 use super::select;
+use crate::chunk::check_mergeable;
 use crate::cli::{Format, Reset, Tables};
 use crate::commit::{self, Base, Commit, Failure};
 use crate::config::{Config, Table};
@@ -54,6 +55,7 @@ async fn reset(config: &Config, table: &Table, args: &Reset, run_id: &str) -> Re
         from: situation.filled_to().map(time),
         to: None,
         rows_skipped: 0,
+        rows_compared: 0,
         snapshot_id: None,
     };
     let to = match (args.to, report.from.is_none()) {
@@ -62,11 +64,19 @@ async fn reset(config: &Config, table: &Table, args: &Reset, run_id: &str) -> Re
         (None, true) if standing == Standing::Empty => return Ok(report),
         // Nothing is left in a target that was rolled back.
         (None, true) => floor(earliest(&source, &identity.cursor, now).await?, step),
-        (None, false) => Tick::MIN,
+        (None, false) => {
+            let first = floor(earliest(&source, &identity.cursor, now).await?, step);
+            situation.filled_to().map_or(first, |from| first.min(from))
+        }
     };
     check_bound(to, step, kind)?;
     let plan = situation.plan(to)?;
     report.rows_skipped = source.rows(&identity.cursor, plan.window()).await?;
+    if let Some(again) = plan.again() {
+        check_mergeable(&source, table)?;
+        plan.check_adopted(!table.key.is_empty())?;
+        report.rows_compared = source.rows(&identity.cursor, again).await?;
+    }
     report.to = Some(time(plan.to));
     report.status = ResetStatus::Planned;
     if args.dry_run {

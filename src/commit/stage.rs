@@ -65,7 +65,12 @@ pub async fn stage(
     writer.close().await.map_err(failed)?;
 
     let added: u64 = commit.files.iter().map(DataFile::record_count).sum();
-    let total_records = commit.marker.total_records.max(live_records(metadata)).map(|total| total + added);
+    let (expected, live) = (commit.marker.total_records, live_records(metadata));
+    let total_records = match commit.marker.mode {
+        // What it brings may be what was missing.
+        Mode::Merge => expected.max(live.map(|live| live + added)),
+        _ => expected.max(live).map(|total| total + added),
+    };
     let marker = Marker { total_records, ..commit.marker.clone() }.encode()?;
     let now_ms = Utc::now().timestamp_millis();
     let snapshot = Snapshot::builder()
@@ -82,7 +87,7 @@ pub async fn stage(
     // What is made by hand changes the marker and lets nothing go.
     let old = match commit.marker.mode {
         Mode::Reset | Mode::Adopt => Vec::new(),
-        Mode::Append => expired(&new.metadata, now_ms)
+        Mode::Append | Mode::Merge => expired(&new.metadata, now_ms)
             .or_error(Kind::Internal, format!("look for old snapshots of `{}`", commit.name))?,
     };
     let new =

@@ -121,6 +121,8 @@ pub struct Table {
     pub target_file_size: u64,
     /// Rows that the source's TTL deletes sooner than this, and that have not left, are worth a warning.
     pub ttl_margin: Duration,
+    /// How far below the watermark passes look for rows that came late.
+    pub late_lookback: Duration,
     /// Whether the target follows a source whose columns change.
     pub schema_evolution: SchemaEvolution,
     /// Parquet compression.
@@ -271,6 +273,7 @@ mod tests {
         assert_eq!(all.merge_memory, default.merge_memory);
         assert_eq!(all.tables[0].settle_delay, default.tables[0].settle_delay);
         assert_eq!(all.tables[0].ttl_margin, default.tables[0].ttl_margin);
+        assert_eq!(all.tables[0].late_lookback, default.tables[0].late_lookback);
         assert_eq!(all.tables[0].compression, default.tables[0].compression);
         let file = |table: &Table| (table.row_group_size, table.bloom_filter.clone());
         assert_eq!(file(&all.tables[0]), file(&default.tables[0]));

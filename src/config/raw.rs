@@ -95,6 +95,7 @@ pub struct RawDefaults {
     pub parallel_tables: usize,
     pub pass_deadline: String,
     pub ttl_margin: String,
+    pub late_lookback: String,
     pub max_lag: Option<String>,
     pub merge_memory: String,
 }
@@ -111,6 +112,7 @@ impl Default for RawDefaults {
             compression: "zstd(3)".into(),
             pass_deadline: "14m".into(),
             ttl_margin: "24h".into(),
+            late_lookback: "24h".into(),
             max_lag: None,
             merge_memory: "64MB".into(),
         }
@@ -150,5 +152,6 @@ pub struct RawTable {
     pub row_group_size: Option<u64>,
     pub bloom_filter: Option<Vec<String>>,
     pub ttl_margin: Option<String>,
+    pub late_lookback: Option<String>,
     pub schema_evolution: Option<String>,
 }

@@ -295,6 +295,8 @@ fn validate_table(
                 SchemaEvolution::Frozen
             }
         },
+        late_lookback: problems
+            .duration(&key("late_lookback"), raw.late_lookback.as_deref().unwrap_or(&defaults.late_lookback)),
         ttl_margin: problems.duration(&key("ttl_margin"), raw.ttl_margin.as_deref().unwrap_or(&defaults.ttl_margin)),
         query,
         source,

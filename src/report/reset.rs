@@ -35,6 +35,8 @@ pub struct ResetReport {
     pub to: Option<String>,
     /// Rows of the source between both: no pass offloads them.
     pub rows_skipped: u64,
+    /// Rows of the source between both where the watermark goes back: the next passes compare them with the target and add what that does not hold.
+    pub rows_compared: u64,
     /// The commit's snapshot.
     pub snapshot_id: Option<i64>,
 }
@@ -45,7 +47,7 @@ pub fn confirm(reset: &ResetReport) -> Result<bool> {
         return Err(Error::new(Kind::Config, format!("{}, and stdin is no terminal to ask on", reset.what()))
             .hint("look at it with --dry-run, then confirm it with --yes"));
     }
-    let _ = write!(io::stderr(), "{}. They stay in the source until its TTL. Go on? [y/N] ", reset.what());
+    let _ = write!(io::stderr(), "{}. Go on? [y/N] ", reset.what());
     let mut answer = String::new();
     let read = io::stdin().read_line(&mut answer);
     Ok(read.is_ok() && ["y", "yes"].contains(&answer.trim().to_lowercase().as_str()))
@@ -54,12 +56,17 @@ pub fn confirm(reset: &ResetReport) -> Result<bool> {
 impl ResetReport {
     fn what(&self) -> String {
         let from = self.from.as_deref().unwrap_or("the beginning");
-        format!(
-            "{}: from {from} to {} skips {} source rows, which no pass will offload",
-            self.target,
-            or_dash(&self.to),
-            HumanCount(self.rows_skipped)
-        )
+        let what = match self.rows_compared {
+            0 => format!(
+                "skips {} source rows, which no pass will offload and which stay in the source until its TTL",
+                HumanCount(self.rows_skipped)
+            ),
+            rows => format!(
+                "makes the next passes compare {} source rows with the target and add those that it does not hold",
+                HumanCount(rows)
+            ),
+        };
+        format!("{}: from {from} to {} {what}", self.target, or_dash(&self.to))
     }
 }
 

@@ -17,7 +17,7 @@ use parquet::basic::{LogicalType, TimeUnit, Type as Physical};
 pub use self::evolution::{Evolution, SchemaEvolution, evolve, fitting_types};
 pub use self::leaf::{Leaf, Projection};
 use self::parse::{SourceType, Structure};
-pub use self::pruned::pruned;
+pub use self::pruned::{leaf_ids, pruned};
 use crate::error::{Classify, Error, Kind, Result};
 
 /// A source column and the field that it becomes.

@@ -14,6 +14,16 @@ pub fn pruned(schema: &Schema, ids: &BTreeSet<i32>) -> Result<SchemaRef> {
     Schema::builder().with_fields(fields).build().map(Arc::new).or_error(Kind::Internal, "build a part of the schema")
 }
 
+/// The ids of the flat fields in a field, at any depth.
+pub fn leaf_ids(field: &NestedField) -> BTreeSet<i32> {
+    match &*field.field_type {
+        Type::Primitive(_) => BTreeSet::from([field.id]),
+        Type::List(of) => leaf_ids(&of.element_field),
+        Type::Map(of) => &leaf_ids(&of.key_field) | &leaf_ids(&of.value_field),
+        Type::Struct(of) => of.fields().iter().flat_map(|field| leaf_ids(field)).collect(),
+    }
+}
+
 fn pruned_fields(fields: &[NestedFieldRef], ids: &BTreeSet<i32>) -> Vec<NestedFieldRef> {
     let mut fields: Vec<NestedFieldRef> = fields.iter().filter_map(|field| pruned_field(field, ids, false)).collect();
     fields.sort_by_key(|field| field.id);

@@ -51,6 +51,7 @@ pub struct Source<'a> {
     /// All of them, as the server described them when it was opened.
     described: Vec<DescribeRow>,
     label: String,
+    engine: String,
     /// Its UUID, nil where the engine has none.
     pub uuid: Uuid,
     /// When a row expires, as SQL over the raw columns: seconds since 1970, null where it never does; `None` for a table without TTL.
@@ -130,6 +131,11 @@ struct LeavingRow {
     low: i64,
     rows: u64,
     duplicates: u64,
+}
+
+#[derive(Row, Deserialize)]
+struct CountsRow {
+    counts: Vec<u64>,
 }
 
 #[derive(Row, Deserialize)]
@@ -309,6 +315,15 @@ impl Source<'_> {
         Ok(Counted { partitions: partitions.collect(), newest })
     }
 
+    /// Raw rows of several windows, ascending, by one query.
+    pub async fn counts(&self, cursor: &Cursor, windows: &[Window]) -> Result<Vec<u64>> {
+        let Some((first, last)) = windows.first().zip(windows.last()) else { return Ok(Vec::new()) };
+        let hull = Window { low: first.low, high: last.high };
+        let query = self.relation.counts(cursor, windows, hull);
+        let row: CountsRow = self.server.fetch_one(&query, &self.what("late")).await?;
+        Ok(row.counts)
+    }
+
     /// Raw rows of a window.
     pub async fn rows(&self, cursor: &Cursor, window: Window) -> Result<u64> {
         let counted = self.count(cursor, window, &[], Counting::Raw, 1).await?;
@@ -352,6 +367,23 @@ impl Source<'_> {
         }
         let query = relation.select(&self.columns, cursor, window, &[]);
         self.stream(&query, settings::compared(&self.server.settings))
+    }
+
+    /// Starts the SELECT of the rows of a window and partition that leave, to merge them.
+    pub fn merged(
+        &self,
+        cursor: &Cursor,
+        window: Window,
+        fields: &[PartitionField],
+        values: &[Option<Value>],
+    ) -> Result<ParquetStream> {
+        let query = self.relation.select(&self.columns, cursor, window, &predicates(fields, values)?);
+        self.stream(&query, settings::compared(&self.server.settings))
+    }
+
+    /// The engine of a table, with its clauses; empty for queries, and where the server does not tell.
+    pub fn engine(&self) -> &str {
+        &self.engine
     }
 
     fn stream(&self, query: &str, compression: BTreeMap<String, String>) -> Result<ParquetStream> {

@@ -77,8 +77,8 @@ impl Server {
             rules,
             host: self.host.clone(),
         };
-        let (uuid, ttl) = match &table.query {
-            Some(_) => (Uuid::nil(), None),
+        let (uuid, engine, ttl) = match &table.query {
+            Some(_) => (Uuid::nil(), String::new(), None),
             None => self.definition(database, &table.source).await?,
         };
         if let Some([filtered, tree]) = relation.try_reject() {
@@ -89,6 +89,7 @@ impl Server {
             relation,
             name: table.source.clone(),
             label: label.to_owned(),
+            engine,
             columns,
             described,
             uuid,
@@ -121,11 +122,13 @@ impl Server {
     }
 
     /// UUID and TTL of a table.
-    async fn definition(&self, database: &str, table: &str) -> Result<(Uuid, Option<String>)> {
+    async fn definition(&self, database: &str, table: &str) -> Result<(Uuid, String, Option<String>)> {
         let rows: Vec<DefinitionRow> = self.fetch(&sql::definition(database, table), "definition").await?;
         let row = rows.first();
         let uuid = row.and_then(|row| Uuid::parse_str(&row.uuid).ok()).unwrap_or_default();
-        Ok((uuid, row.and_then(|row| ttl::expiry(&row.engine_full))))
+        let engine = row.map(|row| row.engine_full.clone()).unwrap_or_default();
+        let ttl = ttl::expiry(&engine);
+        Ok((uuid, engine, ttl))
     }
 }
 

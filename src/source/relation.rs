@@ -193,6 +193,22 @@ impl Relation {
         )
     }
 
+    /// Raw rows of several windows, in one row, of which `hull` is the first to the last.
+    pub fn counts(&self, cursor: &Cursor, windows: &[Window], hull: Window) -> String {
+        let renamed = Cursor { name: "k2_cursor".to_owned(), kind: cursor.kind };
+        let counts: Vec<String> =
+            windows.iter().map(|window| format!("countIf({})", within(&renamed, *window))).collect();
+        format!(
+            "SELECT [{}] AS counts FROM ({})",
+            counts.join(", "),
+            self.rows(
+                &format!("{} AS k2_cursor", identifier(&cursor.name)),
+                &self.from(cursor, hull),
+                &within(cursor, hull)
+            )
+        )
+    }
+
     /// Compressed bytes and rows of the table's parts.
     pub fn size(&self) -> String {
         format!(

@@ -16,7 +16,7 @@ pub enum Found {
     /// History was cut above our newest commit: only the rows themselves can show that it was not rolled back.
     Cut(Marker),
     /// Our newest commit is no longer part of the current history.
-    RolledBack(Rollback),
+    RolledBack(Box<Rollback>),
     /// Nobody of ours has committed, but there are rows.
     Foreign,
 }
@@ -68,6 +68,11 @@ fn marker_of(snapshot: &Snapshot) -> Result<Option<Marker>> {
     snapshot.summary().additional_properties.get(KEY).map(|text| Marker::decode(text)).transpose()
 }
 
+/// Our markers in the current history, from the newest to the oldest.
+pub fn markers(metadata: &TableMetadata) -> Result<Vec<Marker>> {
+    ancestry(metadata).filter_map(|snapshot| marker_of(snapshot).transpose()).collect()
+}
+
 /// Whether a snapshot, of the current history or not, is that of a commit.
 fn has_commit(metadata: &TableMetadata, commit: Uuid) -> Result<bool> {
     for snapshot in metadata.snapshots() {
@@ -94,9 +99,9 @@ pub fn find(metadata: &TableMetadata) -> Result<Found> {
         (Some(newest), None) => Found::Marker(newest),
         (Some(newest), Some(property)) if newest.commit_id == property.commit_id => Found::Marker(newest),
         // The property is set with every marker: the walk down to an older one would have met its commit.
-        (left @ Some(_), Some(lost)) => Found::RolledBack(Rollback { lost, left }),
+        (left @ Some(_), Some(lost)) => Found::RolledBack(Box::new(Rollback { lost, left })),
         (None, Some(lost)) if oldest.is_none_or(is_first) || has_commit(metadata, lost.commit_id)? => {
-            Found::RolledBack(Rollback { lost, left: None })
+            Found::RolledBack(Box::new(Rollback { lost, left: None }))
         }
         (None, Some(property)) => Found::Cut(property),
         (None, None) if metadata.current_snapshot().is_some_and(|snapshot| holds_rows(snapshot)) => Found::Foreign,
@@ -231,7 +236,10 @@ mod tests {
     }
 
     fn rolled_back(lost: u128, left: Option<u128>) -> Found {
-        Found::RolledBack(Rollback { lost: marker(lost, 1000), left: left.map(|commit| marker(commit, 1000)) })
+        Found::RolledBack(Box::new(Rollback {
+            lost: marker(lost, 1000),
+            left: left.map(|commit| marker(commit, 1000)),
+        }))
     }
 
     #[test]

@@ -19,7 +19,7 @@ use iceberg::spec::{
 use iceberg::{ErrorKind, MetadataLocation, TableCreation};
 
 pub use self::catalog::{Catalog, Swap, SwapError};
-pub use self::history::{Fate, Rollback, ancestors, deleted_by_others, fate, live_records};
+pub use self::history::{Fate, Rollback, ancestors, deleted_by_others, fate, live_records, markers};
 pub use self::orphans::{MIN_AGE, Orphan};
 pub use self::register::{Relation, locate, version_of};
 pub use self::rows::{RowFile, Rows, read_rows};
@@ -46,7 +46,7 @@ pub enum Standing {
     /// As this marker says.
     Filled(Marker),
     /// Our newest commit is gone.
-    RolledBack(Rollback),
+    RolledBack(Box<Rollback>),
     /// Others have, and we have not.
     Foreign,
 }
@@ -105,7 +105,7 @@ impl Target {
                 let (cursor, window) = (&marker.source.cursor, Window { low: marker.low, high: marker.high });
                 let days = Box::pin(self.histogram(file_io, name, cursor, window, cursor.kind.ticks_per_day())).await?;
                 match days.iter().map(|day| day.rows).sum::<u64>() < marker.rows {
-                    true => Standing::RolledBack(Rollback { lost: marker, left: None }),
+                    true => Standing::RolledBack(Box::new(Rollback { lost: marker, left: None })),
                     false => Standing::Filled(marker),
                 }
             }

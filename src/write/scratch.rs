@@ -32,6 +32,8 @@ pub struct Scratch {
     pub fields: BTreeSet<i32>,
     /// As many rows as are decoded at once.
     pub batch_rows: usize,
+    /// Its rows.
+    pub rows: u64,
 }
 
 impl ScratchWriter {
@@ -68,9 +70,9 @@ impl ScratchWriter {
         written.and_then(|_| self.file.write_all(&rewritten.bytes)).map_err(|e| file_error("write", &self.path, e))?;
         let length = start + rewritten.bytes.len() as u64;
         let fields = field_ids(&rewritten.metadata);
-        let is_empty = rewritten.metadata.file_metadata().num_rows() == 0;
+        let rows = u64::try_from(rewritten.metadata.file_metadata().num_rows()).unwrap_or(0);
         let batch_rows = rows_of_a_batch(rewritten.metadata.row_groups());
-        Ok((!is_empty).then_some(Scratch { file: self.file, length, fields, batch_rows }))
+        Ok((rows > 0).then_some(Scratch { file: self.file, length, fields, batch_rows, rows }))
     }
 
     /// `length` bytes that end `before` the end.
