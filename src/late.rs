@@ -6,7 +6,7 @@
 
 use crate::cursor::Tick;
 use crate::plan::Window;
-use crate::watermark::{Marker, Mode};
+use crate::watermark::{Fingerprint, Marker, Mode};
 
 /// A piece of the range that is looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,8 +22,8 @@ pub struct Piece {
 /// What a commit counted in its range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Counted {
-    /// Raw rows of the source.
-    pub source: u64,
+    /// Raw rows of the source, or what they were computed from. Where a commit of a query does not tell, something that it is not.
+    pub source: Fingerprint,
     /// Rows of the target with the commit.
     pub target: u64,
 }
@@ -59,7 +59,12 @@ pub fn pieces(markers: &[Marker], (from, watermark): (Tick, Tick), skipped: &[(T
         newer.push(own);
         let told = inside(&untold, own);
         // Of a commit that began earlier, or over whose range another one went, only a part is looked at.
-        let counted = |piece| (piece == own).then_some(Counted { source: marker.source_rows, target: marker.rows });
+        let counted = |piece| {
+            (piece == own).then_some(Counted {
+                source: marker.input.unwrap_or(Fingerprint { rows: marker.source_rows, hash: 0 }),
+                target: marker.rows,
+            })
+        };
         pieces.extend(told.into_iter().map(|piece| Piece { low: piece.0, high: piece.1, counted: counted(piece) }));
         untold = outside(&untold, own);
     }
@@ -88,11 +93,14 @@ mod tests {
     use crate::watermark::tests::marker;
 
     fn commit(mode: Mode, low: Option<Tick>, high: Tick, source_rows: u64) -> Marker {
-        Marker { mode, low, high, source_rows, ..marker(1, 1000) }
+        Marker { mode, low, high, source_rows, input: None, ..marker(1, 1000) }
     }
 
     fn cut(markers: &[Marker], from: Tick, skipped: &[(Tick, Tick)]) -> Vec<(Tick, Tick, Option<u64>)> {
-        pieces(markers, (from, 1000), skipped).iter().map(|p| (p.low, p.high, p.counted.map(|c| c.source))).collect()
+        pieces(markers, (from, 1000), skipped)
+            .iter()
+            .map(|p| (p.low, p.high, p.counted.map(|c| c.source.rows)))
+            .collect()
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 pub const KEY: &str = "k2-offload.marker";
 
 /// Version that this build writes, and the newest that it reads.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// How a commit came to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +42,16 @@ pub struct SourceIdentity {
     pub cursor: Cursor,
 }
 
+/// What was in a window, as far as it tells whether that changed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fingerprint {
+    /// Rows.
+    pub rows: u64,
+    /// Of all of them, in any order; 0 where only rows are counted.
+    pub hash: u64,
+}
+
 /// What a commit says of itself. Bounds are ticks of the cursor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -64,6 +74,9 @@ pub struct Marker {
     pub offloaded_to: Tick,
     /// Raw rows of the chunk in the source, counted before they were read (P7).
     pub source_rows: u64,
+    /// What the rows of a query were computed from, looked at before they were read (P23); only of chunks that passes look at again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input: Option<Fingerprint>,
     /// Rows that the commit added; after a merge, all that the target holds of its range.
     pub rows: u64,
     /// Rows of the target with this commit, with those that others had deleted before and no reset has acknowledged; unknown where a snapshot did not
@@ -160,25 +173,28 @@ pub(crate) mod tests {
             watermark,
             offloaded_to: watermark,
             source_rows: 10,
+            input: Some(Fingerprint { rows: 11, hash: 12 }),
             rows: 9,
             total_records: Some(90),
-            adopted_to: None,
+            adopted_to: Some(0),
             skipped: vec![(1, 2)],
         }
     }
 
     /// Every encoding that was ever released. Never change a line; add one per version.
-    const GOLDEN: [&str; 2] = [
+    const GOLDEN: [&str; 3] = [
         r#"{"version":1,"commit_id":"00000000-0000-0000-0000-000000000001","mode":"append","source":{"id":"k2.trades \"x\"","uuid":"00000000-0000-0000-0000-000000000007","cursor":{"name":"ts","type":{"name":"DateTime64","scale":3}}},"low":-5,"high":1000,"watermark":1000,"offloaded_to":1000,"source_rows":10,"rows":9,"skipped":[[1,2]]}"#,
         r#"{"version":2,"commit_id":"00000000-0000-0000-0000-000000000001","mode":"append","source":{"id":"k2.trades \"x\"","uuid":"00000000-0000-0000-0000-000000000007","cursor":{"name":"ts","type":{"name":"DateTime64","scale":3}}},"low":-5,"high":1000,"watermark":1000,"offloaded_to":1000,"source_rows":10,"rows":9,"total_records":90,"skipped":[[1,2]]}"#,
+        r#"{"version":3,"commit_id":"00000000-0000-0000-0000-000000000001","mode":"append","source":{"id":"k2.trades \"x\"","uuid":"00000000-0000-0000-0000-000000000007","cursor":{"name":"ts","type":{"name":"DateTime64","scale":3}}},"low":-5,"high":1000,"watermark":1000,"offloaded_to":1000,"source_rows":10,"input":{"rows":11,"hash":12},"rows":9,"total_records":90,"adopted_to":0,"skipped":[[1,2]]}"#,
     ];
 
     #[test]
     fn golden_encodings_stay_readable() {
-        let first = Marker { version: 1, total_records: None, ..marker(1, 1000) };
-        assert_eq!(Marker::decode(GOLDEN[0]).unwrap(), first);
-        assert_eq!(Marker::decode(GOLDEN[1]).unwrap(), marker(1, 1000));
-        assert_eq!(marker(1, 1000).encode().unwrap(), GOLDEN[1]);
+        let third = marker(1, 1000);
+        let second = Marker { version: 2, input: None, adopted_to: None, ..third.clone() };
+        let first = Marker { version: 1, total_records: None, ..second.clone() };
+        assert_eq!(GOLDEN.map(|text| Marker::decode(text).unwrap()), [first, second, third.clone()]);
+        assert_eq!(third.encode().unwrap(), GOLDEN[2]);
     }
 
     #[test]
@@ -187,7 +203,7 @@ pub(crate) mod tests {
             [(Mode::Append, "append"), (Mode::Reset, "reset"), (Mode::Adopt, "adopt"), (Mode::Merge, "merge")]
         {
             let text = Marker { mode, ..marker(1, 1000) }.encode().unwrap();
-            assert_eq!(text, GOLDEN[1].replace("append", name));
+            assert_eq!(text, GOLDEN[2].replace("append", name));
             assert_eq!(Marker::decode(&text).unwrap().mode, mode);
         }
     }
@@ -208,7 +224,7 @@ pub(crate) mod tests {
     #[test]
     fn newer_and_damaged_markers_are_refused() {
         for text in
-            [r#"{"version":3,"anything":1}"#, "", "{}", r#"{"version":1}"#, &GOLDEN[0].replace("rows\":9", "rows\":-9")]
+            [r#"{"version":4,"anything":1}"#, "", "{}", r#"{"version":1}"#, &GOLDEN[0].replace("rows\":9", "rows\":-9")]
         {
             assert_eq!(Marker::decode(text).unwrap_err().kind(), Kind::Refused, "{text}");
         }

@@ -1,7 +1,5 @@
 //! Where a window is cut: into chunks on ticks, and each partition of a chunk into pieces of about a file's size.
 
-use uuid::Uuid;
-
 use super::{Chunk, Route};
 use crate::cursor::Tick;
 use crate::error::{Error, Kind, Result};
@@ -109,15 +107,12 @@ impl Route<'_> {
         let limits = (u64::MAX, chunks.unit, chunks.max_units);
         let window = self.cut(&mut chunks.histogram, chunks.rest, &[], limits).await?;
         chunks.rest.low = Some(window.high);
-        Ok(Chunk {
-            commit_id: Uuid::now_v7(),
-            window,
-            partitions: Vec::new(),
-            pieces: Vec::new(),
-            mode: chunks.mode,
-            changed: 0,
-            held: 0,
-        })
+        let mut chunk = Chunk::new(window, chunks.mode);
+        // Before it is read: what comes meanwhile must make a difference.
+        if self.is_looked_at_again(window, chunks.rest.high) {
+            chunk.input = self.source.fingerprints(self.cursor(), &[window]).await?.pop();
+        }
+        Ok(chunk)
     }
 
     /// Cuts and counts the next window; where it holds too many partitions, a smaller one.
@@ -184,7 +179,7 @@ impl Route<'_> {
                 _ => pieces.push(Piece { window, key: partition.key.clone() }),
             }
         }
-        Ok(Chunk { commit_id: Uuid::now_v7(), window, partitions, pieces, mode: chunks.mode, changed: 0, held: 0 })
+        Ok(Chunk { partitions, pieces, ..Chunk::new(window, chunks.mode) })
     }
 
     /// Cuts a partition of a chunk into windows of about `rows` rows; they cover the chunk's window without a gap.

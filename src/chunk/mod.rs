@@ -20,7 +20,7 @@ use crate::schema::{Evolution, evolve};
 use crate::source::{Counting, Server, Source, partition_values};
 use crate::storage::delete_own_file;
 use crate::target::Target;
-use crate::watermark::{Marker, Mode, SourceIdentity, VERSION};
+use crate::watermark::{Fingerprint, Marker, Mode, SourceIdentity, VERSION};
 use crate::write::{HOLD_BACK, Metrics, Passthrough, Placement, Written};
 
 /// Longest name of a partition's folder, in bytes.
@@ -57,6 +57,8 @@ pub struct Chunk {
     pub partitions: Vec<Partition>,
     /// The SELECTs that read a table, each into one file.
     pub pieces: Vec<Piece>,
+    /// What a query computes its rows from, where passes look at it again.
+    pub input: Option<Fingerprint>,
     /// Whether its rows have never left, or have and are compared.
     pub mode: Mode,
     /// Rows whose key the target has with other content: they are left as they are.
@@ -68,8 +70,13 @@ pub struct Chunk {
 impl Chunk {
     /// What has left before and the source does not hold any more: a commit without files.
     pub fn of_nothing(window: Window) -> Self {
+        Self::new(window, Mode::Merge)
+    }
+
+    /// Nothing is known of its rows yet.
+    fn new(window: Window, mode: Mode) -> Self {
         let (partitions, pieces) = (Vec::new(), Vec::new());
-        Self { commit_id: Uuid::now_v7(), window, partitions, pieces, mode: Mode::Merge, changed: 0, held: 0 }
+        Self { commit_id: Uuid::now_v7(), window, partitions, pieces, input: None, mode, changed: 0, held: 0 }
     }
 
     /// Raw rows of all partitions.
@@ -104,6 +111,7 @@ impl Chunk {
             watermark: merge::watermark_after(self.window, planned_on.map(|marker| marker.watermark)),
             offloaded_to: merge::watermark_after(self.window, planned_on.map(|marker| marker.offloaded_to)),
             source_rows: self.source_rows(),
+            input: self.input,
             rows: self.held + files.rows(),
             total_records: planned_on.and_then(|marker| marker.total_records),
             adopted_to: planned_on.and_then(|marker| marker.adopted_to),

@@ -83,6 +83,8 @@ pub struct Table {
     pub source: String,
     /// The SELECT that stands for a table, with [`LOW`] and [`HIGH`] where its bounds belong.
     pub query: Option<String>,
+    /// The rows that the query is computed from.
+    pub input: Option<Input>,
     /// What a marker calls the source (protocol.md P15).
     pub source_id: String,
     /// The Iceberg table.
@@ -131,6 +133,15 @@ pub struct Table {
     pub row_group_size: u64,
     /// Columns whose Bloom filters are kept in data files.
     pub bloom_filter: Vec<String>,
+}
+
+/// What tells whether rows of a query changed since they left (protocol.md P23).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Input {
+    /// A SELECT of the rows, which may have [`LOW`] and [`HIGH`].
+    pub select: String,
+    /// Its time column: rows of a window make the query's rows there.
+    pub cursor: String,
 }
 
 /// Stands in a query for the inclusive lower bound of the cursor.

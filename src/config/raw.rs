@@ -125,6 +125,8 @@ pub struct RawTable {
     pub source: Option<String>,
     pub name: Option<String>,
     pub query: Option<String>,
+    pub input: Option<String>,
+    pub input_cursor: Option<String>,
     pub target: String,
     pub cursor: String,
     pub layer: Option<String>,

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 
 use super::raw::RawTable;
 use super::validate::Problems;
-use super::{Columns, HIGH, LOW, SortBy};
+use super::{Columns, HIGH, Input, LOW, SortBy};
 use crate::cursor::micros_of;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -101,6 +101,20 @@ pub fn check_duplicates(raw: &RawTable, key: impl Fn(&str) -> String, problems: 
     if raw.reject_where.as_ref().is_some_and(|predicate| predicate.trim().is_empty()) {
         problems.add(&key("reject_where"), "is empty");
     }
+}
+
+/// `input` and `input_cursor`.
+pub fn input(raw: &RawTable, key: impl Fn(&str) -> String, problems: &mut Problems) -> Option<Input> {
+    match (&raw.input, &raw.input_cursor) {
+        (Some(select), Some(cursor)) if raw.query.is_some() => {
+            return Some(Input { select: select.clone(), cursor: cursor.clone() });
+        }
+        (None, None) => {}
+        (Some(_), Some(_)) => problems.add(&key("input"), "is for queries: rows of a table are looked at themselves"),
+        (Some(_), None) => problems.add(&key("input"), "needs input_cursor, its time column"),
+        (None, Some(_)) => problems.add(&key("input_cursor"), "is the time column of input, which is not given"),
+    }
+    None
 }
 
 /// `columns` or `exclude`.

@@ -295,6 +295,7 @@ fn validate_table(
                 SchemaEvolution::Frozen
             }
         },
+        input: rows::input(&raw, key, problems),
         late_lookback: problems
             .duration(&key("late_lookback"), raw.late_lookback.as_deref().unwrap_or(&defaults.late_lookback)),
         ttl_margin: problems.duration(&key("ttl_margin"), raw.ttl_margin.as_deref().unwrap_or(&defaults.ttl_margin)),

@@ -4,6 +4,7 @@
 //! server when we drop its stream; every query over rows and mutations throws on another server than the pass began on (P4).
 
 mod errors;
+mod fingerprint;
 mod open;
 mod projection;
 mod reject;
@@ -134,11 +135,6 @@ struct LeavingRow {
 }
 
 #[derive(Row, Deserialize)]
-struct CountsRow {
-    counts: Vec<u64>,
-}
-
-#[derive(Row, Deserialize)]
 struct LifetimeRow {
     seconds: Option<i64>,
 }
@@ -157,7 +153,7 @@ impl Source<'_> {
     /// The cursor column of that name, checked to be time.
     pub fn cursor(&self, name: &str) -> Result<Cursor> {
         let (_, column) = self.column(name, "cursor")?;
-        let kind = time_type(column)?.ok_or_else(|| {
+        let kind = time_type(&column.source_type)?.ok_or_else(|| {
             Error::new(Kind::Config, format!("cursor `{name}` has type {}, which is not time", column.source_type))
                 .hint("it must be Date, DateTime or DateTime64(0..6)")
         })?;
@@ -167,7 +163,7 @@ impl Source<'_> {
     /// A field of the target's partitions over a column of this source.
     pub fn partition_field(&self, by: PartitionBy) -> Result<PartitionField> {
         let (number, column) = self.column(&by.column, "partition column")?;
-        PartitionField::new(by, number, column, time_type(column)?)
+        PartitionField::new(by, number, column, time_type(&column.source_type)?)
     }
 
     fn column(&self, name: &str, role: &str) -> Result<(usize, &Column)> {
@@ -315,15 +311,6 @@ impl Source<'_> {
         Ok(Counted { partitions: partitions.collect(), newest })
     }
 
-    /// Raw rows of several windows, ascending, by one query.
-    pub async fn counts(&self, cursor: &Cursor, windows: &[Window]) -> Result<Vec<u64>> {
-        let Some((first, last)) = windows.first().zip(windows.last()) else { return Ok(Vec::new()) };
-        let hull = Window { low: first.low, high: last.high };
-        let query = self.relation.counts(cursor, windows, hull);
-        let row: CountsRow = self.server.fetch_one(&query, &self.what("late")).await?;
-        Ok(row.counts)
-    }
-
     /// Raw rows of a window.
     pub async fn rows(&self, cursor: &Cursor, window: Window) -> Result<u64> {
         let counted = self.count(cursor, window, &[], Counting::Raw, 1).await?;
@@ -421,10 +408,10 @@ pub fn partition_values(fields: &[PartitionField], key: &[String]) -> Result<Vec
     values.collect()
 }
 
-/// The cursor type of a column, `None` where it is not time.
-fn time_type(column: &Column) -> Result<Option<CursorType>> {
-    let node = clickhouse_types::DataTypeNode::new(&column.source_type)
-        .or_error(Kind::Internal, format!("parse type {}", column.source_type))?;
+/// The cursor type of a column of a type, `None` where it is not time.
+fn time_type(source_type: &str) -> Result<Option<CursorType>> {
+    let node = clickhouse_types::DataTypeNode::new(source_type)
+        .or_error(Kind::Internal, format!("parse type {source_type}"))?;
     Ok(CursorType::of(&node))
 }
 

@@ -6,11 +6,12 @@ use clickhouse::Row;
 use serde::Deserialize;
 use uuid::Uuid;
 
+use super::fingerprint::Input;
 use super::reject;
 use super::relation::{Origin, Relation, Rules};
-use super::{Server, Source, no_column, sql, ttl};
-use crate::config::{Columns, Table};
-use crate::cursor::{CursorType, Tick};
+use super::{Server, Source, no_column, sql, time_type, ttl};
+use crate::config::{self, Columns, Table};
+use crate::cursor::{Cursor, CursorType, Tick};
 use crate::error::{Error, Kind, Result};
 use crate::plan::Window;
 use crate::schema::Column;
@@ -75,6 +76,7 @@ impl Server {
             name: table.source.clone(),
             origin,
             rules,
+            input: self.input(table).await?,
             host: self.host.clone(),
         };
         let (uuid, engine, ttl) = match &table.query {
@@ -95,6 +97,22 @@ impl Server {
             uuid,
             ttl,
         })
+    }
+
+    /// What a query is computed from.
+    async fn input(&self, table: &Table) -> Result<Option<Input>> {
+        let Some(config::Input { select, cursor }) = &table.input else { return Ok(None) };
+        let described = self.describe(&Origin::Query(select.clone())).await?;
+        let column = described.iter().find(|row| row.name == *cursor);
+        let column = column.ok_or_else(|| {
+            Error::new(Kind::Config, format!("input_cursor `{cursor}` is no column of the input"))
+                .hint("name the time column that the SELECT returns")
+        })?;
+        let kind = time_type(&column.r#type)?.ok_or_else(|| {
+            Error::new(Kind::Config, format!("input_cursor `{cursor}` has type {}, which is not time", column.r#type))
+                .hint("it must be Date, DateTime or DateTime64(0..6)")
+        })?;
+        Ok(Some(Input { select: select.clone(), cursor: Cursor { name: cursor.clone(), kind } }))
     }
 
     /// Refuses a `reject_where` that is no condition on a row.
@@ -190,7 +208,7 @@ fn refuse_names_that_differ_by_case(columns: &[Column]) -> Result<()> {
 fn refuse_own_names(columns: &[Column]) -> Result<()> {
     let is_own = |name: &str| {
         let Some(name) = name.strip_prefix("k2_") else { return false };
-        let named = ["cursor", "rejected", "final", "count", "copies", "partition", "expires"].contains(&name);
+        let named = ["cursor", "rejected", "final", "count", "copies", "partition", "expires", "hash"].contains(&name);
         let is_number = |rest: &str| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit());
         named || ["key", "id", "element", "value"].iter().any(|kind| name.strip_prefix(kind).is_some_and(is_number))
     };

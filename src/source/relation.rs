@@ -6,6 +6,7 @@
 
 use iceberg::spec::PrimitiveType;
 
+use super::fingerprint::Input;
 use super::projection::project;
 use super::reject::rejected;
 use super::sql::{
@@ -68,13 +69,15 @@ pub struct Relation {
     pub origin: Origin,
     /// Which of them leave.
     pub rules: Rules,
+    /// What a query is computed from, where that is told.
+    pub input: Option<Input>,
     /// `hostName()` of the server that the pass began on.
     pub host: String,
 }
 
 impl Relation {
     /// What stands behind FROM for the rows of a window.
-    fn from(&self, cursor: &Cursor, window: Window) -> String {
+    pub(super) fn from(&self, cursor: &Cursor, window: Window) -> String {
         match &self.origin {
             Origin::Table(quoted) => quoted.clone(),
             Origin::Query(query) => bounded(query, cursor.kind, window),
@@ -82,7 +85,7 @@ impl Relation {
     }
 
     /// Selects `columns` of the rows that `filter` leaves; throws on another server than the pass began on (P4).
-    fn rows(&self, columns: &str, from: &str, filter: &str) -> String {
+    pub(super) fn rows(&self, columns: &str, from: &str, filter: &str) -> String {
         format!("SELECT {columns} FROM {from} WHERE ({filter}) AND {}", self.here())
     }
 
@@ -189,22 +192,6 @@ impl Relation {
                 &format!("{} AS k2_cursor, {ttl} AS k2_expires", identifier(&cursor.name)),
                 &self.from(cursor, window),
                 &within(cursor, window)
-            )
-        )
-    }
-
-    /// Raw rows of several windows, in one row, of which `hull` is the first to the last.
-    pub fn counts(&self, cursor: &Cursor, windows: &[Window], hull: Window) -> String {
-        let renamed = Cursor { name: "k2_cursor".to_owned(), kind: cursor.kind };
-        let counts: Vec<String> =
-            windows.iter().map(|window| format!("countIf({})", within(&renamed, *window))).collect();
-        format!(
-            "SELECT [{}] AS counts FROM ({})",
-            counts.join(", "),
-            self.rows(
-                &format!("{} AS k2_cursor", identifier(&cursor.name)),
-                &self.from(cursor, hull),
-                &within(cursor, hull)
             )
         )
     }
@@ -426,7 +413,7 @@ mod tests {
 
     fn with(rules: Rules) -> Relation {
         let origin = Origin::Table(table("d", "t"));
-        Relation { database: "d".into(), name: "t".into(), origin, rules, host: "h".into() }
+        Relation { database: "d".into(), name: "t".into(), origin, rules, input: None, host: "h".into() }
     }
 
     fn query(sql: &str) -> Relation {

@@ -44,7 +44,7 @@ pub enum Standing {
     /// Not at all, and nobody else has.
     Empty,
     /// As this marker says.
-    Filled(Marker),
+    Filled(Box<Marker>),
     /// Our newest commit is gone.
     RolledBack(Box<Rollback>),
     /// Others have, and we have not.
@@ -87,7 +87,7 @@ impl Target {
     pub async fn marker(&self, file_io: &FileIO, name: &TableName) -> Result<Option<Marker>> {
         match self.standing(file_io, name).await? {
             Standing::Empty => Ok(None),
-            Standing::Filled(marker) => Ok(Some(marker)),
+            Standing::Filled(marker) => Ok(Some(*marker)),
             Standing::RolledBack(rollback) => Err(rollback.refuse()),
             Standing::Foreign => Err(history::refuse_foreign()),
         }
@@ -97,7 +97,7 @@ impl Target {
     pub async fn standing(&self, file_io: &FileIO, name: &TableName) -> Result<Standing> {
         Ok(match history::find(&self.metadata)? {
             history::Found::None => Standing::Empty,
-            history::Found::Marker(marker) => Standing::Filled(marker),
+            history::Found::Marker(marker) => Standing::Filled(Box::new(marker)),
             history::Found::RolledBack(rollback) => Standing::RolledBack(rollback),
             history::Found::Foreign => Standing::Foreign,
             // P16: history was cut, so only the rows can tell whether our newest commit is still there.
@@ -106,7 +106,7 @@ impl Target {
                 let days = Box::pin(self.histogram(file_io, name, cursor, window, cursor.kind.ticks_per_day())).await?;
                 match days.iter().map(|day| day.rows).sum::<u64>() < marker.rows {
                     true => Standing::RolledBack(Box::new(Rollback { lost: marker, left: None })),
-                    false => Standing::Filled(marker),
+                    false => Standing::Filled(Box::new(marker)),
                 }
             }
         })
