@@ -4,7 +4,7 @@
 //! range and of the ranges that were skipped on purpose. Nothing at or above the watermark is compared, so that rows that have not
 //! left yet are never called missing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::Serialize;
@@ -22,6 +22,8 @@ pub enum Verdict {
     Equal,
     /// The source has more, or others.
     Missing,
+    /// As missing, and the next pass will bring them: they came late, within `late_lookback`.
+    Pending,
     /// The target has more, or others.
     Extra,
     /// A key has another content on the other side, and no row is missing or extra.
@@ -38,6 +40,7 @@ impl fmt::Display for Verdict {
         f.write_str(match self {
             Self::Equal => "equal",
             Self::Missing => "missing",
+            Self::Pending => "pending",
             Self::Extra => "extra",
             Self::Changed => "changed",
             Self::ExpiredInSource => "expired_in_source",
@@ -53,13 +56,15 @@ impl Verdict {
     }
 }
 
-/// A part of the audited range that was skipped as a whole, or not at all.
+/// A part of the audited range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Section {
     /// Its ticks.
     pub window: Window,
     /// Whether its rows were left out on purpose.
     pub skipped: bool,
+    /// Whether the next pass will compare it and add what is missing.
+    pub late: bool,
 }
 
 impl Section {
@@ -97,6 +102,8 @@ pub struct Counts {
     pub target: u64,
     /// Whether they were left out on purpose.
     pub skipped: bool,
+    /// Whether the next pass will add what is missing.
+    pub late: bool,
     /// How the rows themselves differ, where they were compared.
     pub rows: Option<Differing>,
 }
@@ -106,30 +113,29 @@ pub fn bucket_width(cursor: CursorType) -> Tick {
     (cursor.ticks_per_day() / 24).max(1)
 }
 
-/// Cuts a range at the ends of what was skipped.
-pub fn sections(range: Window, skipped: &[(Tick, Tick)]) -> Vec<Section> {
-    let mut skipped = skipped.to_vec();
-    skipped.sort_unstable();
-    let mut sections = Vec::new();
-    let mut low = range.low;
-    let mut add = |high: Tick, skipped: bool| {
-        let window = Window { low, high: high.min(range.high) };
-        if !window.is_empty() {
-            sections.push(Section { window, skipped });
-            low = Some(window.high);
+/// Cuts a range at the ends of what was skipped, and of what the next pass will merge.
+pub fn sections(range: Window, skipped: &[(Tick, Tick)], late: &[Window]) -> Vec<Section> {
+    let first = range.low.unwrap_or(Tick::MIN);
+    let late: Vec<(Tick, Tick)> = late.iter().map(|window| (window.low.unwrap_or(Tick::MIN), window.high)).collect();
+    let ends = skipped.iter().chain(&late).flat_map(|(from, to)| [*from, *to]);
+    let ends: BTreeSet<Tick> =
+        ends.chain([first, range.high]).filter(|end| (first..=range.high).contains(end)).collect();
+    let is_in = |ranges: &[(Tick, Tick)], tick: Tick| ranges.iter().any(|(from, to)| (*from..*to).contains(&tick));
+    let mut sections: Vec<Section> = Vec::new();
+    for (from, to) in ends.iter().zip(ends.iter().skip(1)) {
+        let (skipped, late) = (is_in(skipped, *from), is_in(&late, *from));
+        match sections.last_mut() {
+            Some(last) if (last.skipped, last.late) == (skipped, late) => last.window.high = *to,
+            Some(_) => sections.push(Section { window: Window { low: Some(*from), high: *to }, skipped, late }),
+            None => sections.push(Section { window: Window { high: *to, ..range }, skipped, late }),
         }
-    };
-    for (from, to) in skipped {
-        add(from, false);
-        add(to, true);
     }
-    add(range.high, false);
     sections
 }
 
 /// Puts both sides of a section together, in ascending order.
 pub fn pair(section: Section, source: &[(Bucket, u64)], target: &[Bucket]) -> Vec<Counts> {
-    let Section { window, skipped } = section;
+    let Section { window, skipped, late } = section;
     let mut rows: BTreeMap<(Tick, Tick), (u64, u64, u64)> = BTreeMap::new();
     for (bucket, duplicates) in source {
         let counts = rows.entry((bucket.low, bucket.high())).or_default();
@@ -146,6 +152,7 @@ pub fn pair(section: Section, source: &[(Bucket, u64)], target: &[Bucket]) -> Ve
         duplicates,
         target,
         skipped,
+        late,
         rows: None,
     });
     counts.collect()
@@ -176,6 +183,7 @@ impl Counts {
         match (self.missing(), self.extra()) {
             (0, 0) if self.changed().is_some_and(|changed| changed > 0) => Verdict::Changed,
             (0, 0) => Verdict::Equal,
+            (1.., _) if self.late => Verdict::Pending,
             (1.., _) => Verdict::Missing,
             _ if outlived_to.is_some_and(|tick| self.low <= tick) => Verdict::ExpiredInSource,
             _ => Verdict::Extra,
@@ -196,7 +204,7 @@ mod tests {
     const HOUR: Tick = 3_600_000;
 
     fn section(low: Option<Tick>, high: Tick, skipped: bool) -> Section {
-        Section { window: Window { low, high }, skipped }
+        Section { window: Window { low, high }, skipped, late: false }
     }
 
     fn buckets(rows: &BTreeMap<Tick, u64>, window: Window, width: Tick) -> Vec<Bucket> {
@@ -217,27 +225,34 @@ mod tests {
     #[test]
     fn ranges_are_cut_at_the_ends_of_what_was_skipped() {
         let all = Window { low: None, high: 100 };
-        assert_eq!(sections(all, &[]), [section(None, 100, false)]);
+        assert_eq!(sections(all, &[], &[]), [section(None, 100, false)]);
         assert_eq!(
-            sections(all, &[(50, 60), (Tick::MIN, 10), (55, 58), (60, 70), (90, 200), (300, 400)]),
+            sections(all, &[(50, 60), (Tick::MIN, 10), (55, 58), (60, 70), (90, 200), (300, 400)], &[]),
             [
                 section(None, 10, true),
                 section(Some(10), 50, false),
-                section(Some(50), 60, true),
-                section(Some(60), 70, true),
+                section(Some(50), 70, true),
                 section(Some(70), 90, false),
                 section(Some(90), 100, true),
             ]
         );
         let inside = Window { low: Some(55), high: 58 };
-        assert_eq!(sections(inside, &[(50, 60)]), [section(Some(55), 58, true)]);
-        assert_eq!(sections(Window { low: Some(5), high: 5 }, &[(0, 9)]), []);
+        assert_eq!(sections(inside, &[(50, 60)], &[]), [section(Some(55), 58, true)]);
+        assert_eq!(sections(Window { low: Some(5), high: 5 }, &[(0, 9)], &[]), []);
+        assert_eq!(sections(Window { low: Some(6), high: 5 }, &[(0, 9)], &[]), []);
+        let window = |low, high| Window { low: Some(low), high };
+        let late = Section { late: true, ..section(Some(20), 40, false) };
+        assert_eq!(
+            sections(all, &[], &[window(20, 30), window(30, 40)]),
+            [section(None, 20, false), late, section(Some(40), 100, false)]
+        );
     }
 
     #[test]
     fn counts_give_a_verdict() {
         let verdict = |source, target, skipped, outlived_to| {
-            Counts { low: 10, high: 20, source, duplicates: 0, target, skipped, rows: None }.verdict(outlived_to)
+            Counts { low: 10, high: 20, source, duplicates: 0, target, skipped, late: false, rows: None }
+                .verdict(outlived_to)
         };
         assert_eq!(verdict(5, 5, false, None), Verdict::Equal);
         assert_eq!(verdict(6, 5, false, None), Verdict::Missing);
@@ -248,12 +263,18 @@ mod tests {
         assert_eq!(verdict(0, 6, true, None), Verdict::Skipped);
         assert_eq!(verdict(6, 0, true, None), Verdict::Skipped);
         let keyed = |target| {
-            Counts { low: 10, high: 20, source: 5, duplicates: 2, target, skipped: false, rows: None }.verdict(None)
+            Counts { low: 10, high: 20, source: 5, duplicates: 2, target, skipped: false, late: false, rows: None }
+                .verdict(None)
         };
         assert_eq!([4, 5, 7, 8].map(keyed), [Verdict::Missing, Verdict::Equal, Verdict::Equal, Verdict::Extra]);
+        let late = |source, target| {
+            Counts { low: 10, high: 20, source, duplicates: 0, target, skipped: false, late: true, rows: None }
+                .verdict(None)
+        };
+        assert_eq!([late(6, 5), late(5, 5), late(5, 6)], [Verdict::Pending, Verdict::Equal, Verdict::Extra]);
         let mismatches = [Verdict::Missing, Verdict::Extra];
         use Verdict as V;
-        for verdict in [V::Equal, V::Missing, V::Extra, V::Changed, V::ExpiredInSource, V::Skipped] {
+        for verdict in [V::Equal, V::Missing, V::Pending, V::Extra, V::Changed, V::ExpiredInSource, V::Skipped] {
             assert_eq!(verdict.is_mismatch(), mismatches.contains(&verdict), "{verdict:?}");
         }
     }
@@ -262,7 +283,8 @@ mod tests {
     fn rows_give_a_verdict_whatever_the_counts_are() {
         let verdict = |missing, extra, changed, outlived_to| {
             let rows = Some(Differing { missing, extra, changed });
-            Counts { low: 10, high: 20, source: 5, duplicates: 9, target: 5, skipped: false, rows }.verdict(outlived_to)
+            Counts { low: 10, high: 20, source: 5, duplicates: 9, target: 5, skipped: false, late: false, rows }
+                .verdict(outlived_to)
         };
         assert_eq!(verdict(0, 0, 0, None), Verdict::Equal);
         assert_eq!(verdict(1, 1, 0, Some(99)), Verdict::Missing, "nothing explains a row that is there");
@@ -290,7 +312,7 @@ mod tests {
         ) {
             let range = Window { low, high };
             let mut all = Vec::new();
-            for section in sections(range, &skipped) {
+            for section in sections(range, &skipped, &[]) {
                 let side = |rows| buckets(rows, section.window, HOUR);
                 let source: Vec<_> = side(&source).into_iter().map(|bucket| (bucket, 0)).collect();
                 all.extend(pair(section, &source, &side(&target)));

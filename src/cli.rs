@@ -21,7 +21,8 @@ Over several tables the worst one counts: 3, then 2, 1, 4, 0.";
 const VERDICTS: &str = "\
 Verdicts, from the numbers of rows or, with --checksum, from the rows; `missing` and `extra` make the exit code 3:
   equal              the same on both sides
-  missing            the source has more: rows that came late, or that left the target
+  missing            the source has more: rows that came late, or that left the target; --repair adds them
+  pending            as missing, and the next pass will bring them: they came within late_lookback
   extra              the target has more: rows that left the source, or that others wrote
   changed            rows with a known key and other content (--checksum, tables with `key`)
   expired_in_source  the target has more, and the source's TTL explains it
@@ -85,7 +86,8 @@ pub enum Command {
     /// Compare source and target: rows of each hour below the watermark
     ///
     /// Counts the rows that the source still holds and those of the target in each hour (each day where the cursor is a Date) below the
-    /// watermark, and lists the hours that differ. Changes nothing.
+    /// watermark, and lists the hours that differ. Changes nothing, unless --repair is given: then the rows that the target misses are added, once,
+    /// also those that somebody deleted there; nothing is ever removed from it.
     #[command(after_long_help = VERDICTS)]
     Audit(Audit),
 }
@@ -146,10 +148,11 @@ pub struct Run {
 pub enum Watermark {
     /// Show watermark, lag, time left by the source's TTL, and the last passes of each table
     Show(Show),
-    /// Put the watermark of a table forward, take over a table that others filled, or keep a rollback
+    /// Put the watermark of a table forward or back, take over a table that others filled, or keep a rollback
     ///
-    /// Rows of the source between the old watermark and the new one never leave: the command says how many they are and asks. It is a
-    /// commit of its own, without rows, so that every other pass sees it.
+    /// Forward, rows of the source between the old watermark and the new one never leave, until a reset goes back over them. Back, the next
+    /// passes compare source and target from there on and add the rows that the target does not hold: none is doubled, however often. The
+    /// command says how many rows that concerns and asks. It is a commit of its own, without rows, so that every other pass sees it.
     Reset(Reset),
 }
 
@@ -159,13 +162,13 @@ pub struct Reset {
     /// The table: the target (cold.trades) or, where unambiguous, the source
     #[arg(long, value_name = "T")]
     pub table: String,
-    /// Where the watermark shall be (RFC 3339, or a date); rows at or above it are offloaded by later passes
+    /// Where the watermark shall be (RFC 3339, or a date); rows at or above it are offloaded, or compared, by later passes
     #[arg(long, value_name = "TIMESTAMP", value_parser = parse_instant, required_unless_present = "to_earliest", conflicts_with = "to_earliest")]
     pub to: Option<DateTime<Utc>>,
     /// Before the first row of the source
     #[arg(long)]
     pub to_earliest: bool,
-    /// Say what would be skipped, change nothing
+    /// Say what would be skipped or compared, change nothing
     #[arg(long)]
     pub dry_run: bool,
     /// Do not ask
@@ -202,7 +205,7 @@ pub struct Audit {
     /// Compare the rows themselves, value by value; takes about as long as the offload did
     #[arg(long)]
     pub checksum: bool,
-    /// With --orphans: delete them (without it, adding missing rows comes with a later version)
+    /// Add the rows that are missing, and compare again; with --orphans, delete them
     #[arg(long)]
     pub repair: bool,
     /// List files of ours that nothing refers to, at least 3 days old: what kill -9 leaves behind. Rows are not compared

@@ -45,7 +45,7 @@ pub fn pieces(markers: &[Marker], (from, watermark): (Tick, Tick), skipped: &[(T
     }
     let mut pieces = Vec::new();
     let mut newer = skipped.to_vec();
-    for marker in markers.iter().filter(|marker| matches!(marker.mode, Mode::Append | Mode::Merge)) {
+    for marker in markers.iter().filter(|marker| marker.mode == Mode::Append || marker.mode.is_merge()) {
         if untold.is_empty() {
             break;
         }

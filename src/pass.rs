@@ -61,22 +61,29 @@ pub async fn run(
     stop: &Stop,
     telemetry: &Telemetry,
 ) -> RunReport {
-    let pass = Pass {
-        config,
-        options,
-        started: Instant::now(),
-        started_at: now(),
-        run_id: new_run_id(),
-        file_io: local_file_io(),
-        state: State::open(&config.state),
-        stop,
-        telemetry,
-        seed: Uuid::new_v4().as_u64_pair().0,
-    };
+    let pass = Pass::new(config, options, stop, telemetry);
     let tables = pass.layers(tables).instrument(tracing::info_span!("pass", run_id = pass.run_id)).await;
     let exit = worst_exit(tables.iter().map(RunTable::exit_code));
     let exit = if exit == Kind::Stopped.policy().exit { stop.exit_code().unwrap_or(exit) } else { exit };
     RunReport { duration_ms: millis(pass.started), run_id: pass.run_id, started_at: pass.started_at, exit, tables }
+}
+
+/// Adds what the target of a table does not hold of windows that have left (`audit --repair`): the merge of passes, under their guard, and as long as
+/// it takes.
+pub async fn repair(
+    config: &Config,
+    table: &Table,
+    server: &Server,
+    windows: &[Window],
+    stop: &Stop,
+    telemetry: &Telemetry,
+) -> Result<RunTable> {
+    let pass = Pass { deadline: None, ..Pass::new(config, Options::default(), stop, telemetry) };
+    let mut catalog = Catalog::open(&config.catalog)?;
+    let _guard = Guard::acquire(&config.catalog, &table.target, &pass.run_id)?;
+    let mut progress = Progress::default();
+    pass.retry(async || Box::pin(pass.repair(table, server, &mut catalog, windows, &mut progress)).await).await?;
+    Ok(progress.report(table, None, millis(pass.started)))
 }
 
 /// A pass under way.
@@ -84,6 +91,8 @@ struct Pass<'a> {
     config: &'a Config,
     options: Options,
     started: Instant,
+    /// No chunk is started later.
+    deadline: Option<Duration>,
     started_at: String,
     run_id: String,
     file_io: FileIO,
@@ -94,7 +103,23 @@ struct Pass<'a> {
     seed: u64,
 }
 
-impl Pass<'_> {
+impl<'a> Pass<'a> {
+    fn new(config: &'a Config, options: Options, stop: &'a Stop, telemetry: &'a Telemetry) -> Self {
+        Self {
+            config,
+            options,
+            started: Instant::now(),
+            deadline: Some(config.pass_deadline),
+            started_at: now(),
+            run_id: new_run_id(),
+            file_io: local_file_io(),
+            state: State::open(&config.state),
+            stop,
+            telemetry,
+            seed: Uuid::new_v4().as_u64_pair().0,
+        }
+    }
+
     /// Layer by layer, the tables of a layer side by side. Layers order work, they are no dependency: a failed one does not hold the next back.
     async fn layers(&self, tables: &[&Table]) -> Vec<RunTable> {
         let connect = async || self.stop.or(Server::connect(&self.config.clickhouse, &self.run_id)).await;
@@ -206,24 +231,12 @@ impl Pass<'_> {
         progress.deleted(marker.as_ref().and_then(|marker| deleted_by_others(&route.target.metadata, marker)));
         // Where the watermark was put back, all from there on is compared anyway.
         let before = marker.clone().filter(|marker| marker.watermark == marker.offloaded_to);
-        progress.seen(cursor.kind, marker, &facts);
+        progress.seen(cursor.kind, marker, facts.future);
 
         failpoint::hit(Failpoint::Planned)?;
         let windows = [(Mode::Merge, plan.merge), (Mode::Append, plan.window)];
         for (mode, window) in windows.into_iter().filter_map(|(mode, window)| Some((mode, window?))) {
-            let mut chunks = self.stop.or(route.chunks(window, mode)).await?;
-            while let Some(mut chunk) = self.stop.or(route.next_chunk(&mut chunks)).await? {
-                if self.options.dry_run {
-                    self.stop.or(route.count_unread(&mut chunk)).await?;
-                    progress.schema_changes(&route.evolution.changes);
-                    progress.planned(chunk);
-                    continue;
-                }
-                if self.started.elapsed() > self.config.pass_deadline {
-                    return Err(deadline_is_over());
-                }
-                self.chunk(catalog, &mut route, &mut chunk, progress).await?;
-            }
+            self.window(catalog, &mut route, (window, mode), progress).await?;
             // Behind the last row of the source the target may hold what that has dropped.
             let low = progress.marker().map(|marker| marker.watermark);
             let rest = Window { low, high: window.high };
@@ -231,12 +244,58 @@ impl Pass<'_> {
                 self.chunk(catalog, &mut route, &mut Chunk::of_nothing(rest), progress).await?;
             }
         }
-        if self.options.dry_run {
-            return Ok(());
+        if !self.options.dry_run {
+            progress.checked(plan.checked_to);
         }
-        progress.checked(plan.checked_to);
         if let Some(before) = before {
             self.late(catalog, &mut route, &before, progress).await?;
+        }
+        Ok(())
+    }
+
+    /// One try of a repair.
+    async fn repair(
+        &self,
+        table: &Table,
+        server: &Server,
+        catalog: &mut Catalog,
+        windows: &[Window],
+        progress: &mut Progress,
+    ) -> Result<()> {
+        let target = self.stop.or(Target::load_existing(catalog, &self.file_io, &table.target)).await?;
+        let marker = self.stop.or(target.marker(&self.file_io, &table.target)).await?;
+        let database = &self.config.clickhouse.database;
+        let mut route = self.stop.or(Route::open(server, database, table, target)).await?;
+        route.check(marker.as_ref())?;
+        let low = windows.first().and_then(|window| window.low);
+        route.check_merge(marker.as_ref(), low)?;
+        progress.seen(route.cursor().kind, marker, None);
+        for window in windows {
+            self.window(catalog, &mut route, (*window, Mode::Repair), progress).await?;
+        }
+        Ok(())
+    }
+
+    /// Moves a window chunk by chunk; with `--dry-run` counts it.
+    async fn window(
+        &self,
+        catalog: &mut Catalog,
+        route: &mut Route<'_>,
+        (window, mode): (Window, Mode),
+        progress: &mut Progress,
+    ) -> Result<()> {
+        let mut chunks = self.stop.or(route.chunks(window, mode)).await?;
+        while let Some(mut chunk) = self.stop.or(route.next_chunk(&mut chunks)).await? {
+            if self.options.dry_run {
+                self.stop.or(route.count_unread(&mut chunk)).await?;
+                progress.schema_changes(&route.evolution.changes);
+                progress.planned(chunk);
+                continue;
+            }
+            if self.deadline.is_some_and(|deadline| self.started.elapsed() > deadline) {
+                return Err(Error::new(Kind::Deadline, "pass_deadline is over"));
+            }
+            self.chunk(catalog, route, &mut chunk, progress).await?;
         }
         Ok(())
     }
@@ -252,15 +311,11 @@ impl Pass<'_> {
         let windows = self.stop.or(route.late(&self.file_io, before)).await?;
         let known = progress.merging_late_rows();
         for window in windows {
-            let mut chunks = self.stop.or(route.chunks(window, Mode::Merge)).await?;
-            while let Some(mut chunk) = self.stop.or(route.next_chunk(&mut chunks)).await? {
-                if self.started.elapsed() > self.config.pass_deadline {
-                    return Err(deadline_is_over());
-                }
-                self.chunk(catalog, route, &mut chunk, progress).await?;
-            }
+            self.window(catalog, route, (window, Mode::Merge), progress).await?;
         }
-        progress.merged_late_rows(known);
+        if !self.options.dry_run {
+            progress.merged_late_rows(known);
+        }
         Ok(())
     }
 
@@ -279,7 +334,7 @@ impl Pass<'_> {
         bar.finish_and_clear();
         let committed = match written {
             // What a query holds is only known now.
-            Ok(()) if chunk.source_rows() == 0 && chunk.mode == Mode::Append => return Ok(()),
+            Ok(()) if chunk.source_rows() == 0 && !chunk.mode.is_merge() => return Ok(()),
             Ok(()) => self.commit(catalog, route, progress.marker(), chunk, &files).await,
             Err(error) => Err(Failure::Rejected(error)),
         };
@@ -318,10 +373,10 @@ impl Pass<'_> {
         let commit = Commit {
             name: &route.table.target,
             planned_on: &route.target,
-            base: match chunk.mode {
+            base: match chunk.mode.is_merge() {
                 // It was compared with all rows that are there (P13).
-                Mode::Merge => Base::Snapshot,
-                _ => Base::Marker(planned_on.map(|marker| marker.commit_id)),
+                true => Base::Snapshot,
+                false => Base::Marker(planned_on.map(|marker| marker.commit_id)),
             },
             marker: &marker,
             files: &files.finished,
@@ -377,10 +432,6 @@ impl Pass<'_> {
             self.state.finish(&Finished { run_id, started_at, report, checked_to: progress.checked_to() });
         }
     }
-}
-
-fn deadline_is_over() -> Error {
-    Error::new(Kind::Deadline, "pass_deadline is over")
 }
 
 fn warn_of_clock_skew(source_micros: i64) {

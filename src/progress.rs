@@ -6,9 +6,8 @@ use crate::cursor::{CursorType, Tick};
 use crate::error::{Error, Kind};
 use crate::plan::Window;
 use crate::report::{ErrorReport, PlannedChunk, RunStatus, RunTable};
-use crate::source::Facts;
 use crate::ttl;
-use crate::watermark::{Marker, Mode};
+use crate::watermark::Marker;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -68,11 +67,11 @@ impl Progress {
     }
 
     /// Source and target were looked at.
-    pub fn seen(&mut self, cursor: CursorType, marker: Option<Marker>, facts: &Facts) {
+    pub fn seen(&mut self, cursor: CursorType, marker: Option<Marker>, rows_future: Option<u64>) {
         self.cursor = Some(cursor);
         self.checked_to = marker.as_ref().map(|marker| marker.watermark);
         self.marker = marker;
-        self.rows_future = facts.future;
+        self.rows_future = rows_future;
         self.planned.clear();
     }
 
@@ -105,7 +104,7 @@ impl Progress {
         self.rows += files.rows();
         self.duplicates += chunk.duplicates();
         self.rejected += chunk.rejected();
-        if chunk.mode == Mode::Merge {
+        if chunk.mode.is_merge() {
             self.changed = Some(self.changed.unwrap_or(0) + chunk.changed);
         }
         self.bytes += files.bytes();
@@ -157,6 +156,7 @@ impl Progress {
             high: time(Some(chunk.window.high)),
             rows: chunk.source_rows(),
             files: chunk.pieces.len() as u64,
+            compared: chunk.mode.is_merge(),
         });
         RunTable {
             source: table.source.clone(),

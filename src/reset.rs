@@ -5,7 +5,7 @@
 
 use uuid::Uuid;
 
-use crate::cursor::Tick;
+use crate::cursor::{CursorType, Tick};
 use crate::error::{Error, Kind, Result};
 use crate::plan::Window;
 use crate::target::Standing;
@@ -46,6 +46,18 @@ pub struct Reset {
 /// rollback took away.
 pub fn needs_largest(standing: &Standing) -> bool {
     matches!(standing, Standing::Foreign | Standing::RolledBack(_))
+}
+
+/// Refuses to compare rows of others from a tick on, which only a key tells apart (P17).
+pub fn check_adopted(adopted_to: Option<Tick>, from: Tick, keyed: bool, cursor: CursorType) -> Result<()> {
+    match adopted_to.filter(|adopted| !keyed && from < *adopted) {
+        None => Ok(()),
+        Some(adopted) => Err(Error::refused(format!(
+            "below {} the target's rows are those of the predecessor that it was taken over from",
+            cursor.format(adopted)
+        ))
+        .hint("to compare them takes a `key`; else begin at that time")),
+    }
 }
 
 impl Situation<'_> {
@@ -124,16 +136,9 @@ impl Reset {
         Window { low: self.from.map(|_| self.never), high: self.to }
     }
 
-    /// Refuses to go back over rows of others, which only a key tells apart (P17).
+    /// See [`check_adopted`].
     pub fn check_adopted(&self, keyed: bool) -> Result<()> {
-        match self.adopted_to.filter(|adopted| !keyed && self.to < *adopted) {
-            None => Ok(()),
-            Some(adopted) => Err(Error::refused(format!(
-                "below {} the target's rows are those of the predecessor that it was taken over from",
-                self.source.cursor.kind.format(adopted)
-            ))
-            .hint("to compare them takes a `key`; else go back to that time at most")),
-        }
+        check_adopted(self.adopted_to, self.to, keyed, self.source.cursor.kind)
     }
 
     /// The rows that have left and that passes compare once more.

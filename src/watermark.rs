@@ -28,6 +28,15 @@ pub enum Mode {
     Adopt,
     /// Rows below offloaded-to that the target did not hold, if there were any (P21 to P27).
     Merge,
+    /// The same, asked for by `audit --repair`: what it adds may be what others deleted.
+    Repair,
+}
+
+impl Mode {
+    /// Whether rows of both sides were compared.
+    pub fn is_merge(self) -> bool {
+        matches!(self, Self::Merge | Self::Repair)
+    }
 }
 
 /// Where rows come from, as far as a commit must know it.
@@ -199,9 +208,13 @@ pub(crate) mod tests {
 
     #[test]
     fn every_mode_has_a_name() {
-        for (mode, name) in
-            [(Mode::Append, "append"), (Mode::Reset, "reset"), (Mode::Adopt, "adopt"), (Mode::Merge, "merge")]
-        {
+        for (mode, name) in [
+            (Mode::Append, "append"),
+            (Mode::Reset, "reset"),
+            (Mode::Adopt, "adopt"),
+            (Mode::Merge, "merge"),
+            (Mode::Repair, "repair"),
+        ] {
             let text = Marker { mode, ..marker(1, 1000) }.encode().unwrap();
             assert_eq!(text, GOLDEN[2].replace("append", name));
             assert_eq!(Marker::decode(&text).unwrap().mode, mode);

@@ -16,6 +16,7 @@ use crate::cursor::{Cursor, Tick};
 use crate::error::{Error, Kind, Result};
 use crate::partition::{PartitionField, Value};
 use crate::plan::{Partition, Piece, Window, is_whole, span_ticks, step};
+use crate::reset::check_adopted;
 use crate::schema::{Evolution, evolve};
 use crate::source::{Counting, Server, Source, partition_values};
 use crate::storage::delete_own_file;
@@ -215,6 +216,14 @@ impl<'a> Route<'a> {
             .hint("set schema_evolution = \"add-columns\", or choose a cursor that the target has"))
     }
 
+    /// Refuses to merge from a tick on what nothing tells apart (protocol.md P17, P22).
+    pub fn check_merge(&self, marker: Option<&Marker>, from: Option<Tick>) -> Result<()> {
+        check_mergeable(&self.source, self.table)?;
+        let adopted_to = marker.and_then(|marker| marker.adopted_to);
+        let (from, keyed) = (from.unwrap_or(Tick::MIN), !self.table.key.is_empty());
+        check_adopted(adopted_to, from, keyed, self.cursor().kind)
+    }
+
     /// The schema of the files, where the target does not have it yet: the commit of the first ones brings it.
     pub fn new_schema(&self) -> Option<&SchemaRef> {
         self.evolution.schema.as_ref()
@@ -247,10 +256,10 @@ impl<'a> Route<'a> {
         if mutations.unfinished > 0 {
             return changed(&format!("{} mutations are not finished ({})", mutations.unfinished, mutations.tables));
         }
-        let read = match (chunk.mode, self.source.is_query()) {
-            (Mode::Merge, _) => self.write_merge(chunk, files, merger).await,
-            (_, true) => self.write_query(chunk, files, bar).await,
-            (_, false) => self.write_table(chunk, files, bar).await,
+        let read = match (chunk.mode.is_merge(), self.source.is_query()) {
+            (true, _) => self.write_merge(chunk, files, merger).await,
+            (false, true) => self.write_query(chunk, files, bar).await,
+            (false, false) => self.write_table(chunk, files, bar).await,
         };
         let is_final = read.as_ref().err().is_some_and(|error| !error.kind().policy().retry);
         // A column that came meanwhile would be lost unseen; one that went, or has another type now, is an error that passes.
@@ -261,7 +270,7 @@ impl<'a> Route<'a> {
         if self.source.mutations().await? != mutations {
             return changed("there is a new mutation");
         }
-        if self.source.is_query() && chunk.mode == Mode::Append {
+        if self.source.is_query() && !chunk.mode.is_merge() {
             return Ok(());
         }
         if self.is_read(chunk, files).await? {

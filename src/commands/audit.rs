@@ -1,4 +1,4 @@
-//! `audit`: counts both sides hour by hour, or compares their rows, and says where they differ. Changes nothing.
+//! `audit`: counts both sides hour by hour, or compares their rows, and says where they differ; with `--repair` adds what is missing.
 
 use std::path::Path;
 
@@ -11,26 +11,35 @@ use crate::chunk::Route;
 use crate::cli::{Audit, Format};
 use crate::compare::Comparison;
 use crate::config::{Config, Table};
-use crate::cursor::{Cursor, CursorType, Tick, micros_of};
+use crate::cursor::{CursorType, Tick, micros_of};
 use crate::error::{Error, Kind, Result};
 use crate::histogram::Bucket;
-use crate::plan::{Window, ceil, floor, step};
+use crate::pass;
+use crate::plan::{Window, ceil, floor};
 use crate::report::{self, AuditBucket, AuditReport, AuditTable, ErrorReport};
 use crate::rows::Imager;
-use crate::source::{Server, Source, new_run_id};
+use crate::source::{Server, new_run_id};
+use crate::stop::Stop;
 use crate::storage::local_file_io;
 use crate::target::{Catalog, Target};
-use crate::watermark::SourceIdentity;
+use crate::telemetry::Telemetry;
+use crate::watermark::Marker;
 
-pub async fn execute(config: &Config, args: &Audit, format: Format) -> Result<u8> {
-    check(args)?;
+/// How often a range is compared while rows go on coming late into it.
+const MAX_LOOKS: u32 = 5;
+
+pub async fn execute(config: &Config, args: &Audit, format: Format, telemetry: &Telemetry) -> Result<u8> {
+    if args.since.zip(args.until).is_some_and(|(since, until)| since >= until) {
+        return Err(Error::new(Kind::Config, "--until is not after --since"));
+    }
     let tables = select(config, &args.tables)?;
-    let file_io = local_file_io();
-    let server = Server::connect(&config.clickhouse, &new_run_id()).await;
+    let stop = Stop::listen()?;
+    let server = stop.or(Server::connect(&config.clickhouse, &new_run_id())).await;
+    let job = Job { config, args, file_io: local_file_io(), stop: &stop, telemetry };
     let mut entries = Vec::with_capacity(tables.len());
     for table in tables {
         let compared = match &server {
-            Ok(server) => compare(config, args, table, server, &file_io).await,
+            Ok(server) => Box::pin(job.table(table, server)).await,
             Err(error) => Err(error.repeat()),
         };
         entries.push(
@@ -39,19 +48,7 @@ pub async fn execute(config: &Config, args: &Audit, format: Format) -> Result<u8
     }
     let report = AuditReport::new(entries);
     report::print(&report, format);
-    Ok(report.exit_code())
-}
-
-/// What the command line alone shows to be wrong.
-fn check(args: &Audit) -> Result<()> {
-    if args.repair {
-        return Err(Error::new(Kind::Config, "--repair comes with a later version")
-            .hint("without it, `audit` tells what is missing"));
-    }
-    if args.since.zip(args.until).is_some_and(|(since, until)| since >= until) {
-        return Err(Error::new(Kind::Config, "--until is not after --since"));
-    }
-    Ok(())
+    Ok(stop.exit_code().unwrap_or(report.exit_code()))
 }
 
 /// A table of which nothing is known yet.
@@ -62,53 +59,109 @@ fn entry(table: &Table) -> AuditTable {
         watermark: None,
         from: None,
         to: None,
+        rows_repaired: None,
         buckets: Vec::new(),
         error: None,
     }
 }
 
-async fn compare(
-    config: &Config,
-    args: &Audit,
-    table: &Table,
-    server: &Server,
-    file_io: &FileIO,
-) -> Result<AuditTable> {
-    // Watermark and rows of the target are those of one snapshot: what a pass commits meanwhile lies above. The source is counted after it,
-    // so that a row that comes late meanwhile is missing, which is true.
-    let catalog = Catalog::open(&config.catalog)?;
-    let target = Target::load_existing(&catalog, file_io, &table.target).await?;
-    target.check_format()?;
-    let marker = target.marker(file_io, &table.target).await?;
-    let source = server.open(&config.clickhouse.database, table).await?;
-    let cursor = source.cursor(&table.cursor)?;
-    let Some(marker) = marker else { return Ok(entry(table)) };
-    marker.check_identity(&SourceIdentity {
-        id: table.source_id.clone(),
-        uuid: source.uuid,
-        cursor: cursor.clone(),
-    })?;
+/// What was asked for.
+struct Job<'a> {
+    config: &'a Config,
+    args: &'a Audit,
+    file_io: FileIO,
+    stop: &'a Stop,
+    telemetry: &'a Telemetry,
+}
 
-    let clock_micros = server.clock_micros().await?;
-    let time = |tick| cursor.kind.format(tick);
-    let mut entry = AuditTable { watermark: Some(time(marker.watermark)), ..entry(table) };
-    let step = step(table.window, cursor.kind)?;
-    let range = range(args, cursor.kind, clock_micros, marker.watermark, step);
-    let sides = Sides { table, source: &source, target: &target, cursor: &cursor, file_io };
-    let Some((range, counted)) = sides.count(range, &marker.skipped).await? else { return Ok(entry) };
-    let counts: Vec<Counts> = match args.checksum {
-        false => counted.into_iter().flat_map(|(_, counts)| counts).collect(),
-        true => {
-            let route = Route::open(server, &config.clickhouse.database, table, target.clone()).await?;
-            route.evolution.check()?;
-            compare_rows(config, &route, file_io, counted).await?
+/// What an audit found in a table.
+struct Found {
+    range: Window,
+    counts: Vec<Counts>,
+    outlived_to: Option<Tick>,
+}
+
+impl Found {
+    /// The buckets of which rows are missing, to multiples of `step`, neighbours together.
+    fn missing(&self, step: Tick) -> Vec<Window> {
+        let missing = self.counts.iter().filter(|counts| !counts.skipped && counts.missing() > 0);
+        let mut windows: Vec<Window> = Vec::new();
+        for (low, high) in missing.map(|counts| (floor(counts.low, step), ceil(counts.high, step))) {
+            match windows.last_mut() {
+                Some(last) if last.high >= low => last.high = high,
+                _ => windows.push(Window { low: Some(low), high }),
+            }
         }
-    };
-    let outlived_to = match counts.iter().any(|counts| counts.verdict(None) == Verdict::Extra) {
-        true if source.is_query() => audit::first_of_source(&counts),
-        true => sides.outlived_to(range, clock_micros).await?,
-        false => None,
-    };
+        windows
+    }
+}
+
+impl Job<'_> {
+    /// Compares both sides of a table; with `--repair` adds what is missing, and compares again.
+    async fn table(&self, table: &Table, server: &Server) -> Result<AuditTable> {
+        let mut rows_repaired = None;
+        loop {
+            // Watermark and rows of the target are those of one snapshot: what a pass commits meanwhile lies above. The source is counted after it,
+            // so that a row that comes late meanwhile is missing, which is true.
+            let catalog = Catalog::open(&self.config.catalog)?;
+            let target = Target::load_existing(&catalog, &self.file_io, &table.target).await?;
+            let marker = target.marker(&self.file_io, &table.target).await?;
+            let route = self.stop.or(Route::open(server, &self.config.clickhouse.database, table, target)).await?;
+            let Some(marker) = marker else { return Ok(entry(table)) };
+            marker.check_identity(&route.identity)?;
+            let found = self.stop.or(self.compare(&route, server, &marker)).await?;
+            let missing = found.as_ref().map(|found| found.missing(route.step)).unwrap_or_default();
+            if self.args.repair && rows_repaired.is_none() && !missing.is_empty() {
+                let repaired = pass::repair(self.config, table, server, &missing, self.stop, self.telemetry).await?;
+                rows_repaired = Some(repaired.rows_written);
+                continue;
+            }
+            return Ok(AuditTable { rows_repaired, ..audited(route.cursor().kind, table, &marker, found) });
+        }
+    }
+
+    /// Compares a table, until it is known which of the missing rows the next pass will bring; `None` where there is nothing to compare.
+    async fn compare(&self, route: &Route<'_>, server: &Server, marker: &Marker) -> Result<Option<Found>> {
+        let clock_micros = server.clock_micros().await?;
+        let range = range(self.args, route.cursor().kind, clock_micros, marker.watermark, route.step);
+        let sides = Sides { route, file_io: &self.file_io };
+        let mut late = Vec::new();
+        for _ in 0..MAX_LOOKS {
+            let sections = audit::sections(range, &marker.skipped, &late);
+            let Some((range, counted)) = sides.count(range, sections).await? else { return Ok(None) };
+            let counts: Vec<Counts> = match self.args.checksum {
+                false => counted.into_iter().flat_map(|(_, counts)| counts).collect(),
+                true => {
+                    route.evolution.check()?;
+                    compare_rows(self.config, route, &self.file_io, counted).await?
+                }
+            };
+            let is = |verdict| counts.iter().any(|counts| counts.verdict(None) == verdict);
+            // Where the watermark was put back, passes do not look for late rows before they have compared what lies above it.
+            if is(Verdict::Missing) && marker.watermark == marker.offloaded_to {
+                let now = route.late(&self.file_io, marker).await?;
+                if now != late {
+                    late = now;
+                    continue;
+                }
+            }
+            let outlived_to = match is(Verdict::Extra) {
+                true if route.source.is_query() => audit::first_of_source(&counts),
+                true => sides.outlived_to(range, clock_micros).await?,
+                false => None,
+            };
+            return Ok(Some(Found { range, counts, outlived_to }));
+        }
+        Err(Error::new(Kind::Conflict, "rows come late faster than they can be compared")
+            .hint("audit again, or with --until some hours ago"))
+    }
+}
+
+/// What is told of a table.
+fn audited(cursor: CursorType, table: &Table, marker: &Marker, found: Option<Found>) -> AuditTable {
+    let time = |tick| cursor.format(tick);
+    let entry = AuditTable { watermark: Some(time(marker.watermark)), ..entry(table) };
+    let Some(Found { range, counts, outlived_to }) = found else { return entry };
     let buckets = counts.iter().map(|counts| AuditBucket {
         from: time(counts.low),
         to: time(counts.high),
@@ -119,9 +172,7 @@ async fn compare(
         changed: counts.changed(),
         verdict: counts.verdict(outlived_to),
     });
-    entry.buckets = buckets.collect();
-    (entry.from, entry.to) = (range.low.map(time), Some(time(range.high)));
-    Ok(entry)
+    AuditTable { from: range.low.map(time), to: Some(time(range.high)), buckets: buckets.collect(), ..entry }
 }
 
 /// Compares the rows of what was counted, section by section.
@@ -163,10 +214,7 @@ fn range(args: &Audit, cursor: CursorType, clock_micros: i64, watermark: Tick, s
 
 /// Both sides of a table.
 struct Sides<'a> {
-    table: &'a Table,
-    source: &'a Source<'a>,
-    target: &'a Target,
-    cursor: &'a Cursor,
+    route: &'a Route<'a>,
     file_io: &'a FileIO,
 }
 
@@ -176,11 +224,13 @@ impl Sides<'_> {
     async fn count(
         &self,
         range: Window,
-        skipped: &[(Tick, Tick)],
+        sections: Vec<Section>,
     ) -> Result<Option<(Window, Vec<(Section, Vec<Counts>)>)>> {
-        let width = audit::bucket_width(self.cursor.kind);
+        let Route { table, target, .. } = self.route;
+        let cursor = self.route.cursor();
+        let width = audit::bucket_width(cursor.kind);
         let mut counted = Vec::new();
-        for section in audit::sections(range, skipped) {
+        for section in sections {
             counted.push((section, self.source_rows(section, width).await?));
         }
         let earliest = counted.iter().flat_map(|(_, rows)| rows).map(|(bucket, _)| bucket.low).next();
@@ -188,8 +238,7 @@ impl Sides<'_> {
         let mut counts = Vec::new();
         for (section, source_rows) in counted {
             let section = Section { window: section.window.intersect(low, range.high), ..section };
-            let name = &self.table.target;
-            let target_rows = self.target.histogram(self.file_io, name, self.cursor, section.window, width).await?;
+            let target_rows = target.histogram(self.file_io, &table.target, cursor, section.window, width).await?;
             counts.push((section, audit::pair(section, &source_rows, &target_rows)));
         }
         Ok(Some((Window { low: Some(low), ..range }, counts)))
@@ -197,13 +246,15 @@ impl Sides<'_> {
 
     /// Rows of the source. A query is asked span by span, as passes ask it, and not for what was skipped.
     async fn source_rows(&self, section: Section, width: Tick) -> Result<Vec<(Bucket, u64)>> {
-        let span = self.table.chunk_span.filter(|_| self.source.is_query());
-        let Some(span) = span.and_then(|span| self.cursor.kind.ticks_in(span)) else {
-            return self.source.leaving_histogram(self.cursor, section.window, width).await;
+        let Route { table, source, .. } = self.route;
+        let cursor = self.route.cursor();
+        let span = table.chunk_span.filter(|_| source.is_query());
+        let Some(span) = span.and_then(|span| cursor.kind.ticks_in(span)) else {
+            return source.leaving_histogram(cursor, section.window, width).await;
         };
         let mut rows = Vec::new();
         for window in section.spans(span) {
-            rows.extend(self.source.leaving_histogram(self.cursor, window, width).await?);
+            rows.extend(source.leaving_histogram(cursor, window, width).await?);
         }
         Ok(rows)
     }
@@ -211,9 +262,9 @@ impl Sides<'_> {
     /// How far the source's TTL explains that rows are gone; `None` where it has none. Rows up to its clock tell how long a row lives: of a
     /// range that ends earlier, all may be gone.
     async fn outlived_to(&self, range: Window, clock_micros: i64) -> Result<Option<Tick>> {
-        let kind = self.cursor.kind;
-        let window = Window { high: range.high.max(kind.tick_at(clock_micros)), ..range };
-        let lifetime = self.source.shortest_lifetime(self.cursor, window).await?;
-        Ok(lifetime.map(|lifetime| audit::outlived_to(kind, clock_micros, lifetime)))
+        let cursor = self.route.cursor();
+        let window = Window { high: range.high.max(cursor.kind.tick_at(clock_micros)), ..range };
+        let lifetime = self.route.source.shortest_lifetime(cursor, window).await?;
+        Ok(lifetime.map(|lifetime| audit::outlived_to(cursor.kind, clock_micros, lifetime)))
     }
 }

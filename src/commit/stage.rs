@@ -67,8 +67,8 @@ pub async fn stage(
     let added: u64 = commit.files.iter().map(DataFile::record_count).sum();
     let (expected, live) = (commit.marker.total_records, live_records(metadata));
     let total_records = match commit.marker.mode {
-        // What it brings may be what was missing.
-        Mode::Merge => expected.max(live.map(|live| live + added)),
+        // What it brings may be what others deleted.
+        Mode::Repair => expected.max(live.map(|live| live + added)),
         _ => expected.max(live).map(|total| total + added),
     };
     let marker = Marker { total_records, ..commit.marker.clone() }.encode()?;
@@ -87,7 +87,7 @@ pub async fn stage(
     // What is made by hand changes the marker and lets nothing go.
     let old = match commit.marker.mode {
         Mode::Reset | Mode::Adopt => Vec::new(),
-        Mode::Append | Mode::Merge => expired(&new.metadata, now_ms)
+        Mode::Append | Mode::Merge | Mode::Repair => expired(&new.metadata, now_ms)
             .or_error(Kind::Internal, format!("look for old snapshots of `{}`", commit.name))?,
     };
     let new =

@@ -92,7 +92,8 @@ impl Comparison<'_> {
         let mut compared = Vec::with_capacity(counts.len());
         for stretch in stretch::stretches(parts, &files, self.route.table.chunk_rows) {
             let grid = Grid { range: stretch.hull(), width };
-            compared.extend(self.compare_stretch(&stretch, &files, grid).await?);
+            let counts = self.compare_stretch(&stretch, &files, grid).await?;
+            compared.extend(counts.into_iter().map(|counts| Counts { late: section.late, ..counts }));
         }
         Ok(compared)
     }
@@ -113,6 +114,7 @@ impl Comparison<'_> {
             duplicates: 0,
             target: target.rows,
             skipped: false,
+            late: false,
             rows: Some(differences.get(&low).copied().unwrap_or_default()),
         });
         Ok(counts.collect())

@@ -147,6 +147,7 @@ mod tests {
             duplicates: 0,
             target: 1,
             skipped: false,
+            late: false,
             rows: None,
         };
         buckets.iter().map(bucket).collect()
@@ -172,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_query_is_asked_as_passes_ask_it() {
-        let section = Section { window: window(5, 95), skipped: false };
+        let section = Section { window: window(5, 95), skipped: false, late: false };
         let spans = of_query(section, &counts(&[(5, 1), (20, 1), (90, 1)]), 30);
         assert_eq!(windows(spans, 1000), [window(5, 30), window(90, 95)]);
         let section = Section { window: window(0, 40), ..section };

@@ -44,6 +44,9 @@ pub struct AuditTable {
     pub from: Option<String>,
     /// Exclusive end of it.
     pub to: Option<String>,
+    /// Rows that `--repair` added before the buckets were compared; null without it, and where none was missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rows_repaired: Option<u64>,
     /// Buckets in which either side has rows.
     pub buckets: Vec<AuditBucket>,
     /// Why it could not be compared.
@@ -111,6 +114,9 @@ impl AuditTable {
     /// The summary, then what is not equal: neighbours of one verdict on one line, because a skipped month has hundreds of hours.
     fn lines(&self) -> Vec<String> {
         let mut lines = vec![format!("{}: {}", self.target, self.summary())];
+        lines.extend(
+            self.rows_repaired.map(|rows| format!("  {} rows were missing and have been added", HumanCount(rows))),
+        );
         let alike = |a: &AuditBucket, b: &AuditBucket| a.verdict == b.verdict && a.to == b.from;
         let unequal = self.buckets.chunk_by(alike).filter(|run| run.iter().all(|b| b.verdict != Verdict::Equal));
         lines.extend(unequal.filter_map(|run| {

@@ -50,9 +50,9 @@ pub struct RunTable {
     pub rows_duplicate: u64,
     /// Rows that were kept out.
     pub rows_rejected: u64,
-    /// Late rows; null: this version does not look for them.
+    /// Late rows among them; null where none were looked for.
     pub rows_late: Option<u64>,
-    /// Rows that changed after they left; null: this version does not look for them.
+    /// Rows whose key the target holds with other content, where rows that had left were compared; they are left as they are.
     pub rows_changed: Option<u64>,
     /// Rows whose cursor is in the source's future; null where the source was not asked.
     pub rows_future: Option<u64>,
@@ -87,6 +87,8 @@ pub struct PlannedChunk {
     pub rows: u64,
     /// Data files that are expected.
     pub files: u64,
+    /// Whether they have left, and would be compared with the target.
+    pub compared: bool,
 }
 
 /// The document of `run`.
@@ -140,21 +142,35 @@ impl RunTable {
                 )
             }
             RunStatus::Failed => "failed".to_owned(),
-            RunStatus::Planned => format!(
-                "would offload {} rows in {} commit(s)",
-                HumanCount(self.planned.iter().map(|chunk| chunk.rows).sum()),
-                self.planned.len()
-            ),
+            RunStatus::Planned => {
+                let rows = |compared: bool| {
+                    let chunks = self.planned.iter().filter(move |chunk| chunk.compared == compared);
+                    HumanCount(chunks.map(|chunk| chunk.rows).sum())
+                };
+                let compared = if self.planned.iter().any(|chunk| chunk.compared) {
+                    format!(", and compare {} rows that have left", rows(true))
+                } else {
+                    String::new()
+                };
+                format!("would offload {} rows{compared} in {} commit(s)", rows(false), self.planned.len())
+            }
         };
-        let future = match self.rows_future {
-            Some(rows @ 1..) => format!(", {} rows from the future wait", HumanCount(rows)),
+        let told = |rows: Option<u64>, what: &str| match rows {
+            Some(rows @ 1..) => format!(", {} {what}", HumanCount(rows)),
             _ => String::new(),
         };
-        let mut lines = vec![format!("{} -> {}: {what}{future}", self.source, self.target)];
+        let future = told(self.rows_future, "rows from the future wait");
+        let late = told(self.rows_late, "of them late");
+        let changed = told(self.rows_changed, "rows changed after they left, and stay as they were");
+        let mut lines = vec![format!("{} -> {}: {what}{late}{changed}{future}", self.source, self.target)];
         lines.extend(self.schema_changes.iter().map(|change| format!("  schema: {change}")));
         lines.extend(self.planned.iter().map(|chunk| {
             let (low, high) = (chunk.low.as_deref().unwrap_or("beginning"), or_dash(&chunk.high));
-            format!("  [{low}, {high}): {} rows, {} file(s)", HumanCount(chunk.rows), chunk.files)
+            let rows = HumanCount(chunk.rows);
+            match chunk.compared {
+                true => format!("  [{low}, {high}): {rows} rows to compare"),
+                false => format!("  [{low}, {high}): {rows} rows, {} file(s)", chunk.files),
+            }
         }));
         lines
     }
