@@ -1,20 +1,18 @@
 //! Where rows may have come late: what our commits counted, against what the source holds now (protocol.md P23 to P25). Pure.
 //!
-//! The newest commits cover the last `late_lookback` before the watermark piece by piece. Each piece expects as many raw rows in the source as its
-//! commit counted before it read; any other number, also a smaller one, leads to a merge, because a TTL or a merge of parts can hide an insert.
-//! A piece that no single commit tells about is compared with the rows of the target.
+//! A piece is what one commit covered, as a whole, and expects in the source what its commit found there before it read; anything else, also
+//! fewer rows, leads to a merge, because a TTL or a merge of parts can hide an insert. Of what several commits went over, or none that is
+//! known, no number tells: such a piece is merged once, and is told by that merge from then on.
 
 use crate::cursor::Tick;
 use crate::plan::Window;
-use crate::watermark::{Fingerprint, Marker, Mode};
+use crate::watermark::{Fingerprint, Marker, Mode, inside_range, remove_range};
 
 /// A piece of the range that is looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Piece {
-    /// Inclusive.
-    pub low: Tick,
-    /// Exclusive.
-    pub high: Tick,
+    /// Its ticks.
+    pub window: Window,
     /// What the newest commit over just these ticks counted; `None` where no commit tells.
     pub counted: Option<Counted>,
 }
@@ -28,61 +26,76 @@ pub struct Counted {
     pub target: u64,
 }
 
+/// What becomes of a piece.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lateness {
+    /// Nothing came.
+    None,
+    /// It is to be merged.
+    Late,
+    /// It would be, but others deleted rows there, which must not come back by themselves (P24).
+    LeftAlone,
+}
+
 impl Piece {
-    /// Its ticks.
-    pub fn window(&self) -> Window {
-        Window { low: Some(self.low), high: self.high }
+    /// Whether the target must be asked, because the source holds something else than what left.
+    pub fn differs(&self, now: Fingerprint) -> bool {
+        self.counted.is_none_or(|counted| counted.source != now)
+    }
+
+    /// What becomes of a piece that differs, of which the target holds so many rows. Where no commit tells what it should hold, `is_whole` does: that
+    /// nobody ever deleted rows there.
+    pub fn lateness(&self, now: Fingerprint, held: u64, is_whole: bool) -> Lateness {
+        match self.counted {
+            _ if now.rows == 0 || !self.differs(now) => Lateness::None,
+            Some(counted) if held < counted.target => Lateness::LeftAlone,
+            None if !is_whole => Lateness::LeftAlone,
+            _ => Lateness::Late,
+        }
     }
 }
 
-/// Cuts `[from, watermark)` into pieces, ascending and disjoint, given our markers from the newest to the oldest. What was skipped on purpose
-/// belongs to none of them.
+/// Cuts what is looked at for `[from, watermark)` into pieces, ascending and disjoint, given our markers from the newest to the oldest. What was
+/// skipped on purpose belongs to none of them; a commit that began earlier belongs to them as a whole.
 pub fn pieces(markers: &[Marker], (from, watermark): (Tick, Tick), skipped: &[(Tick, Tick)]) -> Vec<Piece> {
     let mut untold = vec![(from, watermark)];
     untold.retain(|(low, high)| low < high);
     for range in skipped {
-        untold = outside(&untold, *range);
+        untold = remove_range(&untold, *range);
     }
     let mut pieces = Vec::new();
+    // What newer commits went over, or nobody shall.
     let mut newer = skipped.to_vec();
     for marker in markers.iter().filter(|marker| marker.mode == Mode::Append || marker.mode.is_merge()) {
         if untold.is_empty() {
             break;
         }
         let own = (marker.low.unwrap_or(Tick::MIN), marker.high);
-        // A commit that began a little earlier is looked at as a whole, where it is the newest there too.
-        let reach = from.saturating_sub(watermark.saturating_sub(from));
-        let is_newest = inside(&newer, (own.0, from)).is_empty();
-        if own.0 < from && own.0 >= reach && own.1 > from && is_newest {
-            untold.iter_mut().filter(|range| range.0 == from).for_each(|range| range.0 = own.0);
+        if !inside_range(&untold, own).is_empty() && inside_range(&newer, own).is_empty() {
+            let source = marker.input.unwrap_or(Fingerprint { rows: marker.source_rows, hash: 0 });
+            let counted = Some(Counted { source, target: marker.rows });
+            pieces.push(Piece { window: Window { low: marker.low, high: marker.high }, counted });
+            untold = remove_range(&untold, own);
         }
         newer.push(own);
-        let told = inside(&untold, own);
-        // Of a commit that began earlier, or over whose range another one went, only a part is looked at.
-        let counted = |piece| {
-            (piece == own).then_some(Counted {
-                source: marker.input.unwrap_or(Fingerprint { rows: marker.source_rows, hash: 0 }),
-                target: marker.rows,
-            })
-        };
-        pieces.extend(told.into_iter().map(|piece| Piece { low: piece.0, high: piece.1, counted: counted(piece) }));
-        untold = outside(&untold, own);
     }
-    pieces.extend(untold.into_iter().map(|(low, high)| Piece { low, high, counted: None }));
-    pieces.sort_unstable_by_key(|piece| piece.low);
+    pieces
+        .extend(untold.into_iter().map(|(low, high)| Piece { window: Window { low: Some(low), high }, counted: None }));
+    pieces.sort_unstable_by_key(|piece| piece.window.low);
     pieces
 }
 
-/// What of `ranges` lies outside `[first, last)`.
-fn outside(ranges: &[(Tick, Tick)], (first, last): (Tick, Tick)) -> Vec<(Tick, Tick)> {
-    let both = ranges.iter().flat_map(|(low, high)| [(*low, (*high).min(first)), ((*low).max(last), *high)]);
-    both.filter(|(low, high)| low < high).collect()
-}
-
-/// What of `ranges` lies inside `[first, last)`.
-fn inside(ranges: &[(Tick, Tick)], (first, last): (Tick, Tick)) -> Vec<(Tick, Tick)> {
-    let cut = ranges.iter().map(|(low, high)| ((*low).max(first), (*high).min(last)));
-    cut.filter(|(low, high)| low < high).collect()
+/// A window, and all of each commit that appended rows of it: within such a range duplicates of a key were dropped, and one that was must not come
+/// back because its twin lies just outside of the window (P27).
+pub fn reach(markers: &[Marker], window: Window) -> Window {
+    let touches = |marker: &&Marker| {
+        let low = marker.low.unwrap_or(Tick::MIN);
+        marker.mode == Mode::Append && low < window.high && window.low.is_none_or(|from| from < marker.high)
+    };
+    markers.iter().filter(touches).fold(window, |reach, marker| Window {
+        low: reach.low.zip(marker.low).map(|(a, b)| a.min(b)),
+        high: reach.high.max(marker.high),
+    })
 }
 
 #[cfg(test)]
@@ -96,39 +109,39 @@ mod tests {
         Marker { mode, low, high, source_rows, input: None, ..marker(1, 1000) }
     }
 
-    fn cut(markers: &[Marker], from: Tick, skipped: &[(Tick, Tick)]) -> Vec<(Tick, Tick, Option<u64>)> {
-        pieces(markers, (from, 1000), skipped)
-            .iter()
-            .map(|p| (p.low, p.high, p.counted.map(|c| c.source.rows)))
-            .collect()
+    type Cut = (Option<Tick>, Tick, Option<u64>);
+
+    fn cut(markers: &[Marker], from: Tick, skipped: &[(Tick, Tick)]) -> Vec<Cut> {
+        let pieces = pieces(markers, (from, 1000), skipped);
+        pieces.iter().map(|p| (p.window.low, p.window.high, p.counted.map(|c| c.source.rows))).collect()
     }
 
     #[test]
-    fn each_commit_is_a_piece_and_what_began_earlier_is_cut() {
+    fn each_commit_is_a_piece_as_a_whole() {
         let markers = [
             commit(Mode::Append, Some(900), 1000, 3),
             commit(Mode::Append, Some(500), 900, 2),
             commit(Mode::Append, None, 500, 1),
         ];
-        assert_eq!(cut(&markers, 500, &[]), [(500, 900, Some(2)), (900, 1000, Some(3))]);
-        assert_eq!(cut(&markers, 400, &[])[0], (400, 500, None), "the first commit has no beginning");
-        assert_eq!(cut(&markers, 750, &[])[0], (500, 900, Some(2)), "it began a little earlier");
-        assert_eq!(cut(&markers, 751, &[])[0], (751, 900, None));
+        assert_eq!(cut(&markers, 500, &[]), [(Some(500), 900, Some(2)), (Some(900), 1000, Some(3))]);
+        assert_eq!(cut(&markers, 499, &[])[0], (None, 500, Some(1)));
+        assert_eq!(cut(&markers, 899, &[])[0], (Some(500), 900, Some(2)), "it began earlier");
         assert_eq!(cut(&markers, 1000, &[]), []);
     }
 
     #[test]
-    fn the_newest_commit_over_a_range_tells() {
+    fn the_newest_commit_over_a_range_tells_and_what_is_left_of_others_is_not_told() {
         let markers = [
             commit(Mode::Merge, Some(600), 700, 9),
             commit(Mode::Append, Some(900), 1000, 3),
             commit(Mode::Append, Some(500), 900, 2),
         ];
-        let expected = [(500, 600, None), (600, 700, Some(9)), (700, 900, None), (900, 1000, Some(3))];
-        assert_eq!(cut(&markers, 500, &[]), expected);
-        let again = [commit(Mode::Merge, Some(500), 900, 12)];
+        let expected =
+            [(Some(550), 600, None), (Some(600), 700, Some(9)), (Some(700), 900, None), (Some(900), 1000, Some(3))];
+        assert_eq!(cut(&markers, 550, &[]), expected);
+        let again = [commit(Mode::Repair, Some(500), 900, 12)];
         let markers = [&again[..], &markers[..]].concat();
-        assert_eq!(cut(&markers, 500, &[]), [(500, 900, Some(12)), (900, 1000, Some(3))]);
+        assert_eq!(cut(&markers, 550, &[]), [(Some(500), 900, Some(12)), (Some(900), 1000, Some(3))]);
     }
 
     #[test]
@@ -138,9 +151,43 @@ mod tests {
             commit(Mode::Reset, Some(600), 900, 77),
             commit(Mode::Append, Some(500), 600, 2),
         ];
-        assert_eq!(cut(&markers, 500, &[(600, 900)]), [(500, 600, Some(2)), (900, 1000, Some(3))]);
-        assert_eq!(cut(&markers, 500, &[])[1], (600, 900, None), "a reset has read nothing");
-        assert_eq!(cut(&markers, 500, &[(550, 950)]), [(500, 550, None), (950, 1000, None)]);
+        let expected = [(Some(500), 600, Some(2)), (Some(900), 1000, Some(3))];
+        assert_eq!(cut(&markers, 500, &[(600, 900)]), expected);
+        assert_eq!(cut(&markers, 500, &[])[1], (Some(600), 900, None), "a reset has read nothing");
+        assert_eq!(cut(&markers, 500, &[(550, 950)]), [(Some(500), 550, None), (Some(950), 1000, None)]);
+    }
+
+    #[test]
+    fn rows_that_somebody_deleted_do_not_come_back() {
+        let rows = |rows| Fingerprint { rows, hash: 0 };
+        let window = Window { low: Some(1), high: 9 };
+        let told = Piece { window, counted: Some(Counted { source: rows(10), target: 8 }) };
+        let of = |now, held, is_whole| told.lateness(rows(now), held, is_whole);
+        assert_eq!([of(10, 0, false), of(0, 8, true)], [Lateness::None; 2]);
+        assert_eq!(
+            [of(11, 8, false), of(9, 8, false), of(11, 9, true)],
+            [Lateness::Late; 3],
+            "fewer may hide an insert"
+        );
+        assert_eq!([of(11, 7, true), of(9, 7, true)], [Lateness::LeftAlone; 2]);
+        let untold = Piece { window, counted: None };
+        assert_eq!(untold.lateness(rows(1), 9, true), Lateness::Late);
+        assert_eq!(untold.lateness(rows(1), 9, false), Lateness::LeftAlone);
+    }
+
+    #[test]
+    fn duplicates_were_dropped_within_whole_commits() {
+        let markers = [
+            commit(Mode::Append, Some(900), 1000, 3),
+            commit(Mode::Merge, Some(0), 2000, 3),
+            commit(Mode::Append, Some(500), 900, 2),
+            commit(Mode::Append, None, 500, 1),
+        ];
+        let of = |low, high| reach(&markers, Window { low: Some(low), high });
+        assert_eq!(of(950, 960), Window { low: Some(900), high: 1000 });
+        assert_eq!(of(899, 901), Window { low: Some(500), high: 1000 });
+        assert_eq!(of(400, 600), Window { low: None, high: 900 });
+        assert_eq!(of(1000, 1100), Window { low: Some(1000), high: 1100 });
     }
 
     proptest! {
@@ -155,16 +202,17 @@ mod tests {
             }).collect();
             let skipped: Vec<(Tick, Tick)> = skipped.into_iter().map(|(low, width)| (low, low + width)).collect();
             let pieces = pieces(&markers, (from, 100), &skipped);
-            prop_assert!(pieces.windows(2).all(|w| w[0].high <= w[1].low), "{:?}", pieces);
-            for tick in 0..110 {
-                let first = pieces.first().map_or(from, |piece| piece.low.min(from));
-                let times = pieces.iter().filter(|piece| piece.window().contains(tick)).count();
-                let wanted = (first..100).contains(&tick) && !skipped.iter().any(|(low, high)| (*low..*high).contains(&tick));
+            for tick in from..100 {
+                let times = pieces.iter().filter(|piece| piece.window.contains(tick)).count();
+                let wanted = !skipped.iter().any(|(low, high)| (*low..*high).contains(&tick));
                 prop_assert_eq!(times, usize::from(wanted), "tick {} of {:?}", tick, pieces);
             }
+            prop_assert!(pieces.windows(2).all(|w| Some(w[0].window.high) <= w[1].window.low), "{:?}", pieces);
             for piece in pieces.iter().filter(|piece| piece.counted.is_some()) {
-                let newest = markers.iter().find(|marker| marker.low.unwrap_or(Tick::MIN) < piece.high && marker.high > piece.low);
-                prop_assert_eq!(newest.map(|m| (m.low, m.high)), Some((Some(piece.low), piece.high)), "the newest commit that touches it");
+                let touches = |marker: &&Marker| marker.low.is_none_or(|low| low < piece.window.high) && piece.window.low.is_none_or(|low| marker.high > low);
+                let newest = markers.iter().find(touches);
+                let window = newest.map(|marker| Window { low: marker.low, high: marker.high });
+                prop_assert_eq!(window, Some(piece.window), "the newest commit that touches it");
             }
         }
     }

@@ -19,7 +19,7 @@ use uuid::Uuid;
 use crate::chunk::{Chunk, Files, Merger, Route};
 use crate::commit::{self, Base, Commit, Failure};
 use crate::config::{Config, Table};
-use crate::cursor::micros_of;
+use crate::cursor::{Tick, micros_of};
 use crate::error::{Error, Kind, Result, worst_exit};
 use crate::failpoint::{self, Action, Failpoint};
 use crate::guard::Guard;
@@ -211,6 +211,7 @@ impl<'a> Pass<'a> {
             facts.clock_micros += micros;
         }
         warn_of_clock_skew(facts.clock_micros);
+        let until = self.options.until_micros.map(|until| cursor.kind.tick_at(until));
         let situation = Situation {
             cursor: cursor.kind,
             watermark,
@@ -219,7 +220,7 @@ impl<'a> Pass<'a> {
             source_clock_micros: facts.clock_micros,
             settle_delay: table.settle_delay,
             newest: facts.newest,
-            until: self.options.until_micros.map(|until| cursor.kind.tick_at(until)),
+            until,
             step: route.step,
         };
         let plan = situation.plan();
@@ -229,28 +230,47 @@ impl<'a> Pass<'a> {
             progress.lost(ttl::guard(table, cursor.kind, watermark.and(watermark.max(checked_to)), &facts));
         }
         progress.deleted(marker.as_ref().and_then(|marker| deleted_by_others(&route.target.metadata, marker)));
-        // Where the watermark was put back, all from there on is compared anyway.
-        let before = marker.clone().filter(|marker| marker.watermark == marker.offloaded_to);
         progress.seen(cursor.kind, marker, facts.future);
 
         failpoint::hit(Failpoint::Planned)?;
-        let windows = [(Mode::Merge, plan.merge), (Mode::Append, plan.window)];
-        for (mode, window) in windows.into_iter().filter_map(|(mode, window)| Some((mode, window?))) {
-            self.window(catalog, &mut route, (window, mode), progress).await?;
-            // Behind the last row of the source the target may hold what that has dropped.
-            let low = progress.marker().map(|marker| marker.watermark);
-            let rest = Window { low, high: window.high };
-            if mode == Mode::Merge && !self.options.dry_run && !rest.is_empty() {
-                self.chunk(catalog, &mut route, &mut Chunk::of_nothing(rest), progress).await?;
-            }
+        // What came late first: the next pass would look for it below a watermark that is higher by what this one appends. But new rows leave also
+        // where that fails.
+        let merged = match plan.merge {
+            Some(window) => self.merge(catalog, &mut route, window, progress).await,
+            None => self.late(catalog, &mut route, until, progress).await,
+        };
+        if let Some(stopped) = merged.as_ref().err().filter(|error| error.kind() == Kind::Stopped) {
+            return Err(stopped.repeat());
+        }
+        if let Some(window) = plan.window {
+            self.window(catalog, &mut route, (window, Mode::Append), self.deadline, progress).await?;
         }
         if !self.options.dry_run {
             progress.checked(plan.checked_to);
         }
-        if let Some(before) = before {
-            self.late(catalog, &mut route, &before, progress).await?;
+        merged
+    }
+
+    /// Compares what has left, from a watermark on that was put back.
+    async fn merge(
+        &self,
+        catalog: &mut Catalog,
+        route: &mut Route<'_>,
+        window: Window,
+        progress: &mut Progress,
+    ) -> Result<()> {
+        self.window(catalog, route, (window, Mode::Merge), self.merge_deadline(), progress).await?;
+        // Behind the last row of the source the target may hold what that has dropped.
+        let rest = Window { low: progress.marker().map(|marker| marker.watermark), high: window.high };
+        if self.options.dry_run || rest.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        self.chunk(catalog, route, &mut Chunk::of_nothing(rest), progress).await
+    }
+
+    /// However much there is to compare, new rows leave in the other half of a pass.
+    fn merge_deadline(&self) -> Option<Duration> {
+        self.deadline.map(|deadline| deadline / 2)
     }
 
     /// One try of a repair.
@@ -271,7 +291,7 @@ impl<'a> Pass<'a> {
         route.check_merge(marker.as_ref(), low)?;
         progress.seen(route.cursor().kind, marker, None);
         for window in windows {
-            self.window(catalog, &mut route, (*window, Mode::Repair), progress).await?;
+            self.window(catalog, &mut route, (*window, Mode::Repair), self.deadline, progress).await?;
         }
         Ok(())
     }
@@ -282,9 +302,10 @@ impl<'a> Pass<'a> {
         catalog: &mut Catalog,
         route: &mut Route<'_>,
         (window, mode): (Window, Mode),
+        deadline: Option<Duration>,
         progress: &mut Progress,
     ) -> Result<()> {
-        let mut chunks = self.stop.or(route.chunks(window, mode)).await?;
+        let mut chunks = self.stop.or(route.chunks(window, mode, self.merger().rows())).await?;
         while let Some(mut chunk) = self.stop.or(route.next_chunk(&mut chunks)).await? {
             if self.options.dry_run {
                 self.stop.or(route.count_unread(&mut chunk)).await?;
@@ -292,7 +313,7 @@ impl<'a> Pass<'a> {
                 progress.planned(chunk);
                 continue;
             }
-            if self.deadline.is_some_and(|deadline| self.started.elapsed() > deadline) {
+            if deadline.is_some_and(|deadline| self.started.elapsed() > deadline) {
                 return Err(Error::new(Kind::Deadline, "pass_deadline is over"));
             }
             self.chunk(catalog, route, &mut chunk, progress).await?;
@@ -300,21 +321,19 @@ impl<'a> Pass<'a> {
         Ok(())
     }
 
-    /// Brings rows that came late, below the watermark that this pass began with (P23).
+    /// Brings rows that came late (P23).
     async fn late(
         &self,
         catalog: &mut Catalog,
         route: &mut Route<'_>,
-        before: &Marker,
+        until: Option<Tick>,
         progress: &mut Progress,
     ) -> Result<()> {
-        let windows = self.stop.or(route.late(&self.file_io, before)).await?;
-        let known = progress.merging_late_rows();
-        for window in windows {
-            self.window(catalog, route, (window, Mode::Merge), progress).await?;
-        }
-        if !self.options.dry_run {
-            progress.merged_late_rows(known);
+        let Some(marker) = progress.marker() else { return Ok(()) };
+        let Some(late) = self.stop.or(route.late(&self.file_io, marker, until)).await? else { return Ok(()) };
+        progress.looked_for_late_rows(&late.left_alone);
+        for window in late.windows {
+            self.window(catalog, route, (window, Mode::Merge), self.merge_deadline(), progress).await?;
         }
         Ok(())
     }

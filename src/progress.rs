@@ -5,7 +5,7 @@ use crate::config::Table;
 use crate::cursor::{CursorType, Tick};
 use crate::error::{Error, Kind};
 use crate::plan::Window;
-use crate::report::{ErrorReport, PlannedChunk, RunStatus, RunTable};
+use crate::report::{ErrorReport, LeftAlone, PlannedChunk, RunStatus, RunTable};
 use crate::ttl;
 use crate::watermark::Marker;
 
@@ -18,10 +18,13 @@ pub struct Progress {
     checked_to: Option<Tick>,
     rows_future: Option<u64>,
     rows: u64,
+    /// Rows of the source that were compared and not added.
+    compared: u64,
     duplicates: u64,
     rejected: u64,
     changed: Option<u64>,
     late: Option<u64>,
+    left_alone: Vec<Window>,
     bytes: u64,
     files: u64,
     chunks: u64,
@@ -96,16 +99,23 @@ impl Progress {
 
     /// A chunk was committed.
     pub fn committed(&mut self, chunk: &Chunk, files: &Files, snapshot_id: i64, marker: Marker) {
-        if chunk.window.high == marker.watermark {
-            self.extend(chunk.window);
+        let before = self.marker.as_ref().map(|marker| marker.watermark);
+        match &mut self.late {
+            Some(late) if chunk.mode.is_merge() && before >= Some(chunk.window.high) => *late += files.rows(),
+            _ => self.extend(chunk.window),
         }
         self.checked_to = Some(marker.watermark);
         self.marker = Some(marker);
+        if chunk.mode.is_merge() {
+            self.compared += chunk.source_rows().saturating_sub(files.rows());
+        }
         self.rows += files.rows();
-        self.duplicates += chunk.duplicates();
-        self.rejected += chunk.rejected();
         if chunk.mode.is_merge() {
             self.changed = Some(self.changed.unwrap_or(0) + chunk.changed);
+        }
+        if !chunk.mode.is_merge() {
+            self.duplicates += chunk.duplicates();
+            self.rejected += chunk.rejected();
         }
         self.bytes += files.bytes();
         self.files += files.finished.len() as u64;
@@ -118,14 +128,10 @@ impl Progress {
         self.window = Some(Window { low, high: chunk.high });
     }
 
-    /// Late rows are looked for; what was written until now are others.
-    pub fn merging_late_rows(&mut self) -> u64 {
-        self.rows
-    }
-
-    /// They were found and brought.
-    pub fn merged_late_rows(&mut self, before: u64) {
-        self.late = Some(self.late.unwrap_or(0) + self.rows - before);
+    /// Late rows were looked for; in these windows others had deleted rows.
+    pub fn looked_for_late_rows(&mut self, left_alone: &[Window]) {
+        self.late = self.late.or(Some(0));
+        self.left_alone = left_alone.to_vec();
     }
 
     /// The last marker, on which the next chunk is planned.
@@ -169,6 +175,7 @@ impl Progress {
             offloaded_to: time(self.marker.as_ref().map(|marker| marker.offloaded_to)),
             checked_to: time(self.checked_to),
             rows_read: self.rows
+                + self.compared
                 + self.duplicates
                 + self.rejected
                 + self.planned.iter().map(Chunk::source_rows).sum::<u64>(),
@@ -176,6 +183,11 @@ impl Progress {
             rows_duplicate: self.duplicates,
             rows_rejected: self.rejected,
             rows_late: self.late,
+            left_alone: self
+                .left_alone
+                .iter()
+                .map(|window| LeftAlone { low: time(window.low), high: time(Some(window.high)) })
+                .collect(),
             rows_changed: self.changed,
             rows_future: self.rows_future,
             bytes_written: self.bytes,

@@ -9,7 +9,7 @@ use crate::cursor::{CursorType, Tick};
 use crate::error::{Error, Kind, Result};
 use crate::plan::Window;
 use crate::target::Standing;
-use crate::watermark::{Marker, Mode, SourceIdentity, VERSION, add_range};
+use crate::watermark::{Marker, Mode, SourceIdentity, VERSION, add_range, inside_range};
 
 /// What a reset is decided on. Ticks are the cursor's.
 #[derive(Debug, Clone, Copy)]
@@ -22,6 +22,8 @@ pub struct Situation<'a> {
     pub source: &'a SourceIdentity,
     /// The source's clock.
     pub now: Tick,
+    /// Whether others deleted rows of the target, which a reset acknowledges (P24).
+    pub deleted: bool,
 }
 
 /// A reset that may be made.
@@ -37,6 +39,8 @@ pub struct Reset {
     source: SourceIdentity,
     /// Below it rows are others'.
     adopted_to: Option<Tick>,
+    /// Below it others deleted rows.
+    deleted_to: Option<Tick>,
     /// The first tick that has never left.
     never: Tick,
     skipped: Vec<(Tick, Tick)>,
@@ -107,11 +111,10 @@ impl Situation<'_> {
                     time(from)
                 )));
         }
-        // What lies above is looked at once more.
-        let kept = from.map_or(Tick::MIN, |from| from.min(to));
+        // Above the watermark it says what never left; passes take from it what they bring (P25).
+        let kept = filled.map_or(from.map_or(Tick::MIN, |from| from.min(to)), |filled| filled);
         let before = self.marker().map(|marker| marker.skipped.as_slice()).unwrap_or_default();
-        let before = before.iter().map(|range| (range.0, range.1.min(kept))).filter(|range| range.0 < range.1);
-        let before: Vec<(Tick, Tick)> = before.collect();
+        let before = inside_range(before, (Tick::MIN, kept));
         let mode = if *self.standing == Standing::Foreign { Mode::Adopt } else { Mode::Reset };
         let never = filled.max(from).unwrap_or(Tick::MIN);
         let skipped = add_range(&before, (never, to));
@@ -126,7 +129,9 @@ impl Situation<'_> {
             }
             Standing::Filled(_) | Standing::Empty => self.marker().and_then(|marker| marker.adopted_to),
         };
-        Ok(Reset { from, to, offloaded_to, adopted_to, mode, source: self.source.clone(), never, skipped })
+        let acknowledged = if self.deleted { from } else { self.marker().and_then(|marker| marker.deleted_to) };
+        let deleted_to = acknowledged.map(|tick| tick.min(to));
+        Ok(Reset { from, to, offloaded_to, adopted_to, deleted_to, mode, source: self.source.clone(), never, skipped })
     }
 }
 
@@ -143,7 +148,7 @@ impl Reset {
 
     /// The rows that have left and that passes compare once more.
     pub fn again(&self) -> Option<Window> {
-        self.from.filter(|from| self.to < *from).map(|from| Window { low: Some(self.to), high: from })
+        self.from.filter(|_| self.to < self.never).map(|_| Window { low: Some(self.to), high: self.never })
     }
 
     /// What its commit will say of itself; `source_rows` are the rows that it skips.
@@ -163,6 +168,7 @@ impl Reset {
             // What is there now is as it shall be.
             total_records: None,
             adopted_to: self.adopted_to,
+            deleted_to: self.deleted_to,
             skipped: self.skipped.clone(),
         }
     }
@@ -176,7 +182,7 @@ mod tests {
 
     fn plan(standing: &Standing, largest: Option<Tick>, to: Tick) -> Result<Reset> {
         let source = marker(1, 0).source;
-        Situation { standing, largest, source: &source, now: 5000 }.plan(to)
+        Situation { standing, largest, source: &source, now: 5000, deleted: false }.plan(to)
     }
 
     fn kind(result: Result<Reset>) -> Kind {
@@ -203,16 +209,31 @@ mod tests {
         assert!(reset.window().is_empty(), "nothing is skipped");
         let back = reset.marker(0);
         assert_eq!((back.watermark, back.offloaded_to), (350, 1000));
-        assert_eq!(back.skipped, [(Tick::MIN, 100), (300, 350)], "what a reset goes back over is no longer skipped");
+        assert_eq!(back.skipped, [(Tick::MIN, 100), (300, 400), (600, 1000)], "passes take away what they bring");
 
         let standing = Standing::Filled(Box::new(back));
         let forward = plan(&standing, None, 700).unwrap();
-        assert!(forward.window().is_empty() && forward.again().is_none(), "they have left before");
+        assert!(forward.window().is_empty(), "what never left was skipped before, and still is");
+        assert_eq!(forward.again(), Some(Window { low: Some(700), high: 1000 }));
         assert_eq!((forward.marker(0).watermark, forward.marker(0).offloaded_to), (700, 1000));
+        assert_eq!(forward.marker(0).skipped, [(Tick::MIN, 100), (300, 400), (600, 1000)]);
         let beyond = plan(&standing, None, 1200).unwrap();
         assert_eq!(beyond.window(), Window { low: Some(1000), high: 1200 });
-        assert_eq!(beyond.marker(5).skipped, [(Tick::MIN, 100), (300, 350), (1000, 1200)]);
+        assert_eq!(beyond.marker(5).skipped, [(Tick::MIN, 100), (300, 400), (600, 1200)]);
         assert_eq!(beyond.marker(5).offloaded_to, 1200);
+    }
+
+    #[test]
+    fn a_reset_acknowledges_what_others_deleted() {
+        let standing = Standing::Filled(Box::new(Marker { deleted_to: None, ..marker(1, 1000) }));
+        let deleted_to = |deleted, to| {
+            let situation =
+                Situation { standing: &standing, largest: None, source: &marker(1, 0).source, now: 5000, deleted };
+            situation.plan(to).unwrap().marker(0).deleted_to
+        };
+        assert_eq!([deleted_to(true, 1000), deleted_to(true, 3000)], [Some(1000); 2]);
+        assert_eq!(deleted_to(true, 400), Some(400), "what lies above is asked for");
+        assert_eq!(deleted_to(false, 1000), None);
     }
 
     #[test]

@@ -95,6 +95,9 @@ pub struct Marker {
     /// Where the table was taken over: below it rows are others', which nothing but a key tells apart (P17).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adopted_to: Option<Tick>,
+    /// Below it others deleted rows, which a reset has acknowledged: what no commit tells about does not come back by itself there (P24).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deleted_to: Option<Tick>,
     /// Half-open ranges that a reset, or `start_at` at the first chunk, skipped (P25), ascending; [`Tick::MIN`] is no lower bound.
     pub skipped: Vec<(Tick, Tick)>,
 }
@@ -159,6 +162,18 @@ pub fn add_range(ranges: &[(Tick, Tick)], (low, high): (Tick, Tick)) -> Vec<(Tic
     below.chain([&(low, high)]).chain(above).copied().collect()
 }
 
+/// What of ascending, disjoint ranges lies outside another one.
+pub fn remove_range(ranges: &[(Tick, Tick)], (first, last): (Tick, Tick)) -> Vec<(Tick, Tick)> {
+    let parts = ranges.iter().flat_map(|(low, high)| [(*low, (*high).min(first)), ((*low).max(last), *high)]);
+    parts.filter(|(low, high)| low < high).collect()
+}
+
+/// What of ascending, disjoint ranges lies inside another one.
+pub fn inside_range(ranges: &[(Tick, Tick)], (first, last): (Tick, Tick)) -> Vec<(Tick, Tick)> {
+    let parts = ranges.iter().map(|(low, high)| ((*low).max(first), (*high).min(last)));
+    parts.filter(|(low, high)| low < high).collect()
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use proptest::prelude::*;
@@ -186,6 +201,7 @@ pub(crate) mod tests {
             rows: 9,
             total_records: Some(90),
             adopted_to: Some(0),
+            deleted_to: Some(5),
             skipped: vec![(1, 2)],
         }
     }
@@ -194,13 +210,13 @@ pub(crate) mod tests {
     const GOLDEN: [&str; 3] = [
         r#"{"version":1,"commit_id":"00000000-0000-0000-0000-000000000001","mode":"append","source":{"id":"k2.trades \"x\"","uuid":"00000000-0000-0000-0000-000000000007","cursor":{"name":"ts","type":{"name":"DateTime64","scale":3}}},"low":-5,"high":1000,"watermark":1000,"offloaded_to":1000,"source_rows":10,"rows":9,"skipped":[[1,2]]}"#,
         r#"{"version":2,"commit_id":"00000000-0000-0000-0000-000000000001","mode":"append","source":{"id":"k2.trades \"x\"","uuid":"00000000-0000-0000-0000-000000000007","cursor":{"name":"ts","type":{"name":"DateTime64","scale":3}}},"low":-5,"high":1000,"watermark":1000,"offloaded_to":1000,"source_rows":10,"rows":9,"total_records":90,"skipped":[[1,2]]}"#,
-        r#"{"version":3,"commit_id":"00000000-0000-0000-0000-000000000001","mode":"append","source":{"id":"k2.trades \"x\"","uuid":"00000000-0000-0000-0000-000000000007","cursor":{"name":"ts","type":{"name":"DateTime64","scale":3}}},"low":-5,"high":1000,"watermark":1000,"offloaded_to":1000,"source_rows":10,"input":{"rows":11,"hash":12},"rows":9,"total_records":90,"adopted_to":0,"skipped":[[1,2]]}"#,
+        r#"{"version":3,"commit_id":"00000000-0000-0000-0000-000000000001","mode":"append","source":{"id":"k2.trades \"x\"","uuid":"00000000-0000-0000-0000-000000000007","cursor":{"name":"ts","type":{"name":"DateTime64","scale":3}}},"low":-5,"high":1000,"watermark":1000,"offloaded_to":1000,"source_rows":10,"input":{"rows":11,"hash":12},"rows":9,"total_records":90,"adopted_to":0,"deleted_to":5,"skipped":[[1,2]]}"#,
     ];
 
     #[test]
     fn golden_encodings_stay_readable() {
         let third = marker(1, 1000);
-        let second = Marker { version: 2, input: None, adopted_to: None, ..third.clone() };
+        let second = Marker { version: 2, input: None, adopted_to: None, deleted_to: None, ..third.clone() };
         let first = Marker { version: 1, total_records: None, ..second.clone() };
         assert_eq!(GOLDEN.map(|text| Marker::decode(text).unwrap()), [first, second, third.clone()]);
         assert_eq!(third.encode().unwrap(), GOLDEN[2]);
@@ -231,6 +247,12 @@ pub(crate) mod tests {
                 prop_assert_eq!(hold(&ranges, tick), hold(&added, tick), "tick {} of {:?}", tick, ranges);
             }
             prop_assert!(ranges.windows(2).all(|pair| pair[0].1 < pair[1].0), "{:?}", ranges);
+            let (without, within) = (remove_range(&ranges, (-3, 9)), inside_range(&ranges, (-3, 9)));
+            for tick in -25..35 {
+                let removed = (-3..9).contains(&tick);
+                prop_assert_eq!(hold(&without, tick), hold(&ranges, tick) && !removed, "tick {}", tick);
+                prop_assert_eq!(hold(&within, tick), hold(&ranges, tick) && removed, "tick {}", tick);
+            }
         }
     }
 

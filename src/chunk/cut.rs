@@ -27,13 +27,16 @@ pub struct Chunks {
     /// Ticks of a partition, where the cursor makes it; a chunk holds at most `max_units` of them.
     unit: Tick,
     max_units: usize,
+    /// About how many rows a chunk holds at most.
+    max_rows: u64,
     /// Rows of a file of `target_file_size`, where that can be told.
     rows_per_file: Option<u64>,
 }
 
 impl Route<'_> {
     /// Begins to cut a window into chunks.
-    pub async fn chunks(&self, window: Window, mode: Mode) -> Result<Chunks> {
+    /// A merge without a key takes at most `merge_rows` at once, about: what one reading compares. With a key, duplicates are looked for in whole commits.
+    pub async fn chunks(&self, window: Window, mode: Mode, merge_rows: u64) -> Result<Chunks> {
         let cursor = self.cursor();
         // Days, or what the target is partitioned by where that is finer: a chunk holds a bounded number of them, or one `chunk_span`. Days
         // split no aggregate.
@@ -60,7 +63,11 @@ impl Route<'_> {
         };
         let finest = if self.step > 1 || self.source.is_query() { width } else { 1 };
         let histogram = Histogram::new(cursor.kind, buckets, finest);
-        Ok(Chunks { mode, rest: window, histogram, unit: width, max_units, rows_per_file })
+        let max_rows = match mode.is_merge() && !self.keeps_partitions_whole() {
+            true => self.table.chunk_rows.min(merge_rows),
+            false => self.table.chunk_rows,
+        };
+        Ok(Chunks { mode, rest: window, histogram, unit: width, max_units, max_rows, rows_per_file })
     }
 
     /// Whether the rows of a chunk and partition leave by one SELECT: within it duplicates are dropped (protocol.md P27), and no aggregate is split.
@@ -117,7 +124,7 @@ impl Route<'_> {
 
     /// Cuts and counts the next window; where it holds too many partitions, a smaller one.
     async fn next_window(&self, chunks: &mut Chunks) -> Result<(Window, Vec<Partition>)> {
-        let mut limit = self.table.chunk_rows;
+        let mut limit = chunks.max_rows;
         loop {
             let mut histogram = chunks.histogram.clone();
             let window = self.cut(&mut histogram, chunks.rest, &[], (limit, chunks.unit, chunks.max_units)).await?;

@@ -5,31 +5,48 @@ use iceberg::io::FileIO;
 use super::{Route, check_mergeable};
 use crate::cursor::{Tick, micros_of};
 use crate::error::Result;
-use crate::late::{Piece, pieces};
+use crate::late::{Lateness, pieces};
 use crate::plan::{Window, floor};
-use crate::target::markers;
+use crate::target::{deleted_by_others, markers};
 use crate::watermark::{Fingerprint, Marker};
 
+/// What looking for late rows found.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Late {
+    /// What is to be merged.
+    pub windows: Vec<Window>,
+    /// Where others deleted rows: what the source holds beyond the target came late, or is what they deleted.
+    pub left_alone: Vec<Window>,
+}
+
 impl Route<'_> {
-    /// The windows of the last `late_lookback` before the watermark that are to be merged: one query tells, unless a commit does not.
-    pub async fn late(&self, file_io: &FileIO, marker: &Marker) -> Result<Vec<Window>> {
-        let Some(from) = self.lookback(marker.watermark) else { return Ok(Vec::new()) };
-        // What cannot be merged is not looked at.
-        if check_mergeable(&self.source, self.table).is_err() {
-            return Ok(Vec::new());
+    /// Looks at the last `late_lookback` before the watermark, commit by commit, up to `until`: one query tells. `None` where nobody looks: where it is
+    /// switched off, and where rows cannot be compared (protocol.md P22).
+    pub async fn late(&self, file_io: &FileIO, marker: &Marker, until: Option<Tick>) -> Result<Option<Late>> {
+        let Some(from) = self.lookback(marker.watermark) else { return Ok(None) };
+        // Where the watermark was put back, all from there on is compared anyway.
+        if marker.watermark < marker.offloaded_to || check_mergeable(&self.source, self.table).is_err() {
+            return Ok(None);
         }
         // Where rows are others' we have committed none that could be there still (P17, P24).
         let from = from.max(marker.adopted_to.unwrap_or(from));
-        let pieces = pieces(&markers(&self.target.metadata)?, (from, marker.watermark), &marker.skipped);
-        let windows: Vec<Window> = pieces.iter().map(Piece::window).collect();
+        let mut pieces = pieces(&markers(&self.target.metadata)?, (from, marker.watermark), &marker.skipped);
+        pieces.retain(|piece| until.is_none_or(|until| piece.window.high <= until));
+        let windows: Vec<Window> = pieces.iter().map(|piece| piece.window).collect();
         let now = self.fingerprints(&windows).await?;
-        let mut late = Vec::new();
-        for (piece, now) in pieces.iter().zip(now) {
-            if self.is_late(file_io, piece, now).await? {
-                late.push(piece.window());
+        let is_deleted = deleted_by_others(&self.target.metadata, marker).is_some();
+        let mut late = Late::default();
+        for (piece, now) in pieces.iter().zip(now).filter(|(piece, now)| piece.differs(*now)) {
+            let held = self.rows_held(file_io, piece.window).await?;
+            let low = piece.window.low.unwrap_or(Tick::MIN);
+            let is_whole = !is_deleted && marker.deleted_to.is_none_or(|to| to <= low);
+            match piece.lateness(now, held, is_whole) {
+                Lateness::None => {}
+                Lateness::Late => late.windows.push(piece.window),
+                Lateness::LeftAlone => late.left_alone.push(piece.window),
             }
         }
-        Ok(late)
+        Ok(Some(late))
     }
 
     /// Whether passes will look for late rows in a window, once all below `watermark` has left.
@@ -56,35 +73,9 @@ impl Route<'_> {
         Ok(found)
     }
 
-    /// Whether a piece is to be merged, which holds this now.
-    async fn is_late(&self, file_io: &FileIO, piece: &Piece, now: Fingerprint) -> Result<bool> {
-        let Some(counted) = piece.counted else {
-            let leaving = self.source.leaving_histogram(self.cursor(), piece.window(), self.day()).await?;
-            let (distinct, more) =
-                leaving.iter().fold((0, 0), |sum, (bucket, more)| (sum.0 + bucket.rows, sum.1 + more));
-            let held = self.rows_held(file_io, piece.window()).await?;
-            return Ok(held < distinct || held > distinct + more);
-        };
-        if counted.source == now {
-            return Ok(false);
-        }
-        // What somebody deleted on purpose does not come back by itself.
-        let held = self.rows_held(file_io, piece.window()).await?;
-        if held < counted.target {
-            let (low, high) = (self.cursor().kind.format(piece.low), self.cursor().kind.format(piece.high));
-            let deleted = counted.target - held;
-            tracing::info!(low, high, deleted, "rows may have come late, but others deleted rows here: left alone");
-        }
-        Ok(held >= counted.target)
-    }
-
     pub(super) async fn rows_held(&self, file_io: &FileIO, window: Window) -> Result<u64> {
-        let name = &self.table.target;
-        let days = self.target.histogram(file_io, name, self.cursor(), window, self.day()).await?;
+        let (name, day) = (&self.table.target, self.cursor().kind.ticks_per_day());
+        let days = self.target.histogram(file_io, name, self.cursor(), window, day).await?;
         Ok(days.iter().map(|day| day.rows).sum())
-    }
-
-    fn day(&self) -> i64 {
-        self.cursor().kind.ticks_per_day()
     }
 }

@@ -1,33 +1,41 @@
 //! A chunk below offloaded-to: its rows have left before, and what the target does not hold of them is added (protocol.md P21, P22, P26).
 //!
-//! The rows of the target that stand in the window are held in memory, as images, slice by slice of their hashes where they are many; then the source's
-//! rows stream past them. As many rows of an image are added as the source has more of it. A row with a known key and other content is counted
-//! and left as it is.
+//! One SELECT brings the source's rows into a file for a while. The target's rows of the window are held in memory, slice by slice where they are
+//! many, and those of the source are looked for among them: first in the files that hold most columns, by all these columns. [`Identities`]
+//! judge those that are not found.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow_array::{ArrayRef, BooleanArray, RecordBatch};
+use arrow_array::cast::AsArray;
+use arrow_array::{ArrayRef, BooleanArray, RecordBatch, StringArray};
 use arrow_select::filter::filter_record_batch;
+use clickhouse_types::DataTypeNode;
 use iceberg::arrow::schema_to_arrow_schema;
 use iceberg::io::FileIO;
-use iceberg::spec::SchemaRef;
+use iceberg::spec::{NestedField, PrimitiveType, Schema, SchemaRef, Type};
 
+use super::held::{BYTES_PER_ROW, Held, Identities, Unmatched};
 use super::{Chunk, Files, Route};
 use crate::config::Table;
 use crate::cursor::Tick;
 use crate::difference::Slice;
 use crate::error::{Classify, Error, Kind, Result};
-use crate::plan::Window;
+use crate::late;
+use crate::plan::{Partition, Window};
 use crate::rows::{Image, Imager};
-use crate::schema::{leaf_ids, pruned};
-use crate::source::{Counting, Source, partition_values};
-use crate::target::{RowFile, Rows, read_rows};
-use crate::write::{Encoder, Scratch, ScratchWriter, Written};
+use crate::schema::pruned;
+use crate::source::{Source, partition_values};
+use crate::target::{RowFile, Rows, markers, read_rows};
+use crate::write::{Encoder, PARTITION, Placement, Scratch, ScratchWriter, Written};
 
-/// About what a row of the target takes in memory: its image, perhaps that of its key, and the places that a hash table leaves free.
-const BYTES_PER_ROW: u64 = 96;
+/// Field id of the partition of a row of the source, which no table has: below those that Iceberg reserves, above all others.
+const PARTITION_ID: i32 = i32::MAX - 500;
+/// Readings of a window. More would take days.
+const MAX_SLICES: u64 = 1 << 12;
+/// Engines whose rows stay what they were when they were inserted.
+const PLAIN_ENGINES: [&str; 3] = ["MergeTree", "ReplicatedMergeTree", "SharedMergeTree"];
 
 /// What a merge needs beside source and target.
 #[derive(Debug, Clone, Copy)]
@@ -42,143 +50,226 @@ pub struct Merger<'a> {
     pub imager: Imager,
 }
 
-/// The target's rows of a slice.
-#[derive(Debug, Default)]
-struct Held {
-    images: HashMap<Image, u64>,
-    keys: HashSet<Image>,
-}
-
-impl Held {
-    /// Whether a row of the source is to be added; `None` where its key is there with other content.
-    fn is_missing(&mut self, key: Option<&Image>, image: &Image) -> Option<bool> {
-        match self.images.get_mut(image) {
-            Some(rows @ 1..) => {
-                *rows -= 1;
-                Some(false)
-            }
-            _ if key.is_some_and(|key| self.keys.contains(key)) => None,
-            _ => Some(true),
-        }
+impl Merger<'_> {
+    /// Rows of a chunk that are compared by one reading.
+    pub fn rows(&self) -> u64 {
+        (self.memory / BYTES_PER_ROW).max(1)
     }
 }
 
-/// Rows of the source of one partition and slice.
-#[derive(Clone, Copy)]
-struct Part<'a> {
-    key: &'a [String],
-    scratch: &'a Scratch,
-    compared: &'a Compared,
-    slice: Slice,
+/// Files of the target that hold the same columns.
+struct Level {
+    files: Vec<RowFile>,
+    /// What is compared.
+    schema: SchemaRef,
 }
 
-/// What is compared of each row.
-struct Compared {
+/// What makes the identity of a row.
+struct Identity {
+    /// The columns, and the cursor.
     schema: SchemaRef,
-    key: Vec<usize>,
+    /// Which of them count.
+    columns: Vec<usize>,
+    /// Of them those whose labels may have been renamed, with all that there are now.
+    labels: Vec<(usize, BTreeSet<String>)>,
+}
+
+/// A merge under way.
+struct Merge<'a> {
+    merger: Merger<'a>,
+    /// Rows that are added lie in it.
+    window: Window,
+    /// Rows that are compared lie in it.
+    reach: Window,
+    source: Scratch,
+    levels: Vec<Level>,
+    identity: Identity,
+    /// Which rows of the source lie in the window.
+    wanted: Vec<bool>,
+    /// Which of them the target holds as they are.
+    found: Vec<bool>,
+}
+
+impl Merge<'_> {
+    /// Whether a row of the source is to be judged.
+    fn is_open(&self, row: usize) -> bool {
+        self.wanted.get(row).copied().unwrap_or(false) && !self.found.get(row).copied().unwrap_or(true)
+    }
 }
 
 /// Refuses to merge rows that nothing tells apart from what they were made of (protocol.md P22).
 pub fn check_mergeable(source: &Source<'_>, table: &Table) -> Result<()> {
-    let replaces = |kind: &&&str| source.engine().contains(**kind);
-    let what = match ["Replacing", "Summing", "Aggregating", "Collapsing"].iter().find(replaces) {
+    let engine = source.engine();
+    let name = engine.split([' ', '(']).next().unwrap_or_default();
+    let what = match name {
         _ if !table.key.is_empty() => return Ok(()),
         _ if source.is_query() => "a query".to_owned(),
-        Some(kind) => format!("a {kind}MergeTree"),
-        None => return Ok(()),
+        "" => "a source whose engine the server does not tell".to_owned(),
+        plain if PLAIN_ENGINES.contains(&plain) && !engine.contains(" GROUP BY ") => return Ok(()),
+        plain if PLAIN_ENGINES.contains(&plain) => "a table whose TTL groups them".to_owned(),
+        other => format!("a {other}"),
     };
     Err(Error::refused(format!("rows of {what} cannot be compared without a key: what left may be another row by now"))
         .hint("set `key` to the columns that name a row"))
 }
 
 impl Route<'_> {
-    /// Adds what of a chunk the target does not hold.
-    pub(super) async fn write_merge(&self, chunk: &mut Chunk, files: &mut Files, merger: Merger<'_>) -> Result<()> {
+    /// Adds what of a chunk the target does not hold. Returns how many rows the source has there.
+    pub(super) async fn write_merge(&self, chunk: &mut Chunk, files: &mut Files, merger: Merger<'_>) -> Result<u64> {
+        let keyed = !self.table.key.is_empty();
+        let reach = match keyed && !self.table.is_final && !self.source.is_query() {
+            true => late::reach(&markers(&self.target.metadata)?, chunk.window),
+            false => chunk.window,
+        };
+        let Some(source) = self.receive(reach, merger.scratch).await? else {
+            chunk.held = self.rows_held(merger.file_io, chunk.window).await?;
+            return Ok(0);
+        };
+        let found = self.target.row_files(merger.file_io, &self.table.target, self.cursor(), reach).await?;
+        let (levels, identity) = self.levels(&source, found)?;
+        let (wanted, found) = (Vec::new(), Vec::new());
+        let mut merge = Merge { merger, window: chunk.window, reach, source, levels, identity, wanted, found };
+        self.look_for(&mut merge, chunk).await?;
+        let rows_read = merge.wanted.iter().filter(|wanted| **wanted).count() as u64;
         if self.source.is_query() {
-            chunk.partitions = self.count(chunk.window, Counting::Raw).await?.partitions;
+            chunk.partitions = vec![Partition { key: Vec::new(), rows: rows_read, kept: rows_read, rejected: 0 }];
         }
-        let mut scratches: Vec<(Vec<String>, Scratch)> = Vec::new();
-        for partition in chunk.partitions.iter().filter(|partition| partition.kept > 0) {
-            let Some(scratch) = self.receive(chunk.window, &partition.key, merger.scratch).await? else { continue };
-            files.read.insert(partition.key.clone(), scratch.rows);
-            scratches.push((partition.key.clone(), scratch));
-        }
-        let name = &self.table.target;
-        let held = self.target.row_files(merger.file_io, name, self.cursor(), chunk.window).await?;
-        chunk.held = self.rows_held(merger.file_io, chunk.window).await?;
-        let slices = chunk.held.saturating_mul(BYTES_PER_ROW).div_ceil(merger.memory.max(1)).max(1);
-        let Some((_, first)) = scratches.first() else { return Ok(()) };
-        let compared = self.compared(first, &held)?;
-        for number in 0..slices {
-            let slice = Slice { number, of: slices };
-            let mut target = self.held(&held, &compared, chunk.window, slice, merger).await?;
-            for (key, scratch) in &scratches {
-                let part = Part { key, scratch, compared: &compared, slice };
-                self.add_missing(chunk, files, part, &mut target, merger).await?;
+        let open = (0..merge.found.len()).filter(|row| merge.is_open(*row)).count() as u64;
+        if open > 0 {
+            for slice in slices(merger, open)? {
+                let identities = self.identities(&merge, slice).await?;
+                self.add_missing(&merge, slice, identities, chunk, files).await?;
             }
         }
-        Ok(())
+        Ok(rows_read)
     }
 
     fn schema(&self) -> &SchemaRef {
         self.new_schema().unwrap_or(self.target.metadata.current_schema())
     }
 
-    async fn receive(&self, window: Window, key: &[String], folder: &Path) -> Result<Option<Scratch>> {
-        let values = partition_values(&self.fields, key)?;
-        let mut stream = self.source.merged(self.cursor(), window, &self.fields, &values)?;
+    /// Streams the rows of the source into a file, with their partitions.
+    async fn receive(&self, window: Window, folder: &Path) -> Result<Option<Scratch>> {
+        let mut stream = self.source.merged(self.cursor(), window, &self.fields, PARTITION)?;
         let mut scratch = ScratchWriter::create(folder)?;
         while let Some(bytes) = stream.next().await? {
             scratch.write(&bytes)?;
         }
-        scratch.finish(self.schema())
+        scratch.finish(&*self.with_partition()?)
     }
 
-    /// The columns that every file of the window physically holds and that the source still has (protocol.md P21).
-    fn compared(&self, source: &Scratch, held: &[RowFile]) -> Result<Compared> {
-        let mut fields = held.iter().fold(source.fields.clone(), |all, file| &all & &file.fields);
-        // A label that was renamed since is another text of the same value, which must not make a row another one.
-        let labels = self.source.columns.iter().filter(|column| column.source_type.contains("Enum"));
-        for column in labels.filter(|column| !self.table.key.contains(&column.name)) {
-            if let Some(field) = self.schema().field_by_name(&column.name) {
-                leaf_ids(field).iter().for_each(|id| {
-                    fields.remove(id);
-                });
+    /// The target's schema, and the partition of a row behind its columns.
+    fn with_partition(&self) -> Result<SchemaRef> {
+        let partition = NestedField::optional(PARTITION_ID, PARTITION, Type::Primitive(PrimitiveType::String));
+        let fields = self.schema().as_struct().fields().iter().cloned().chain([Arc::new(partition)]);
+        let schema = Schema::builder().with_fields(fields).build();
+        schema.map(Arc::new).or_error(Kind::Internal, "name the columns of rows")
+    }
+
+    /// The target's files by the columns that they hold, most first, and the columns that make the identity of a row.
+    fn levels(&self, source: &Scratch, found: Vec<RowFile>) -> Result<(Vec<Level>, Identity)> {
+        let mut own = source.fields.clone();
+        own.remove(&PARTITION_ID);
+        let common = found.iter().fold(own.clone(), |all, file| &all & &file.fields);
+        let mut levels: Vec<(BTreeSet<i32>, Vec<RowFile>)> = Vec::new();
+        for file in found {
+            let fields = &own & &file.fields;
+            match levels.iter_mut().find(|(known, _)| *known == fields) {
+                Some((_, files)) => files.push(file),
+                None => levels.push((fields, vec![file])),
             }
         }
-        let schema = pruned(self.schema(), &fields)?;
-        let position = |name: &String| schema.as_struct().fields().iter().position(|field| field.name == *name);
-        let key = self.table.key.iter().map(|name| {
-            position(name).ok_or_else(|| {
+        levels.sort_by_key(|(fields, _)| std::cmp::Reverse(fields.len()));
+        let level = |(fields, files)| Ok(Level { files, schema: pruned(self.schema(), &fields)? });
+        Ok((levels.into_iter().map(level).collect::<Result<_>>()?, self.identity(&common)?))
+    }
+
+    /// What makes the identity of a row, where all files have these fields.
+    fn identity(&self, common: &BTreeSet<i32>) -> Result<Identity> {
+        let field = |name: &String| {
+            let field = self.schema().field_by_name(name)?;
+            (field.field_type.is_primitive() && common.contains(&field.id)).then_some(field.id)
+        };
+        let labels = |name: &String| {
+            let column = self.source.columns.iter().find(|column| column.name == *name);
+            column.and_then(|column| labels(&column.source_type))
+        };
+        let key = &self.table.key;
+        let mut ids = BTreeSet::new();
+        for name in key {
+            ids.insert(field(name).ok_or_else(|| {
                 Error::refused(format!("the target has files without the key column `{name}`")).hint(
                     "compact the table, which writes their rows with it (Spark: `CALL system.rewrite_data_files`)",
                 )
-            })
-        });
-        Ok(Compared { key: key.collect::<Result<_>>()?, schema })
+            })?);
+        }
+        let cursor = field(&self.cursor().name);
+        if key.is_empty() {
+            // Without labels, which may be renamed.
+            let fixed = self.source.fixed_columns().iter().filter(|name| labels(name).is_none());
+            ids = fixed.filter_map(field).chain(cursor).collect();
+        }
+        // Rows are read with their cursor in any case.
+        let schema = pruned(self.schema(), &ids.iter().copied().chain(cursor).collect())?;
+        let fields = || schema.as_struct().fields().iter().enumerate().filter(|(_, field)| ids.contains(&field.id));
+        let columns = fields().map(|(position, _)| position).collect();
+        let labels = match key.is_empty() {
+            true => Vec::new(),
+            false => fields().filter_map(|(position, field)| Some((position, labels(&field.name)?))).collect(),
+        };
+        Ok(Identity { columns, labels, schema })
     }
 
-    /// The target's rows of a slice.
-    async fn held(
-        &self,
-        files: &[RowFile],
-        compared: &Compared,
-        window: Window,
-        slice: Slice,
-        merger: Merger<'_>,
-    ) -> Result<Held> {
-        let mut held = Held::default();
-        if files.is_empty() {
-            return Ok(held);
+    /// Looks for the source's rows among the target's, by all that both have.
+    async fn look_for(&self, merge: &mut Merge<'_>, chunk: &mut Chunk) -> Result<()> {
+        let mut read = self.read_source(merge, &merge.identity.schema)?;
+        while let Some((_, ticks)) = read.next().await? {
+            merge.wanted.extend(ticks.iter().map(|tick| tick.is_some_and(|tick| merge.window.contains(tick))));
         }
-        let mut rows = read_rows(merger.file_io, files.iter(), &compared.schema, self.cursor())?;
+        let mut found = vec![false; merge.wanted.len()];
+        let rows = self.rows_held(merge.merger.file_io, merge.reach).await?;
+        for level in &merge.levels {
+            for slice in slices(merge.merger, rows)? {
+                let mut held = self.held(merge, level, slice, chunk).await?;
+                let mut number = 0;
+                let mut read = self.read_source(merge, &level.schema)?;
+                while let Some((columns, ticks)) = read.next().await? {
+                    for image in merge.merger.imager.rows(&columns, ticks.len())? {
+                        let found = found.get_mut(number).ok_or_else(other_rows)?;
+                        *found = *found || (slice.contains(&image) && held.take(&image));
+                        number += 1;
+                    }
+                    tokio::task::yield_now().await;
+                }
+                if number != found.len() {
+                    return Err(other_rows());
+                }
+            }
+        }
+        merge.found = found;
+        Ok(())
+    }
+
+    fn read_source(&self, merge: &Merge<'_>, schema: &SchemaRef) -> Result<Rows> {
+        let file = RowFile::of_scratch(&merge.source, schema.clone());
+        read_rows(merge.merger.file_io, std::iter::once(&file), schema, self.cursor())
+    }
+
+    /// The target's rows of a slice in the files of a level.
+    async fn held(&self, merge: &Merge<'_>, level: &Level, slice: Slice, chunk: &mut Chunk) -> Result<Held> {
+        let mut held = Held::default();
+        let mut rows = read_rows(merge.merger.file_io, level.files.iter(), &level.schema, self.cursor())?;
         while let Some((columns, ticks)) = rows.next().await? {
-            let (images, keys) = images(merger.imager, compared, &columns, ticks.len())?;
-            for (row, (tick, image)) in ticks.iter().zip(&images).enumerate() {
-                let key = keys.as_ref().and_then(|keys| keys.get(row));
-                if tick.is_some_and(|tick| window.contains(tick)) && slice.contains(key.unwrap_or(image)) {
-                    *held.images.entry(*image).or_default() += 1;
-                    held.keys.extend(key);
+            let is_within = |tick: &Option<Tick>, window: Window| tick.is_some_and(|tick| window.contains(tick));
+            // A file may be much longer than the window.
+            if !ticks.iter().any(|tick| is_within(tick, merge.reach)) {
+                continue;
+            }
+            let images = merge.merger.imager.rows(&columns, ticks.len())?;
+            for (tick, image) in ticks.iter().zip(images) {
+                if is_within(tick, merge.reach) && slice.contains(&image) {
+                    chunk.held += u64::from(is_within(tick, merge.window));
+                    held.add(image);
                 }
             }
             tokio::task::yield_now().await;
@@ -186,89 +277,191 @@ impl Route<'_> {
         Ok(held)
     }
 
-    /// Writes the rows of a partition and slice that the target does not hold.
-    async fn add_missing(
-        &self,
-        chunk: &mut Chunk,
-        files: &mut Files,
-        Part { key, scratch, compared, slice }: Part<'_>,
-        target: &mut Held,
-        merger: Merger<'_>,
-    ) -> Result<()> {
-        let of_source = pruned(self.schema(), &scratch.fields)?;
-        let arrow = schema_to_arrow_schema(&of_source).or_error(Kind::Internal, "name the columns of rows")?;
-        let arrow = Arc::new(arrow);
-        let open = |schema: &SchemaRef| {
-            let file = RowFile::of_scratch(scratch, schema.clone());
-            read_rows(merger.file_io, std::iter::once(&file), schema, self.cursor())
-        };
-        let mut whole = open(&of_source)?;
-        // The same rows in the same batches, as far as they are compared.
-        let mut parts: Option<Rows> = if compared.schema == of_source { None } else { Some(open(&compared.schema)?) };
-        let placement = self.placement(
-            &partition_values(&self.fields, key)?,
-            &format!("k2-offload-{}-{}.parquet", chunk.commit_id, files.begun.len()),
-        )?;
-        let mut file: Option<Encoder> = None;
-        while let Some((columns, ticks)) = whole.next().await? {
-            let part = match &mut parts {
-                None => columns.clone(),
-                Some(parts) => parts.next().await?.map(|(columns, _)| columns).unwrap_or_default(),
-            };
-            let (images, keys) = images(merger.imager, compared, &part, ticks.len())?;
-            let mut wanted = Vec::with_capacity(images.len());
-            for (row, image) in images.iter().enumerate() {
-                let key = keys.as_ref().and_then(|keys| keys.get(row));
-                let missing = match slice.contains(key.unwrap_or(image)) {
-                    true => target.is_missing(key, image),
-                    false => Some(false),
-                };
-                chunk.changed += u64::from(missing.is_none());
-                wanted.push(missing.unwrap_or(false));
-            }
-            if !wanted.contains(&true) {
-                continue;
-            }
-            let rows = RecordBatch::try_new(arrow.clone(), columns)
-                .and_then(|rows| filter_record_batch(&rows, &BooleanArray::from(wanted)))
-                .or_error(Kind::Internal, "choose the rows that are missing")?;
-            let file = match &mut file {
-                Some(file) => file,
-                None => {
-                    files.begun.push(placement.location.clone());
-                    file.insert(Encoder::create(&placement.location, &rows, self.table)?)
-                }
-            };
-            file.write(&rows)?;
+    /// Learns of the rows of a slice that were not found whether the target holds them with other content.
+    async fn identities(&self, merge: &Merge<'_>, slice: Slice) -> Result<Identities> {
+        let (schema, imager) = (&merge.identity.schema, merge.merger.imager);
+        let mut identities = Identities::default();
+        let mut number = 0;
+        let mut read = self.read_source(merge, schema)?;
+        while let Some((columns, ticks)) = read.next().await? {
+            let of_rows = merge.identity.images(imager, &columns, ticks.len())?;
+            let open = of_rows.iter().enumerate().filter(|(row, _)| merge.is_open(number + row));
+            open.filter(|(_, identity)| slice.contains(identity)).for_each(|(_, identity)| identities.add(*identity));
+            number += ticks.len();
+        }
+        let files = merge.levels.iter().flat_map(|level| &level.files);
+        let mut read = read_rows(merge.merger.file_io, files, schema, self.cursor())?;
+        while let Some((columns, ticks)) = read.next().await? {
+            merge.identity.check_labels(&columns)?;
+            let of_rows = merge.identity.images(imager, &columns, ticks.len())?;
+            let within =
+                ticks.iter().zip(&of_rows).filter(|(tick, _)| tick.is_some_and(|tick| merge.reach.contains(tick)));
+            within.for_each(|(_, identity)| identities.add_target(identity));
             tokio::task::yield_now().await;
         }
-        let Some(file) = file else { return Ok(()) };
-        match file.finish(&placement).await? {
-            Written::File(data_file) => files.finished.push(*data_file),
+        let mut found = merge.found.iter();
+        let mut read = self.read_source(merge, schema)?;
+        while let Some((columns, ticks)) = read.next().await? {
+            let of_rows = merge.identity.images(imager, &columns, ticks.len())?;
+            let found = of_rows.iter().zip(found.by_ref()).filter(|(_, found)| **found);
+            found.for_each(|(identity, _)| identities.take_found(identity));
+        }
+        Ok(identities)
+    }
+
+    /// Writes the rows of a slice that the target does not hold, partition by partition.
+    async fn add_missing(
+        &self,
+        merge: &Merge<'_>,
+        slice: Slice,
+        mut identities: Identities,
+        chunk: &mut Chunk,
+        files: &mut Files,
+    ) -> Result<()> {
+        let keyed = !self.table.key.is_empty();
+        let whole = pruned(&*self.with_partition()?, &merge.source.fields)?;
+        let own = pruned(self.schema(), &merge.source.fields)?;
+        let arrow = Arc::new(schema_to_arrow_schema(&own).or_error(Kind::Internal, "name the columns of rows")?);
+        let mut file: Option<Added<'_>> = None;
+        let mut number = 0;
+        let mut of_rows = self.read_source(merge, &merge.identity.schema)?;
+        let mut rows = self.read_source(merge, &whole)?;
+        while let Some((mut columns, ticks)) = rows.next().await? {
+            let (identity, same) = of_rows.next().await?.ok_or_else(other_rows)?;
+            if same != ticks {
+                return Err(other_rows());
+            }
+            let identity = merge.identity.images(merge.merger.imager, &identity, ticks.len())?;
+            let mut missing = Vec::with_capacity(ticks.len());
+            for identity in &identity {
+                let judged =
+                    (merge.is_open(number) && slice.contains(identity)).then(|| identities.judge(identity, keyed));
+                chunk.changed += u64::from(judged == Some(Unmatched::Changed));
+                missing.push(judged == Some(Unmatched::Missing));
+                number += 1;
+            }
+            let partitions = columns.pop().ok_or_else(other_rows)?;
+            let partitions = partitions.as_string_opt::<i32>().ok_or_else(other_rows)?;
+            for (key, missing) in runs(partitions, &missing) {
+                if let Some(done) = file.take_if(|file| file.key != key) {
+                    done.finish(files).await?;
+                }
+                let rows = RecordBatch::try_new(arrow.clone(), columns.clone())
+                    .and_then(|rows| filter_record_batch(&rows, &missing))
+                    .or_error(Kind::Internal, "choose the rows that are missing")?;
+                let file = match &mut file {
+                    Some(file) => file,
+                    None => file.insert(self.begin(key, &rows, chunk, files)?),
+                };
+                file.encoder.write(&rows)?;
+            }
+            tokio::task::yield_now().await;
+        }
+        match file {
+            Some(file) => file.finish(files).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Begins the file of a partition.
+    fn begin(&self, key: String, rows: &RecordBatch, chunk: &Chunk, files: &mut Files) -> Result<Added<'_>> {
+        let values: Vec<String> = serde_json::from_str(&key).or_error(Kind::Internal, "read partition values")?;
+        let name = format!("k2-offload-{}-{}.parquet", chunk.commit_id, files.begun.len());
+        // Rows come as they were inserted.
+        let placement =
+            Placement { sort_order_id: None, ..self.placement(&partition_values(&self.fields, &values)?, &name)? };
+        files.begun.push(placement.location.clone());
+        Ok(Added { key, encoder: Encoder::create(&placement.location, rows, self.table)?, placement })
+    }
+}
+
+/// The file of the partition whose missing rows are written.
+struct Added<'a> {
+    key: String,
+    encoder: Encoder,
+    placement: Placement<'a>,
+}
+
+impl Added<'_> {
+    async fn finish(self, files: &mut Files) -> Result<()> {
+        match self.encoder.finish(&self.placement).await? {
+            Written::File(data_file) => {
+                files.finished.push(*data_file);
+                Ok(())
+            }
             Written::Empty | Written::NeedsHoldBack(_) => {
-                return Err(
-                    Error::refused("the rows that are missing do not fit into a file").hint("offload fewer columns")
-                );
+                Err(Error::refused("the rows that are missing do not fit into a file").hint("offload fewer columns"))
+            }
+        }
+    }
+}
+
+impl Identity {
+    fn images(&self, imager: Imager, columns: &[ArrayRef], rows: usize) -> Result<Vec<Image>> {
+        let counted: Option<Vec<ArrayRef>> = self.columns.iter().map(|column| columns.get(*column).cloned()).collect();
+        imager.rows(&counted.ok_or_else(other_rows)?, rows)
+    }
+
+    /// Refuses a key of which a label was renamed: the rows that have it would come once more, under its new name.
+    fn check_labels(&self, columns: &[ArrayRef]) -> Result<()> {
+        for (column, known) in &self.labels {
+            let held = columns.get(*column).and_then(|column| column.as_string_opt::<i32>()).ok_or_else(other_rows)?;
+            if held.iter().flatten().any(|label| !known.contains(label)) {
+                return Err(Error::refused("the target holds a label of an Enum in the key that the source does not have any more")
+                    .hint("a renamed label gives rows another key; give the label its old name again, or leave the column out of the key"));
             }
         }
         Ok(())
     }
 }
 
-/// Images of rows, and those of their keys where there is one.
-fn images(
-    imager: Imager,
-    compared: &Compared,
-    columns: &[ArrayRef],
-    rows: usize,
-) -> Result<(Vec<Image>, Option<Vec<Image>>)> {
-    let images = imager.rows(columns, rows)?;
-    let key: Vec<ArrayRef> = compared.key.iter().filter_map(|column| columns.get(*column).cloned()).collect();
-    let keys = if key.is_empty() { None } else { Some(imager.rows(&key, rows)?) };
-    Ok((images, keys))
+/// The slices in which so many rows are held in memory.
+fn slices(merger: Merger<'_>, rows: u64) -> Result<impl Iterator<Item = Slice> + use<>> {
+    let of = rows.div_ceil(merger.rows()).max(1);
+    if of > MAX_SLICES {
+        let message = format!("{rows} rows are to be compared at once, which merge_memory is too small for");
+        return Err(Error::refused(message).hint("set a larger merge_memory in [defaults], or a smaller chunk_rows"));
+    }
+    Ok((0..of).map(move |number| Slice { number, of }))
 }
 
-/// Where the watermark stands after a chunk.
+/// Two readings of one file must bring the same rows.
+fn other_rows() -> Error {
+    Error::new(Kind::Internal, "a file of rows was read twice and is not the same")
+}
+
+/// The labels of an Enum.
+fn labels(source_type: &str) -> Option<BTreeSet<String>> {
+    fn of(node: DataTypeNode) -> Option<BTreeSet<String>> {
+        match node {
+            DataTypeNode::Nullable(inner) | DataTypeNode::LowCardinality(inner) => of(*inner),
+            DataTypeNode::Enum(_, labels) => Some(labels.into_values().collect()),
+            _ => None,
+        }
+    }
+    DataTypeNode::new(source_type).ok().and_then(of)
+}
+
+/// The partitions of rows that follow each other, and which rows of each are wanted; those without any are left out.
+fn runs(partitions: &StringArray, wanted: &[bool]) -> Vec<(String, BooleanArray)> {
+    let mut runs: Vec<(String, Vec<bool>)> = Vec::new();
+    for (row, _) in wanted.iter().enumerate().filter(|(_, wanted)| **wanted) {
+        let key = partitions.value(row);
+        if runs.last().is_none_or(|(last, _)| last != key) {
+            runs.push((key.to_owned(), vec![false; wanted.len()]));
+        }
+        if let Some(wanted) = runs.last_mut().and_then(|(_, wanted)| wanted.get_mut(row)) {
+            *wanted = true;
+        }
+    }
+    runs.into_iter().map(|(key, wanted)| (key, BooleanArray::from(wanted))).collect()
+}
+
+/// Where the watermark stands after a chunk: rows above a gap do not carry it over what lies in the gap.
 pub(super) fn watermark_after(chunk: Window, planned_on: Option<Tick>) -> Tick {
-    planned_on.map_or(chunk.high, |watermark| watermark.max(chunk.high))
+    match planned_on {
+        None => chunk.high,
+        Some(watermark) if chunk.low.is_some_and(|low| low > watermark) => watermark,
+        Some(watermark) => watermark.max(chunk.high),
+    }
 }

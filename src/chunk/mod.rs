@@ -1,6 +1,7 @@
 //! One chunk on its way: counted, streamed into files, and checked, before anyone may commit it.
 
 mod cut;
+mod held;
 mod late;
 mod merge;
 mod query;
@@ -21,7 +22,7 @@ use crate::schema::{Evolution, evolve};
 use crate::source::{Counting, Server, Source, partition_values};
 use crate::storage::delete_own_file;
 use crate::target::Target;
-use crate::watermark::{Fingerprint, Marker, Mode, SourceIdentity, VERSION};
+use crate::watermark::{Fingerprint, Marker, Mode, SourceIdentity, VERSION, remove_range};
 use crate::write::{HOLD_BACK, Metrics, Passthrough, Placement, Written};
 
 /// Longest name of a partition's folder, in bytes.
@@ -110,15 +111,16 @@ impl Chunk {
             low: self.window.low,
             high: self.window.high,
             watermark: merge::watermark_after(self.window, planned_on.map(|marker| marker.watermark)),
-            offloaded_to: merge::watermark_after(self.window, planned_on.map(|marker| marker.offloaded_to)),
+            offloaded_to: planned_on.map_or(self.window.high, |marker| marker.offloaded_to.max(self.window.high)),
             source_rows: self.source_rows(),
             input: self.input,
             rows: self.held + files.rows(),
             total_records: planned_on.and_then(|marker| marker.total_records),
             adopted_to: planned_on.and_then(|marker| marker.adopted_to),
+            deleted_to: planned_on.and_then(|marker| marker.deleted_to),
             // The first chunk begins where `start_at` says, which may change later.
             skipped: match (planned_on, self.window.low) {
-                (Some(marker), _) => marker.skipped.clone(),
+                (Some(marker), low) => remove_range(&marker.skipped, (low.unwrap_or(Tick::MIN), self.window.high)),
                 (None, Some(low)) => vec![(Tick::MIN, low)],
                 (None, None) => Vec::new(),
             },
@@ -257,7 +259,9 @@ impl<'a> Route<'a> {
             return changed(&format!("{} mutations are not finished ({})", mutations.unfinished, mutations.tables));
         }
         let read = match (chunk.mode.is_merge(), self.source.is_query()) {
-            (true, _) => self.write_merge(chunk, files, merger).await,
+            (true, _) => self.write_merge(chunk, files, merger).await.map(|rows| {
+                files.read.insert(Vec::new(), rows);
+            }),
             (false, true) => self.write_query(chunk, files, bar).await,
             (false, false) => self.write_table(chunk, files, bar).await,
         };
@@ -270,10 +274,13 @@ impl<'a> Route<'a> {
         if self.source.mutations().await? != mutations {
             return changed("there is a new mutation");
         }
-        if self.source.is_query() && !chunk.mode.is_merge() {
-            return Ok(());
-        }
-        if self.is_read(chunk, files).await? {
+        let is_read = match (chunk.mode.is_merge(), self.source.is_query()) {
+            // One SELECT sees one state, of a query also the number of its rows.
+            (true, _) => files.rows_read() >= chunk.kept(),
+            (false, true) => true,
+            (false, false) => self.is_read(chunk, files).await?,
+        };
+        if is_read {
             return Ok(());
         }
         changed(&format!("{} rows were counted, {} read", chunk.source_rows(), files.rows_read()))

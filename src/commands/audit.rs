@@ -137,9 +137,8 @@ impl Job<'_> {
                 }
             };
             let is = |verdict| counts.iter().any(|counts| counts.verdict(None) == verdict);
-            // Where the watermark was put back, passes do not look for late rows before they have compared what lies above it.
-            if is(Verdict::Missing) && marker.watermark == marker.offloaded_to {
-                let now = route.late(&self.file_io, marker).await?;
+            if is(Verdict::Missing) {
+                let now = route.late(&self.file_io, marker, None).await?.unwrap_or_default().windows;
                 if now != late {
                     late = now;
                     continue;

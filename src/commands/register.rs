@@ -97,7 +97,7 @@ impl Registration<'_> {
         };
         let now = cursor.kind.tick_at(clock_micros);
         let identity = SourceIdentity { id: self.table.source_id.clone(), uuid: self.source.uuid, cursor };
-        let situation = Situation { standing: &standing, largest, source: &identity, now };
+        let situation = Situation { standing: &standing, largest, source: &identity, now, deleted: false };
         let adoption = self.adoption(&situation).await?;
         let seam = match largest {
             Some(largest) => self.seam(target, &identity, largest).await?,
@@ -195,7 +195,7 @@ impl Registration<'_> {
             from: situation.filled_to().map(|from| kind.format(from)),
             to: Some(kind.format(to)),
             rows_skipped,
-            rows_compared: 0,
+            rows_compared: None,
             snapshot_id: None,
         };
         Ok(Some(Adoption { reset, report }))

@@ -16,7 +16,7 @@ use crate::reset::{Reset as Plan, Situation, needs_largest};
 use crate::source::{Server, Source, new_run_id};
 use crate::state::State;
 use crate::storage::local_file_io;
-use crate::target::{Catalog, Standing, Target};
+use crate::target::{Catalog, Standing, Target, deleted_by_others};
 use crate::watermark::SourceIdentity;
 
 pub async fn execute(config: &Config, args: &Reset, format: Format) -> Result<u8> {
@@ -46,7 +46,11 @@ async fn reset(config: &Config, table: &Table, args: &Reset, run_id: &str) -> Re
     let kind = identity.cursor.kind;
     let step = step(table.window, kind)?;
     let now = kind.tick_at(server.clock_micros().await?);
-    let situation = Situation { standing: &standing, largest, source: &identity, now };
+    let deleted = match &standing {
+        Standing::Filled(marker) => deleted_by_others(&target.metadata, marker).is_some(),
+        _ => false,
+    };
+    let situation = Situation { standing: &standing, largest, source: &identity, now, deleted };
     let time = |tick| kind.format(tick);
     let mut report = ResetReport {
         source: table.source.clone(),
@@ -55,7 +59,7 @@ async fn reset(config: &Config, table: &Table, args: &Reset, run_id: &str) -> Re
         from: situation.filled_to().map(time),
         to: None,
         rows_skipped: 0,
-        rows_compared: 0,
+        rows_compared: None,
         snapshot_id: None,
     };
     let to = match (args.to, report.from.is_none()) {
@@ -75,7 +79,7 @@ async fn reset(config: &Config, table: &Table, args: &Reset, run_id: &str) -> Re
     if let Some(again) = plan.again() {
         check_mergeable(&source, table)?;
         plan.check_adopted(!table.key.is_empty())?;
-        report.rows_compared = source.rows(&identity.cursor, again).await?;
+        report.rows_compared = Some(source.rows(&identity.cursor, again).await?);
     }
     report.to = Some(time(plan.to));
     report.status = ResetStatus::Planned;

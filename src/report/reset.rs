@@ -35,8 +35,9 @@ pub struct ResetReport {
     pub to: Option<String>,
     /// Rows of the source between both: no pass offloads them.
     pub rows_skipped: u64,
-    /// Rows of the source between both where the watermark goes back: the next passes compare them with the target and add what that does not hold.
-    pub rows_compared: u64,
+    /// Rows of the source that have left from there on: the next passes compare them with the target and add what that does not hold; null where none
+    /// has.
+    pub rows_compared: Option<u64>,
     /// The commit's snapshot.
     pub snapshot_id: Option<i64>,
 }
@@ -57,11 +58,11 @@ impl ResetReport {
     fn what(&self) -> String {
         let from = self.from.as_deref().unwrap_or("the beginning");
         let what = match self.rows_compared {
-            0 => format!(
+            None => format!(
                 "skips {} source rows, which no pass will offload and which stay in the source until its TTL",
                 HumanCount(self.rows_skipped)
             ),
-            rows => format!(
+            Some(rows) => format!(
                 "makes the next passes compare {} source rows with the target and add those that it does not hold",
                 HumanCount(rows)
             ),

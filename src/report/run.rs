@@ -52,6 +52,9 @@ pub struct RunTable {
     pub rows_rejected: u64,
     /// Late rows among them; null where none were looked for.
     pub rows_late: Option<u64>,
+    /// Where rows may have come late and were not added, because others had deleted rows there.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub left_alone: Vec<LeftAlone>,
     /// Rows whose key the target holds with other content, where rows that had left were compared; they are left as they are.
     pub rows_changed: Option<u64>,
     /// Rows whose cursor is in the source's future; null where the source was not asked.
@@ -74,6 +77,15 @@ pub struct RunTable {
     pub schema_changes: Vec<String>,
     /// Why it failed.
     pub error: Option<ErrorReport>,
+}
+
+/// A range that passes leave alone.
+#[derive(Debug, Clone, Serialize)]
+pub struct LeftAlone {
+    /// Inclusive lower bound; null where it has none.
+    pub low: Option<String>,
+    /// Exclusive upper bound.
+    pub high: Option<String>,
 }
 
 /// A chunk of `run --dry-run`.
@@ -164,6 +176,10 @@ impl RunTable {
         let changed = told(self.rows_changed, "rows changed after they left, and stay as they were");
         let mut lines = vec![format!("{} -> {}: {what}{late}{changed}{future}", self.source, self.target)];
         lines.extend(self.schema_changes.iter().map(|change| format!("  schema: {change}")));
+        lines.extend(self.left_alone.iter().map(|range| {
+            let (low, high) = (range.low.as_deref().unwrap_or("beginning"), or_dash(&range.high));
+            format!("  [{low}, {high}): rows may have come late; not added, because others deleted rows there (`audit --repair` adds both)")
+        }));
         lines.extend(self.planned.iter().map(|chunk| {
             let (low, high) = (chunk.low.as_deref().unwrap_or("beginning"), or_dash(&chunk.high));
             let rows = HumanCount(chunk.rows);

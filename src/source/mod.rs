@@ -25,7 +25,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use self::errors::{classify, stalled};
-use self::open::DescribeRow;
+use self::open::{Definition, DescribeRow};
 pub use self::relation::Counting;
 use self::relation::{Origin, Relation};
 pub use self::server::{Server, new_run_id};
@@ -52,7 +52,7 @@ pub struct Source<'a> {
     /// All of them, as the server described them when it was opened.
     described: Vec<DescribeRow>,
     label: String,
-    engine: String,
+    definition: Definition,
     /// Its UUID, nil where the engine has none.
     pub uuid: Uuid,
     /// When a row expires, as SQL over the raw columns: seconds since 1970, null where it never does; `None` for a table without TTL.
@@ -356,21 +356,27 @@ impl Source<'_> {
         self.stream(&query, settings::compared(&self.server.settings))
     }
 
-    /// Starts the SELECT of the rows of a window and partition that leave, to merge them.
+    /// Starts the SELECT of the rows of a window to merge: also all rows of a key, partition by partition, with their partition values in a column of
+    /// that name; of a key the newest version first.
     pub fn merged(
         &self,
         cursor: &Cursor,
         window: Window,
         fields: &[PartitionField],
-        values: &[Option<Value>],
+        partition: &str,
     ) -> Result<ParquetStream> {
-        let query = self.relation.select(&self.columns, cursor, window, &predicates(fields, values)?);
+        let query = self.relation.select_merged(&self.columns, cursor, window, fields, partition);
         self.stream(&query, settings::compared(&self.server.settings))
+    }
+
+    /// The columns that no UPDATE changes, because the table is sorted or partitioned by them.
+    pub fn fixed_columns(&self) -> &[String] {
+        &self.definition.fixed_columns
     }
 
     /// The engine of a table, with its clauses; empty for queries, and where the server does not tell.
     pub fn engine(&self) -> &str {
-        &self.engine
+        &self.definition.engine
     }
 
     fn stream(&self, query: &str, compression: BTreeMap<String, String>) -> Result<ParquetStream> {

@@ -33,6 +33,17 @@ struct ExplainRow {
 struct DefinitionRow {
     uuid: String,
     engine_full: String,
+    fixed_columns: Vec<String>,
+}
+
+/// What a table was made with; of a query, and where the server does not tell, nothing.
+#[derive(Debug, Default)]
+pub(super) struct Definition {
+    pub uuid: Uuid,
+    /// The engine with all its clauses.
+    pub engine: String,
+    /// The columns by which it is sorted or partitioned.
+    pub fixed_columns: Vec<String>,
 }
 
 impl Server {
@@ -79,8 +90,8 @@ impl Server {
             input: self.input(table).await?,
             host: self.host.clone(),
         };
-        let (uuid, engine, ttl) = match &table.query {
-            Some(_) => (Uuid::nil(), String::new(), None),
+        let definition = match &table.query {
+            Some(_) => Definition::default(),
             None => self.definition(database, &table.source).await?,
         };
         if let Some([filtered, tree]) = relation.try_reject() {
@@ -91,11 +102,11 @@ impl Server {
             relation,
             name: table.source.clone(),
             label: label.to_owned(),
-            engine,
             columns,
             described,
-            uuid,
-            ttl,
+            uuid: definition.uuid,
+            ttl: ttl::expiry(&definition.engine),
+            definition,
         })
     }
 
@@ -139,14 +150,13 @@ impl Server {
         }
     }
 
-    /// UUID and TTL of a table.
-    async fn definition(&self, database: &str, table: &str) -> Result<(Uuid, String, Option<String>)> {
+    /// What a table was made with.
+    async fn definition(&self, database: &str, table: &str) -> Result<Definition> {
         let rows: Vec<DefinitionRow> = self.fetch(&sql::definition(database, table), "definition").await?;
-        let row = rows.first();
-        let uuid = row.and_then(|row| Uuid::parse_str(&row.uuid).ok()).unwrap_or_default();
-        let engine = row.map(|row| row.engine_full.clone()).unwrap_or_default();
-        let ttl = ttl::expiry(&engine);
-        Ok((uuid, engine, ttl))
+        let Some(DefinitionRow { uuid, engine_full, fixed_columns }) = rows.into_iter().next() else {
+            return Ok(Definition::default());
+        };
+        Ok(Definition { uuid: Uuid::parse_str(&uuid).unwrap_or_default(), engine: engine_full, fixed_columns })
     }
 }
 
@@ -208,7 +218,8 @@ fn refuse_names_that_differ_by_case(columns: &[Column]) -> Result<()> {
 fn refuse_own_names(columns: &[Column]) -> Result<()> {
     let is_own = |name: &str| {
         let Some(name) = name.strip_prefix("k2_") else { return false };
-        let named = ["cursor", "rejected", "final", "count", "copies", "partition", "expires", "hash"].contains(&name);
+        let named = ["cursor", "rejected", "final", "count", "copies", "partition", "expires", "hash", "version"]
+            .contains(&name);
         let is_number = |rest: &str| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit());
         named || ["key", "id", "element", "value"].iter().any(|kind| name.strip_prefix(kind).is_some_and(is_number))
     };

@@ -306,15 +306,8 @@ impl Relation {
         let Rules { key, version, sort, .. } = &self.rules;
         let key: Vec<String> = key.iter().map(|name| identifier(name)).collect();
         let key = key.join(", ");
-        let raw = columns.iter().map(|column| {
-            let name = identifier(&column.name);
-            // Here, because of rows with one key not all go on.
-            match column.name == cursor.name {
-                true => format!("if(throwIf({}, '{OUTSIDE}'), {name}, {name}) AS {name}", outside(cursor, window)),
-                false => name,
-            }
-        });
-        let mut raw: Vec<String> = raw.collect();
+        // Here, because of rows with one key not all go on.
+        let mut raw: Vec<String> = columns.iter().map(|column| checked(column, cursor, window, true)).collect();
         let values = fields.iter().enumerate();
         raw.extend(values.map(|(number, field)| format!("{} AS k2_key{number}", identifier(&field.by.column))));
         let count =
@@ -333,6 +326,39 @@ impl Relation {
         let sort = sort.iter().filter(|by| columns.iter().any(|column| column.name == by.column));
         let order: Vec<String> = [partition.to_owned()].into_iter().chain(sort.map(|by| term(by, None))).collect();
         format!("SELECT * FROM (SELECT {} FROM ({rows})) ORDER BY {}", selected.join(", "), order.join(", "))
+    }
+
+    /// The SELECT of rows to merge; see [`merged`](super::Source::merged).
+    pub fn select_merged(
+        &self,
+        columns: &[Column],
+        cursor: &Cursor,
+        window: Window,
+        fields: &[PartitionField],
+        partition: &str,
+    ) -> String {
+        let Rules { version, is_final, reject, .. } = &self.rules;
+        let is_query = matches!(self.origin, Origin::Query(_));
+        let mut raw: Vec<String> = columns.iter().map(|column| checked(column, cursor, window, is_query)).collect();
+        let values = fields.iter().enumerate();
+        raw.extend(values.map(|(number, field)| format!("{} AS k2_key{number}", identifier(&field.by.column))));
+        raw.extend(version.iter().map(|version| format!("{} AS k2_version", identifier(version))));
+        let rejects = reject.iter().map(|reject| format!("NOT {}", rejected(reject)));
+        let within = if is_query { "1".to_owned() } else { within(cursor, window) };
+        let filter: Vec<String> = [within].into_iter().chain(rejects).collect();
+        let from = format!("{}{}", self.from(cursor, window), if *is_final { " FINAL" } else { "" });
+        let rows = self.rows(&raw.join(", "), &from, &filter.join(" AND "));
+        let selected = columns.iter().enumerate().map(|(number, column)| project(column, number));
+        let partitions = [format!("toJSONString({}) AS {partition}", keys(fields))];
+        let versions = version.iter().map(|_| "k2_version".to_owned());
+        let selected: Vec<String> = selected.chain(partitions).chain(versions).collect();
+        let but = if version.is_some() { " EXCEPT (k2_version)" } else { "" };
+        let order: Vec<&str> = [(!fields.is_empty()).then_some(partition), version.as_ref().map(|_| "k2_version DESC")]
+            .into_iter()
+            .flatten()
+            .collect();
+        let order = if order.is_empty() { String::new() } else { format!(" ORDER BY {}", order.join(", ")) };
+        format!("SELECT *{but} FROM (SELECT {} FROM ({rows})){order}", selected.join(", "))
     }
 
     /// Raw columns of the rows that leave: without rejected ones, one of each key, sorted.
@@ -363,6 +389,15 @@ impl Relation {
             }
             (one_of_a_key, _) => format!("{rows}{sort}{}", one_of_a_key.unwrap_or_default()),
         }
+    }
+}
+
+/// A raw column; the cursor of a query throws where it lies outside the window.
+fn checked(column: &Column, cursor: &Cursor, window: Window, is_query: bool) -> String {
+    let name = identifier(&column.name);
+    match is_query && column.name == cursor.name {
+        true => format!("if(throwIf({}, '{OUTSIDE}'), {name}, {name}) AS {name}", outside(cursor, window)),
+        false => name,
     }
 }
 

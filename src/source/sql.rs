@@ -37,12 +37,13 @@ pub fn table(database: &str, table: &str) -> String {
     format!("{}.{}", identifier(database), identifier(table))
 }
 
-/// UUID and engine of a table, the latter with all its clauses.
+/// UUID and engine of a table, the latter with all its clauses, and the columns by which it is sorted or partitioned.
 pub fn definition(database: &str, table: &str) -> String {
+    let (database, table) = (string(database), string(table));
     format!(
-        "SELECT toString(uuid) AS uuid, engine_full FROM system.tables WHERE database = {} AND name = {}",
-        string(database),
-        string(table)
+        "SELECT toString(uuid) AS uuid, engine_full, (SELECT groupArray(name) FROM system.columns \
+         WHERE database = {database} AND table = {table} AND (is_in_sorting_key OR is_in_partition_key)) AS fixed_columns \
+         FROM system.tables WHERE database = {database} AND name = {table}"
     )
 }
 
