@@ -476,10 +476,3 @@ fn p15_p16_a_target_that_is_not_ours_is_an_error() {
     case.target("trades").ask("rollback", json!({}));
     audit(&case, &[]).expect(3).says(&["rolled back"]);
 }
-
-#[test]
-fn options_of_later_versions_say_so() {
-    let case = offloaded("later");
-    let output = case.run(&["audit", "--repair"]).expect(2).says(&["--repair", "later version", "hint: "]);
-    assert!(output.stdout.is_empty(), "{}", output.all());
-}

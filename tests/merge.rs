@@ -251,7 +251,7 @@ fn p23_rows_that_come_late_arrive_with_the_next_pass_and_once() {
 
 #[test]
 fn p23_rows_later_than_the_lookback_are_left_to_audit() {
-    let case = two_hours("lookback", "late_lookback = '4h'\n");
+    let case = two_hours("lookback", "late_lookback = '30m'\n");
     case.sql("INSERT INTO trades (exchange_timestamp, symbol) SELECT now() - INTERVAL 3 DAY, 'OLD'");
     assert_eq!(case.pass_one()["rows_written"], 0);
     case.run(&["audit"]).expect(3).says(&["missing"]);

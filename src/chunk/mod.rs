@@ -276,7 +276,8 @@ impl<'a> Route<'a> {
         }
         let is_read = match (chunk.mode.is_merge(), self.source.is_query()) {
             // One SELECT sees one state, of a query also the number of its rows.
-            (true, _) => files.rows_read() >= chunk.kept(),
+            (true, _) if files.rows_read() >= chunk.kept() => true,
+            (true, _) => self.table.is_final && files.rows_read() >= self.distinct(chunk.window).await?,
             (false, true) => true,
             (false, false) => self.is_read(chunk, files).await?,
         };
@@ -284,6 +285,12 @@ impl<'a> Route<'a> {
             return Ok(());
         }
         changed(&format!("{} rows were counted, {} read", chunk.source_rows(), files.rows_read()))
+    }
+
+    /// Rows of a window without duplicates.
+    async fn distinct(&self, window: Window) -> Result<u64> {
+        let counted = self.count(window, Counting::Distinct).await?;
+        Ok(counted.partitions.iter().map(|partition| partition.kept).sum())
     }
 
     /// Whether all that was counted was read, and nothing twice.
