@@ -35,6 +35,24 @@ impl Piece {
     }
 }
 
+impl Counted {
+    /// Whether the source holds as many raw rows as then: any other number may hide a row that came (P23).
+    pub fn is_as_counted(self, rows: u64) -> bool {
+        rows == self.source
+    }
+
+    /// Rows that others deleted from the target, which now holds so many: what they did on purpose is not undone (P24).
+    pub fn deleted(self, held: u64) -> u64 {
+        self.target.saturating_sub(held)
+    }
+}
+
+/// Whether what the target holds, of a piece that no commit tells about, is other than what the source would leave there: one row of each key, and
+/// up to so many `more`.
+pub fn is_other(held: u64, distinct: u64, more: u64) -> bool {
+    held < distinct || held > distinct + more
+}
+
 /// Cuts `[from, watermark)` into pieces, ascending and disjoint, given our markers from the newest to the oldest. What was skipped on purpose
 /// belongs to none of them.
 pub fn pieces(markers: &[Marker], (from, watermark): (Tick, Tick), skipped: &[(Tick, Tick)]) -> Vec<Piece> {

@@ -5,7 +5,7 @@ use iceberg::io::FileIO;
 use super::{Route, check_mergeable};
 use crate::cursor::micros_of;
 use crate::error::Result;
-use crate::late::{Piece, pieces};
+use crate::late::{Piece, is_other, pieces};
 use crate::plan::{Window, floor};
 use crate::target::markers;
 use crate::watermark::Marker;
@@ -42,19 +42,17 @@ impl Route<'_> {
             let (distinct, more) =
                 leaving.iter().fold((0, 0), |sum, (bucket, more)| (sum.0 + bucket.rows, sum.1 + more));
             let held = self.rows_held(file_io, piece.window()).await?;
-            return Ok(held < distinct || held > distinct + more);
+            return Ok(is_other(held, distinct, more));
         };
-        if counted.source == rows {
+        if counted.is_as_counted(rows) {
             return Ok(false);
         }
-        // What somebody deleted on purpose does not come back by itself.
-        let held = self.rows_held(file_io, piece.window()).await?;
-        if held < counted.target {
+        let deleted = counted.deleted(self.rows_held(file_io, piece.window()).await?);
+        if deleted > 0 {
             let (low, high) = (self.cursor().kind.format(piece.low), self.cursor().kind.format(piece.high));
-            let deleted = counted.target - held;
             tracing::info!(low, high, deleted, "rows may have come late, but others deleted rows here: left alone");
         }
-        Ok(held >= counted.target)
+        Ok(deleted == 0)
     }
 
     pub(super) async fn rows_held(&self, file_io: &FileIO, window: Window) -> Result<u64> {

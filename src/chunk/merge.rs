@@ -44,14 +44,20 @@ pub struct Merger<'a> {
 
 /// The target's rows of a slice.
 #[derive(Debug, Default)]
-struct Held {
+pub(crate) struct Held {
     images: HashMap<Image, u64>,
     keys: HashSet<Image>,
 }
 
 impl Held {
+    /// Adds a row of the target.
+    pub(crate) fn add(&mut self, key: Option<&Image>, image: &Image) {
+        *self.images.entry(*image).or_default() += 1;
+        self.keys.extend(key);
+    }
+
     /// Whether a row of the source is to be added; `None` where its key is there with other content.
-    fn is_missing(&mut self, key: Option<&Image>, image: &Image) -> Option<bool> {
+    pub(crate) fn is_missing(&mut self, key: Option<&Image>, image: &Image) -> Option<bool> {
         match self.images.get_mut(image) {
             Some(rows @ 1..) => {
                 *rows -= 1;
@@ -177,8 +183,7 @@ impl Route<'_> {
             for (row, (tick, image)) in ticks.iter().zip(&images).enumerate() {
                 let key = keys.as_ref().and_then(|keys| keys.get(row));
                 if tick.is_some_and(|tick| window.contains(tick)) && slice.contains(key.unwrap_or(image)) {
-                    *held.images.entry(*image).or_default() += 1;
-                    held.keys.extend(key);
+                    held.add(key, image);
                 }
             }
             tokio::task::yield_now().await;

@@ -2,7 +2,7 @@
 
 mod cut;
 mod late;
-mod merge;
+pub(crate) mod merge;
 mod query;
 
 use std::collections::BTreeMap;

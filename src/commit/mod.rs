@@ -13,7 +13,7 @@
 
 mod expiry;
 mod manifests;
-mod stage;
+pub(crate) mod stage;
 
 use iceberg::io::FileIO;
 use iceberg::spec::{DataFile, SchemaRef, TableMetadata};
@@ -29,9 +29,9 @@ use crate::target::{Catalog, Fate, Swap, SwapError, Target, fate};
 use crate::watermark::Marker;
 
 /// Foreign commits that may come between before a chunk gives up.
-const MAX_ATTEMPTS: u32 = 8;
+pub(crate) const MAX_ATTEMPTS: u32 = 8;
 /// Repetitions of one attempt whose outcome stays unknown.
-const MAX_REPETITIONS: u32 = 3;
+pub(crate) const MAX_REPETITIONS: u32 = 3;
 
 /// What is to be committed: a chunk whose files are durable.
 #[derive(Debug)]
@@ -111,9 +111,20 @@ pub async fn commit(catalog: &mut Catalog, file_io: &FileIO, commit: &Commit<'_>
 /// Loads the table and compares it with what the chunk was planned on.
 async fn compare(catalog: &Catalog, file_io: &FileIO, commit: &Commit<'_>) -> Result<Target> {
     let target = commit.planned_on.reload(catalog, file_io, commit.name).await?;
+    let newest = match commit.base {
+        Base::Marker(_) => target.marker(file_io, commit.name).await?.map(|marker| marker.commit_id),
+        Base::Snapshot => None,
+    };
+    check_base(commit, &target.metadata, newest)?;
+    Ok(target)
+}
+
+/// Refuses a table that is not what the commit was planned on; `newest` is the commit-id of its marker, for [`Base::Marker`].
+pub(crate) fn check_base(commit: &Commit<'_>, now: &TableMetadata, newest: Option<Uuid>) -> Result<()> {
+    let planned_on = &commit.planned_on.metadata;
     let is_base = match commit.base {
-        Base::Marker(planned) => target.marker(file_io, commit.name).await?.map(|marker| marker.commit_id) == planned,
-        Base::Snapshot => target.metadata.current_snapshot_id() == commit.planned_on.metadata.current_snapshot_id(),
+        Base::Marker(planned) => newest == planned,
+        Base::Snapshot => now.current_snapshot_id() == planned_on.current_snapshot_id(),
     };
     if !is_base {
         return Err(Error::new(
@@ -124,11 +135,11 @@ async fn compare(catalog: &Catalog, file_io: &FileIO, commit: &Commit<'_>) -> Re
     // New columns got ids after the last one.
     let schema = |table: &TableMetadata| (table.current_schema_id(), table.last_column_id());
     let shape = |table: &TableMetadata| (table.uuid(), schema(table), table.default_partition_spec_id());
-    if shape(&target.metadata) != shape(&commit.planned_on.metadata) {
+    if shape(now) != shape(planned_on) {
         let message = format!("`{}` was made anew or altered since this was planned", commit.name);
         return Err(Error::new(Kind::Conflict, message));
     }
-    Ok(target)
+    Ok(())
 }
 
 /// Swaps until the outcome is known, or gives up asking.
@@ -148,11 +159,10 @@ async fn swap(catalog: &mut Catalog, file_io: &FileIO, commit: &Commit<'_>, stag
         if stale && unknown.is_none() {
             return Swapped::Stale;
         }
-        match ask(catalog, file_io, commit, staged).await {
+        let fate = ask(catalog, file_io, commit, staged).await;
+        match fate.map(|fate| if stale { fate.of_stale() } else { fate }) {
             Ok(Fate::Landed) => return Swapped::Landed,
             Ok(Fate::Rejected) => return Swapped::Stale,
-            // The location was another one, and locations are never used twice: no attempt on the old one can land any more.
-            Ok(Fate::Undecided) if stale => return Swapped::Stale,
             Ok(Fate::Undecided) => {}
             Ok(Fate::Untraceable) => break,
             Err(error) => unknown = Some(error),

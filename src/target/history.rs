@@ -43,6 +43,14 @@ pub enum Fate {
     Untraceable,
 }
 
+impl Fate {
+    /// The same where a repetition found another location than the commit was built on: locations are never used twice, so that no attempt on
+    /// the old one can land any more.
+    pub fn of_stale(self) -> Self {
+        if self == Self::Undecided { Self::Rejected } else { self }
+    }
+}
+
 /// A snapshot and its ancestors, down to the first or to where history was cut.
 pub fn ancestors(metadata: &TableMetadata, snapshot_id: Option<i64>) -> impl Iterator<Item = &Snapshot> {
     std::iter::successors(snapshot_id.and_then(|id| metadata.snapshot_by_id(id)), |snapshot| {
