@@ -47,6 +47,8 @@ pub mod report;
 pub mod reset;
 pub mod rows;
 pub mod schema;
+#[cfg(test)]
+mod simulation;
 pub mod source;
 pub mod state;
 pub mod stop;

@@ -26,7 +26,7 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::failpoint::{self, Failpoint};
 use crate::storage::delete_own_file;
 use crate::target::{Catalog, Fate, Swap, SwapError, Target, fate};
-use crate::watermark::Marker;
+use crate::watermark::{KEY, Marker};
 
 /// Foreign commits that may come between before a chunk gives up.
 pub(crate) const MAX_ATTEMPTS: u32 = 8;
@@ -55,7 +55,7 @@ pub struct Commit<'a> {
 pub enum Base {
     /// The marker with this commit-id, `None` for no marker; foreign commits may come between.
     Marker(Option<Uuid>),
-    /// The very snapshot that it was planned on, because it depends on all rows that are there.
+    /// The very snapshot that it was planned on, with the same marker, because it depends on all rows that are there.
     Snapshot,
 }
 
@@ -124,7 +124,11 @@ pub(crate) fn check_base(commit: &Commit<'_>, now: &TableMetadata, newest: Optio
     let planned_on = &commit.planned_on.metadata;
     let is_base = match commit.base {
         Base::Marker(planned) => newest == planned,
-        Base::Snapshot => now.current_snapshot_id() == planned_on.current_snapshot_id(),
+        // A table that was rolled back to that very snapshot is not as it was: its property names the commit that is gone.
+        Base::Snapshot => {
+            let state = |table: &TableMetadata| (table.current_snapshot_id(), table.properties().get(KEY).cloned());
+            state(now) == state(planned_on)
+        }
     };
     if !is_base {
         return Err(Error::new(
