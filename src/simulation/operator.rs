@@ -8,6 +8,14 @@ use crate::plan::Window;
 use crate::reset::{Situation, needs_largest};
 use crate::target::Standing;
 
+/// What the operator wants.
+pub enum To {
+    /// So many ticks from the watermark.
+    Near(Tick),
+    /// Where the watermark stood so many commits ago.
+    Former(u64),
+}
+
 /// A reset under way.
 pub struct Reset {
     attempt: Attempt,
@@ -16,22 +24,18 @@ pub struct Reset {
 }
 
 impl Reset {
-    /// Plans one to about `wish` ticks from the watermark, or one that keeps a rollback.
-    pub fn plan(world: &mut World, wish: Tick) -> Option<Self> {
+    /// Plans one, or one that keeps a rollback.
+    pub fn plan(world: &World, to: To) -> Option<Self> {
         let version = world.table.current.clone();
         let standing = world.standing(&version);
         let largest = version.contents.rows().map(|row| row.tick).max();
         let largest = largest.filter(|_| needs_largest(&standing));
         let situation = Situation { standing: &standing, largest, source: &world.identity, now: world.source.clock };
         let filled_to = situation.filled_to();
-        let to = match &standing {
-            Standing::RolledBack(_) => filled_to.unwrap_or(world.source.clock),
-            // Bounds of former commits are what people, and tests, take.
-            Standing::Filled(marker) if wish <= 0 && wish.rem_euclid(2) == 0 => {
-                let former = version.markers().get(usize::try_from(-wish / 2).unwrap());
-                former.map_or(marker.watermark, |former| former.watermark.min(marker.watermark))
-            }
-            _ => filled_to? + wish,
+        let to = match (&standing, to) {
+            (Standing::RolledBack(_), _) => filled_to.unwrap_or(world.source.clock),
+            (_, To::Near(ticks)) => filled_to? + ticks,
+            (_, To::Former(back)) => version.markers().get(usize::try_from(back).unwrap())?.watermark,
         };
         let plan = situation.plan(to).ok()?;
         if plan.again().is_some() {

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::Mutant;
 use super::attempt::Fault;
 use super::host::{End, Pass};
-use super::operator::Reset;
+use super::operator::{Reset, To};
 use super::oracle::{Broken, Oracle};
 use super::source::{Row, Source};
 use super::target::{InFlight, Stored, Table, Version};
@@ -116,8 +116,8 @@ struct Kinds {
 impl Schedule {
     pub fn new(seed: u64, mutant: Option<Mutant>) -> Self {
         let mut random = Random(seed);
-        let ttl = random.one_in(3).then(|| 40 + random.ticks(150));
-        let max_age = random.one_in(4).then(|| EVENT_MS * 10);
+        let ttl = random.one_in(3).then(|| 30 + random.ticks(90));
+        let max_age = random.one_in(12).then(|| EVENT_MS * 10);
         let mut half = || random.one_in(2);
         let has = Kinds {
             late: half(),
@@ -246,8 +246,9 @@ impl Schedule {
     }
 
     fn begin_reset(&mut self) {
-        let wish = self.world.random.ticks(40) - 30;
-        self.reset = Reset::plan(&mut self.world, wish);
+        let random = &mut self.world.random;
+        let to = if random.one_in(2) { To::Former(random.below(4)) } else { To::Near(random.ticks(50) - 40) };
+        self.reset = Reset::plan(&self.world, to);
         self.note(|schedule| format!("plans a {}", schedule.reset.as_ref().map_or("reset: no".into(), Reset::describe)));
     }
 
@@ -373,6 +374,7 @@ impl Schedule {
             self.deliver();
         }
         self.world.has_faults = false;
+        self.world.chunk_rows = u64::MAX;
         for host in 0..2 {
             while self.hosts[host].is_some() {
                 self.step(host);
