@@ -110,7 +110,7 @@ impl Route<'_> {
             scratches.push((partition.key.clone(), scratch));
         }
         let name = &self.table.target;
-        let held = self.target.row_files(merger.file_io, name, self.cursor(), chunk.window).await?;
+        let held = self.target.row_files(merger.file_io, name, self.cursor(), chunk.window, &self.table.key).await?;
         chunk.held = self.rows_held(merger.file_io, chunk.window).await?;
         let slices = chunk.held.saturating_mul(BYTES_PER_ROW).div_ceil(merger.memory.max(1)).max(1);
         let Some((_, first)) = scratches.first() else { return Ok(()) };

@@ -204,3 +204,26 @@ fn discard(files: &[String]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+    use crate::target::history::tests::{roll_back, table};
+    use crate::watermark::tests::marker;
+
+    /// P16: compared with the snapshot alone, a merge would land on the rollback, and nobody would hear of it.
+    #[test]
+    fn a_table_that_was_rolled_back_to_the_very_snapshot_is_not_as_it_was() {
+        let now = roll_back(table(&[Some(1), Some(2)]), 1);
+        let property = HashMap::from([(KEY.to_owned(), marker(1, 1000).encode().unwrap())]);
+        let before = now.clone().into_builder(None).set_properties(property).unwrap().build().unwrap().metadata;
+        let planned_on = Target { metadata: before, metadata_location: String::new() };
+        let (name, marker) = (TableName { namespace: "cold".into(), name: "t".into() }, marker(3, 1000));
+        let (base, files) = (Base::Snapshot, &[]);
+        let commit = Commit { name: &name, planned_on: &planned_on, base, marker: &marker, files, schema: None };
+        assert!(check_base(&commit, &planned_on.metadata, None).is_ok());
+        assert_eq!(check_base(&commit, &now, None).unwrap_err().kind(), Kind::Conflict);
+    }
+}

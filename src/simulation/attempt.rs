@@ -96,7 +96,7 @@ impl Attempt {
             (Some(Mutant::MergeOnMarker), Mode::Merge) => Base::Marker(planned.map(|marker| marker.commit_id)),
             _ => self.base,
         };
-        if world.mutant == Some(Mutant::PropertyOnly) && base == Base::Snapshot {
+        if matches!(world.mutant, Some(Mutant::PropertyOnly | Mutant::MergeOnSnapshot)) && base == Base::Snapshot {
             return now.metadata().current_snapshot_id() == self.planned_on.metadata().current_snapshot_id();
         }
         let files = Vec::new();
@@ -235,7 +235,8 @@ impl World {
     }
 
     fn fate(&self, now: &Version, base: Option<i64>, commit: Uuid) -> Fate {
-        let is_property = || now.metadata().properties().get(KEY).is_some_and(|text| text.contains(&commit.to_string()));
+        let is_property =
+            || now.metadata().properties().get(KEY).is_some_and(|text| text.contains(&commit.to_string()));
         match fate(now.metadata(), base, commit).unwrap() {
             _ if self.mutant == Some(Mutant::PropertyOnly) && is_property() => Fate::Landed,
             Fate::Undecided if self.mutant == Some(Mutant::UndecidedIsRejected) => Fate::Rejected,

@@ -43,8 +43,7 @@ impl Reset {
         }
         let marker = plan.marker(world.source.raw_rows(plan.window()));
         let (files, base) = (Vec::new(), Base::Snapshot);
-        let attempt =
-            Attempt { planned_on: version, base, marker, files, brings_column: false, number: 0, swap: None };
+        let attempt = Attempt { planned_on: version, base, marker, files, brings_column: false, number: 0, swap: None };
         Some(Self { attempt, window: plan.window() })
     }
 

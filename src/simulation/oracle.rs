@@ -6,8 +6,8 @@ use super::source::{Identity, Source};
 use super::target::{Table, Version};
 use super::world::LATE_LOOKBACK;
 use crate::late::{Piece, is_other, pieces};
-use crate::target::history::Found;
 use crate::target::Standing;
+use crate::target::history::Found;
 use crate::watermark::{Marker, Mode};
 
 /// What an invariant says was broken.

@@ -107,7 +107,8 @@ impl Source {
     pub fn count(&self, window: Window) -> Vec<Partition> {
         let mut counts: BTreeMap<u8, u64> = BTreeMap::new();
         self.within(window).for_each(|row| *counts.entry(row.partition).or_default() += 1);
-        let partition = |(key, rows): (u8, u64)| Partition { key: vec![key.to_string()], rows, kept: rows, rejected: 0 };
+        let partition =
+            |(key, rows): (u8, u64)| Partition { key: vec![key.to_string()], rows, kept: rows, rejected: 0 };
         counts.into_iter().map(partition).collect()
     }
 

@@ -249,7 +249,9 @@ impl Schedule {
         let random = &mut self.world.random;
         let to = if random.one_in(2) { To::Former(random.below(4)) } else { To::Near(random.ticks(50) - 40) };
         self.reset = Reset::plan(&self.world, to);
-        self.note(|schedule| format!("plans a {}", schedule.reset.as_ref().map_or("reset: no".into(), Reset::describe)));
+        self.note(|schedule| {
+            format!("plans a {}", schedule.reset.as_ref().map_or("reset: no".into(), Reset::describe))
+        });
     }
 
     fn step_reset(&mut self) {
@@ -355,9 +357,9 @@ impl Schedule {
         let Standing::RolledBack(rollback) = self.world.standing(&version) else { return };
         let metadata = version.metadata();
         let text = rollback.lost.commit_id.to_string();
-        let lost = metadata.snapshots().find(|snapshot| {
-            snapshot.summary().additional_properties.values().any(|value| value.contains(&text))
-        });
+        let lost = metadata
+            .snapshots()
+            .find(|snapshot| snapshot.summary().additional_properties.values().any(|value| value.contains(&text)));
         match lost {
             Some(lost) if self.world.random.one_in(2) => {
                 let to = lost.snapshot_id();
