@@ -13,12 +13,15 @@
 //!
 //! Not in the model: keys, queries and aggregates, `reject_where`, several files of one partition, adoption, merges of parts that hide rows, ALTERs that move
 //! rows, and catalogs that are put back to an old location.
+#![allow(clippy::print_stdout)]
 
 mod attempt;
 mod host;
 mod operator;
 mod oracle;
+mod schedule;
 mod source;
+mod strangers;
 mod target;
 mod world;
 
@@ -27,7 +30,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use self::oracle::Broken;
-use self::world::Schedule;
+use self::schedule::Schedule;
 
 /// Schedules in which nothing may break, and in which each mutant must be found.
 const SCHEDULES: u64 = 10_000;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::source::{Identity, Source};
 use super::target::{Table, Version};
 use super::world::LATE_LOOKBACK;
+use crate::cursor::Tick;
 use crate::late::{Piece, is_other, pieces};
 use crate::target::Standing;
 use crate::target::history::Found;
@@ -93,7 +94,7 @@ impl Oracle {
     }
 
     /// All is quiet: passes have moved all that they find.
-    pub fn quiet(&mut self, source: &Source, version: &Version, standing: &Standing, settled: i64) {
+    pub fn quiet(&mut self, source: &Source, version: &Version, standing: &Standing, settled: Tick) {
         let Standing::Filled(marker) = standing else {
             let rows = source.rows.iter().filter(|inserted| inserted.row.tick < settled).count();
             self.expect(Broken::Lost, rows == 0, || format!("{rows} rows, and nothing has left"));
@@ -104,9 +105,8 @@ impl Oracle {
         for inserted in source.rows.iter().filter(|inserted| inserted.row.tick < settled) {
             let tick = inserted.row.tick;
             let is_skipped = marker.skipped.iter().any(|(low, high)| (*low..*high).contains(&tick));
-            let from = marker.adopted_to.map_or(i64::MIN, |adopted| adopted);
-            let is_looked_for = tick >= from.max(marker.watermark - LATE_LOOKBACK)
-                && !blind.iter().any(|piece| piece.window().contains(tick));
+            let from = marker.adopted_to.unwrap_or(Tick::MIN).max(marker.watermark - LATE_LOOKBACK);
+            let is_looked_for = tick >= from && !blind.iter().any(|piece| piece.window().contains(tick));
             if !is_skipped && (!inserted.is_late || is_looked_for) {
                 *wanted.entry(inserted.row.identity()).or_default() += 1;
             }
