@@ -89,10 +89,10 @@ fn a_column_that_came_with_a_default_doubles_nothing_of_what_others_wrote_anew()
     case.sql("ALTER TABLE trades ADD COLUMN venue String DEFAULT 'somewhere'");
     case.trades("trades", "2024-03-12 10:00:00", 100);
     case.pass();
-    target.ask("delete", json!({"filter": "exchange_timestamp >= '2024-03-10T10:00:05+00:00' and exchange_timestamp < '2024-03-10T10:00:20+00:00'"}));
+    target.ask("delete", json!({"filter": "exchange_timestamp >= '2024-03-11T10:00:05+00:00' and exchange_timestamp < '2024-03-11T10:00:20+00:00'"}));
     let deleted = 700 - target.count();
     assert!(deleted > 20 && deleted < 200, "{deleted}");
-    reset(&case, "trades", &["--to-earliest"]);
+    reset(&case, "trades", &["--to", "2024-03-11"]);
     assert_eq!(case.pass_one()["rows_written"], deleted);
     assert_eq!(target.count(), 700);
     case.run(&["audit", "--checksum"]).expect(0);
