@@ -55,6 +55,11 @@ impl Piece {
     }
 }
 
+/// Whether nobody ever deleted rows of the target in a window, as far as is known; `is_deleted` rows are missing there now.
+pub fn is_whole(marker: &Marker, is_deleted: bool, window: Window) -> bool {
+    !is_deleted && marker.deleted_to.is_none_or(|to| window.low.is_some_and(|low| to <= low))
+}
+
 /// Cuts what is looked at for `[from, watermark)` into pieces, ascending and disjoint, given our markers from the newest to the oldest. What was
 /// skipped on purpose belongs to none of them; a commit that began earlier belongs to them as a whole.
 pub fn pieces(markers: &[Marker], (from, watermark): (Tick, Tick), skipped: &[(Tick, Tick)]) -> Vec<Piece> {

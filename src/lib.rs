@@ -19,6 +19,7 @@
 //! | [`target`] | catalog and read side of the Iceberg table |
 //! | [`commit`] | the only changer of a target: the exactly-once argument, and what a commit writes and lets go |
 //! | [`guard`], [`storage`], [`state`] | lock, durable files, cache |
+//! | `simulation` | in tests only: random schedules of two hosts, crashes, resets and strangers, which drive the decisions of all these |
 //! | [`failpoint`] | where tests make a pass fail, die or wait; empty in release builds |
 //!
 //! The invariants, and the rules P1 to P27 that comments cite, are those of the project's design: the commit carries files and
@@ -47,6 +48,8 @@ pub mod report;
 pub mod reset;
 pub mod rows;
 pub mod schema;
+#[cfg(test)]
+mod simulation;
 pub mod source;
 pub mod state;
 pub mod stop;

@@ -81,6 +81,23 @@ fn a_column_that_came_with_a_default_doubles_nothing() {
     assert_eq!(case.target("trades").icebergs("SELECT venue FROM").lines().filter(|line| *line == "here").count(), 1);
 }
 
+/// P21: who deletes some rows of a file writes the others anew, with columns that came after them, as null.
+#[test]
+fn a_column_that_came_with_a_default_doubles_nothing_of_what_others_wrote_anew() {
+    let case = three_days("rewritten");
+    let target = case.target("trades");
+    case.sql("ALTER TABLE trades ADD COLUMN venue String DEFAULT 'somewhere'");
+    case.trades("trades", "2024-03-12 10:00:00", 100);
+    case.pass();
+    target.ask("delete", json!({"filter": "exchange_timestamp >= '2024-03-11T10:00:05+00:00' and exchange_timestamp < '2024-03-11T10:00:20+00:00'"}));
+    let deleted = 700 - target.count();
+    assert!(deleted > 20 && deleted < 200, "{deleted}");
+    reset(&case, "trades", &["--to", "2024-03-11"]);
+    assert_eq!(case.pass_one()["rows_written"], deleted);
+    assert_eq!(target.count(), 700);
+    case.run(&["audit", "--checksum"]).expect(0);
+}
+
 /// P26: a budget in which no day fits.
 #[test]
 fn a_budget_that_is_too_small_takes_more_readings_and_gives_the_same() {

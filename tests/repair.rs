@@ -94,7 +94,7 @@ fn a_repair_waits_for_no_pass() {
     let gate = case.gate("gate");
     let mut pass = case.spawn("offload.toml", &format!("counted={}", gate.pause()), &["run"]);
     gate.wait_for(&mut pass);
-    case.run(&["audit", "--repair"]).expect(4).says(&["holds the lock"]);
+    case.run(&["audit", "--repair"]).expect(4).says(&["is locked by pid"]);
     gate.open();
     pass.wait();
 }

@@ -10,22 +10,22 @@ use std::collections::HashMap;
 use crate::rows::Image;
 
 /// About what an image, or an identity, takes in memory, with the places that a hash table leaves free, and needs while it grows.
-pub const BYTES_PER_ROW: u64 = 128;
+pub(super) const BYTES_PER_ROW: u64 = 128;
 
 /// Rows of the target that have not been found in the source yet.
 #[derive(Debug, Default)]
-pub struct Held {
+pub(crate) struct Held {
     rows: HashMap<Image, u64>,
 }
 
 impl Held {
     /// Adds a row of the target.
-    pub fn add(&mut self, image: Image) {
+    pub(crate) fn add(&mut self, image: Image) {
         *self.rows.entry(image).or_default() += 1;
     }
 
     /// Whether a row of the source is there; none is found twice.
-    pub fn take(&mut self, image: &Image) -> bool {
+    pub(crate) fn take(&mut self, image: &Image) -> bool {
         match self.rows.get_mut(image) {
             Some(rows @ 1..) => {
                 *rows -= 1;
@@ -38,7 +38,7 @@ impl Held {
 
 /// What a row of the source is that the target does not hold as it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unmatched {
+pub(crate) enum Unmatched {
     /// There with other content.
     Changed,
     /// Another row of its key is there.
@@ -49,7 +49,7 @@ pub enum Unmatched {
 
 /// The identities of the rows that were not found.
 #[derive(Debug, Default)]
-pub struct Identities {
+pub(crate) struct Identities {
     rows: HashMap<Image, Rows>,
 }
 
@@ -64,12 +64,12 @@ struct Rows {
 
 impl Identities {
     /// Adds a row of the source that was not found.
-    pub fn add(&mut self, identity: Image) {
+    pub(crate) fn add(&mut self, identity: Image) {
         self.rows.entry(identity).or_default();
     }
 
     /// Adds a row of the target.
-    pub fn add_target(&mut self, identity: &Image) {
+    pub(crate) fn add_target(&mut self, identity: &Image) {
         if let Some(rows) = self.rows.get_mut(identity) {
             rows.left += 1;
             rows.known = true;
@@ -77,14 +77,14 @@ impl Identities {
     }
 
     /// Takes away a row of the source that was found; after those of the target.
-    pub fn take_found(&mut self, identity: &Image) {
+    pub(crate) fn take_found(&mut self, identity: &Image) {
         if let Some(rows) = self.rows.get_mut(identity) {
             rows.left = rows.left.saturating_sub(1);
         }
     }
 
     /// What a row of the source is that was not found. One that is missing is there from now on.
-    pub fn judge(&mut self, identity: &Image, keyed: bool) -> Unmatched {
+    pub(crate) fn judge(&mut self, identity: &Image, keyed: bool) -> Unmatched {
         let rows = self.rows.entry(*identity).or_default();
         if rows.left > 0 {
             rows.left -= 1;

@@ -5,7 +5,7 @@ use iceberg::io::FileIO;
 use super::{Route, check_mergeable};
 use crate::cursor::{Tick, micros_of};
 use crate::error::Result;
-use crate::late::{Lateness, pieces};
+use crate::late::{Lateness, is_whole, pieces};
 use crate::plan::{Window, floor};
 use crate::target::{deleted_by_others, markers};
 use crate::watermark::{Fingerprint, Marker};
@@ -38,9 +38,7 @@ impl Route<'_> {
         let mut late = Late::default();
         for (piece, now) in pieces.iter().zip(now).filter(|(piece, now)| piece.differs(*now)) {
             let held = self.rows_held(file_io, piece.window).await?;
-            let low = piece.window.low.unwrap_or(Tick::MIN);
-            let is_whole = !is_deleted && marker.deleted_to.is_none_or(|to| to <= low);
-            match piece.lateness(now, held, is_whole) {
+            match piece.lateness(now, held, is_whole(marker, is_deleted, piece.window)) {
                 Lateness::None => {}
                 Lateness::Late => late.windows.push(piece.window),
                 Lateness::LeftAlone => late.left_alone.push(piece.window),

@@ -125,7 +125,8 @@ impl Route<'_> {
             chunk.held = self.rows_held(merger.file_io, chunk.window).await?;
             return Ok(0);
         };
-        let found = self.target.row_files(merger.file_io, &self.table.target, self.cursor(), reach).await?;
+        let found =
+            self.target.row_files(merger.file_io, &self.table.target, self.cursor(), reach, &self.table.key).await?;
         let (levels, identity) = self.levels(&source, found)?;
         let (wanted, found) = (Vec::new(), Vec::new());
         let mut merge = Merge { merger, window: chunk.window, reach, source, levels, identity, wanted, found };

@@ -1,9 +1,9 @@
 //! One chunk on its way: counted, streamed into files, and checked, before anyone may commit it.
 
 mod cut;
-mod held;
+pub(crate) mod held;
 mod late;
-mod merge;
+pub(crate) mod merge;
 mod query;
 
 use std::collections::BTreeMap;

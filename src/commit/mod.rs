@@ -13,7 +13,7 @@
 
 mod expiry;
 mod manifests;
-mod stage;
+pub(crate) mod stage;
 
 use iceberg::io::FileIO;
 use iceberg::spec::{DataFile, SchemaRef, TableMetadata};
@@ -26,12 +26,12 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::failpoint::{self, Failpoint};
 use crate::storage::delete_own_file;
 use crate::target::{Catalog, Fate, Swap, SwapError, Target, fate};
-use crate::watermark::Marker;
+use crate::watermark::{KEY, Marker};
 
 /// Foreign commits that may come between before a chunk gives up.
-const MAX_ATTEMPTS: u32 = 8;
+pub(crate) const MAX_ATTEMPTS: u32 = 8;
 /// Repetitions of one attempt whose outcome stays unknown.
-const MAX_REPETITIONS: u32 = 3;
+pub(crate) const MAX_REPETITIONS: u32 = 3;
 
 /// What is to be committed: a chunk whose files are durable.
 #[derive(Debug)]
@@ -55,7 +55,7 @@ pub struct Commit<'a> {
 pub enum Base {
     /// The marker with this commit-id, `None` for no marker; foreign commits may come between.
     Marker(Option<Uuid>),
-    /// The very snapshot that it was planned on, because it depends on all rows that are there.
+    /// The very snapshot that it was planned on, with the same marker, because it depends on all rows that are there.
     Snapshot,
 }
 
@@ -111,9 +111,24 @@ pub async fn commit(catalog: &mut Catalog, file_io: &FileIO, commit: &Commit<'_>
 /// Loads the table and compares it with what the chunk was planned on.
 async fn compare(catalog: &Catalog, file_io: &FileIO, commit: &Commit<'_>) -> Result<Target> {
     let target = commit.planned_on.reload(catalog, file_io, commit.name).await?;
+    let newest = match commit.base {
+        Base::Marker(_) => target.marker(file_io, commit.name).await?.map(|marker| marker.commit_id),
+        Base::Snapshot => None,
+    };
+    check_base(commit, &target.metadata, newest)?;
+    Ok(target)
+}
+
+/// Refuses a table that is not what the commit was planned on; `newest` is the commit-id of its marker, for [`Base::Marker`].
+pub(crate) fn check_base(commit: &Commit<'_>, now: &TableMetadata, newest: Option<Uuid>) -> Result<()> {
+    let planned_on = &commit.planned_on.metadata;
     let is_base = match commit.base {
-        Base::Marker(planned) => target.marker(file_io, commit.name).await?.map(|marker| marker.commit_id) == planned,
-        Base::Snapshot => target.metadata.current_snapshot_id() == commit.planned_on.metadata.current_snapshot_id(),
+        Base::Marker(planned) => newest == planned,
+        // A table that was rolled back to that very snapshot is not as it was: its property names the commit that is gone.
+        Base::Snapshot => {
+            let state = |table: &TableMetadata| (table.current_snapshot_id(), table.properties().get(KEY).cloned());
+            state(now) == state(planned_on)
+        }
     };
     if !is_base {
         return Err(Error::new(
@@ -124,11 +139,11 @@ async fn compare(catalog: &Catalog, file_io: &FileIO, commit: &Commit<'_>) -> Re
     // New columns got ids after the last one.
     let schema = |table: &TableMetadata| (table.current_schema_id(), table.last_column_id());
     let shape = |table: &TableMetadata| (table.uuid(), schema(table), table.default_partition_spec_id());
-    if shape(&target.metadata) != shape(&commit.planned_on.metadata) {
+    if shape(now) != shape(planned_on) {
         let message = format!("`{}` was made anew or altered since this was planned", commit.name);
         return Err(Error::new(Kind::Conflict, message));
     }
-    Ok(target)
+    Ok(())
 }
 
 /// Swaps until the outcome is known, or gives up asking.
@@ -148,11 +163,10 @@ async fn swap(catalog: &mut Catalog, file_io: &FileIO, commit: &Commit<'_>, stag
         if stale && unknown.is_none() {
             return Swapped::Stale;
         }
-        match ask(catalog, file_io, commit, staged).await {
+        let fate = ask(catalog, file_io, commit, staged).await;
+        match fate.map(|fate| if stale { fate.of_stale() } else { fate }) {
             Ok(Fate::Landed) => return Swapped::Landed,
             Ok(Fate::Rejected) => return Swapped::Stale,
-            // The location was another one, and locations are never used twice: no attempt on the old one can land any more.
-            Ok(Fate::Undecided) if stale => return Swapped::Stale,
             Ok(Fate::Undecided) => {}
             Ok(Fate::Untraceable) => break,
             Err(error) => unknown = Some(error),
@@ -188,5 +202,28 @@ fn discard(files: &[String]) {
         if let Err(error) = delete_own_file(file) {
             tracing::warn!(file, %error, "a file that is not needed was left behind");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+    use crate::target::history::tests::{roll_back, table};
+    use crate::watermark::tests::marker;
+
+    /// P16: compared with the snapshot alone, a merge would land on the rollback, and nobody would hear of it.
+    #[test]
+    fn a_table_that_was_rolled_back_to_the_very_snapshot_is_not_as_it_was() {
+        let now = roll_back(table(&[Some(1), Some(2)]), 1);
+        let property = HashMap::from([(KEY.to_owned(), marker(1, 1000).encode().unwrap())]);
+        let before = now.clone().into_builder(None).set_properties(property).unwrap().build().unwrap().metadata;
+        let planned_on = Target { metadata: before, metadata_location: String::new() };
+        let (name, marker) = (TableName { namespace: "cold".into(), name: "t".into() }, marker(3, 1000));
+        let (base, files) = (Base::Snapshot, &[]);
+        let commit = Commit { name: &name, planned_on: &planned_on, base, marker: &marker, files, schema: None };
+        assert!(check_base(&commit, &planned_on.metadata, None).is_ok());
+        assert_eq!(check_base(&commit, &now, None).unwrap_err().kind(), Kind::Conflict);
     }
 }

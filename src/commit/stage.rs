@@ -64,34 +64,8 @@ pub async fn stage(
     writer.add_manifests(manifests.into_iter()).map_err(failed)?;
     writer.close().await.map_err(failed)?;
 
-    let added: u64 = commit.files.iter().map(DataFile::record_count).sum();
-    let (expected, live) = (commit.marker.total_records, live_records(metadata));
-    let total_records = match commit.marker.mode {
-        // What it brings may be what others deleted.
-        Mode::Repair => expected.max(live.map(|live| live + added)),
-        _ => expected.max(live).map(|total| total + added),
-    };
-    let marker = Marker { total_records, ..commit.marker.clone() }.encode()?;
-    let now_ms = Utc::now().timestamp_millis();
-    let snapshot = Snapshot::builder()
-        .with_snapshot_id(snapshot_id)
-        .with_parent_snapshot_id(metadata.current_snapshot_id())
-        .with_sequence_number(sequence_number)
-        // A clock that went back must not make the commit fail; Iceberg wants times that do not fall.
-        .with_timestamp_ms(now_ms.max(base.metadata.last_updated_ms()))
-        .with_manifest_list(list)
-        .with_summary(summary(commit, metadata, &marker))
-        .with_schema_id(metadata.current_schema_id())
-        .build();
-    let new = build(&base, commit.schema, &snapshot, &marker, &[]).map_err(failed)?;
-    // What is made by hand changes the marker and lets nothing go.
-    let old = match commit.marker.mode {
-        Mode::Reset | Mode::Adopt => Vec::new(),
-        Mode::Append | Mode::Merge | Mode::Repair => expired(&new.metadata, now_ms)
-            .or_error(Kind::Internal, format!("look for old snapshots of `{}`", commit.name))?,
-    };
-    let new =
-        if old.is_empty() { new } else { build(&base, commit.schema, &snapshot, &marker, &old).map_err(failed)? };
+    let at = At { snapshot_id, sequence_number, list, now_ms: Utc::now().timestamp_millis() };
+    let new = committed(&base, metadata, commit, at)?;
     let delete_obsolete = new.metadata.properties().get(DELETE_AFTER_COMMIT).map(String::as_str) == Some("true");
     // What lies outside the table's folder, because it was registered from elsewhere, is not ours to delete.
     let folder = format!("{}/", same_spelling(metadata.location()));
@@ -102,6 +76,55 @@ pub async fn stage(
     new.metadata.write_to(file_io, &location).await.map_err(failed)?;
     let new = Target { metadata: new.metadata, metadata_location: location.to_string() };
     Ok(Staged { base, new, snapshot_id, obsolete })
+}
+
+/// What the outside world gives to a new snapshot.
+pub(crate) struct At {
+    pub(crate) snapshot_id: i64,
+    pub(crate) sequence_number: i64,
+    /// Location of its manifest list.
+    pub(crate) list: String,
+    /// This host's clock, milliseconds since 1970.
+    pub(crate) now_ms: i64,
+}
+
+/// The table with the commit in it and without the snapshots that are too old; `metadata` is the base's, with the schema of the commit. Pure.
+pub(crate) fn committed(
+    base: &Target,
+    metadata: &TableMetadata,
+    commit: &Commit<'_>,
+    At { snapshot_id, sequence_number, list, now_ms }: At,
+) -> Result<TableMetadataBuildResult> {
+    let failed = |e| classify(e, format!("write the commit of `{}`", commit.name));
+    let added: u64 = commit.files.iter().map(DataFile::record_count).sum();
+    let (expected, live) = (commit.marker.total_records, live_records(metadata));
+    let total_records = match commit.marker.mode {
+        // What it brings may be what others deleted.
+        Mode::Repair => expected.max(live.map(|live| live + added)),
+        _ => expected.max(live).map(|total| total + added),
+    };
+    let marker = Marker { total_records, ..commit.marker.clone() }.encode()?;
+    let snapshot = Snapshot::builder()
+        .with_snapshot_id(snapshot_id)
+        .with_parent_snapshot_id(metadata.current_snapshot_id())
+        .with_sequence_number(sequence_number)
+        // A clock that went back must not make the commit fail; Iceberg wants times that do not fall.
+        .with_timestamp_ms(now_ms.max(base.metadata.last_updated_ms()))
+        .with_manifest_list(list)
+        .with_summary(summary(commit, metadata, &marker))
+        .with_schema_id(metadata.current_schema_id())
+        .build();
+    let new = build(base, commit.schema, &snapshot, &marker, &[]).map_err(failed)?;
+    // What is made by hand changes the marker and lets nothing go.
+    let old = match commit.marker.mode {
+        Mode::Reset | Mode::Adopt => Vec::new(),
+        Mode::Append | Mode::Merge | Mode::Repair => expired(&new.metadata, now_ms)
+            .or_error(Kind::Internal, format!("look for old snapshots of `{}`", commit.name))?,
+    };
+    match old.is_empty() {
+        true => Ok(new),
+        false => build(base, commit.schema, &snapshot, &marker, &old).map_err(failed),
+    }
 }
 
 /// Where the next metadata goes: into the folder of the last, whatever that was called, numbered on and named as catalogs but Hadoop's do.

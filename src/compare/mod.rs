@@ -84,7 +84,8 @@ impl Comparison<'_> {
         let Some((first, last)) = counts.first().zip(counts.last()) else { return Ok(Vec::new()) };
         let (target, cursor) = (&self.route.target, self.route.cursor());
         let hull = Window { low: Some(first.low), high: last.high };
-        let files = target.row_files(self.file_io, &self.route.table.target, cursor, hull).await?;
+        let files =
+            target.row_files(self.file_io, &self.route.table.target, cursor, hull, &self.route.table.key).await?;
         let parts = match self.route.table.chunk_span.filter(|_| self.route.source.is_query()) {
             Some(span) => stretch::of_query(section, counts, span_ticks("chunk_span", span, cursor.kind)?),
             None => stretch::of_table(counts),

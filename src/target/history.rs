@@ -43,6 +43,14 @@ pub enum Fate {
     Untraceable,
 }
 
+impl Fate {
+    /// The same where a repetition found another location than the commit was built on: locations are never used twice, so that no attempt on
+    /// the old one can land any more.
+    pub fn of_stale(self) -> Self {
+        if self == Self::Undecided { Self::Rejected } else { self }
+    }
+}
+
 /// A snapshot and its ancestors, down to the first or to where history was cut.
 pub fn ancestors(metadata: &TableMetadata, snapshot_id: Option<i64>) -> impl Iterator<Item = &Snapshot> {
     std::iter::successors(snapshot_id.and_then(|id| metadata.snapshot_by_id(id)), |snapshot| {
@@ -168,7 +176,7 @@ pub fn fate(metadata: &TableMetadata, base: Option<i64>, commit: Uuid) -> Result
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::HashMap;
 
     use iceberg::TableCreation;
@@ -179,7 +187,7 @@ mod tests {
     use crate::watermark::tests::marker;
 
     /// A table with the given commits in a row: `Some(n)` is ours with commit-id and snapshot id n, `None` a foreign one.
-    fn table(commits: &[Option<u128>]) -> TableMetadata {
+    pub(crate) fn table(commits: &[Option<u128>]) -> TableMetadata {
         let creation = TableCreation::builder()
             .name("t".into())
             .location("file:///w/t".into())
@@ -214,7 +222,7 @@ mod tests {
         metadata
     }
 
-    fn roll_back(metadata: TableMetadata, to: i64) -> TableMetadata {
+    pub(crate) fn roll_back(metadata: TableMetadata, to: i64) -> TableMetadata {
         let reference = SnapshotReference::new(to, SnapshotRetention::branch(None, None, None));
         metadata.into_builder(None).set_ref(MAIN_BRANCH, reference).unwrap().build().unwrap().metadata
     }

@@ -1,7 +1,7 @@
 //! The read side of the target: what a table is and how far it was filled.
 
 mod catalog;
-mod history;
+pub(crate) mod history;
 mod orphans;
 mod register;
 mod rows;
@@ -49,6 +49,16 @@ pub enum Standing {
     RolledBack(Box<Rollback>),
     /// Others have, and we have not.
     Foreign,
+}
+
+impl Standing {
+    /// Where history was cut above our newest commit (P16): it is gone if the target holds fewer rows of its window than it left there.
+    pub fn of_cut(marker: Marker, held: u64) -> Self {
+        match held < marker.rows {
+            true => Self::RolledBack(Box::new(Rollback { lost: marker, left: None })),
+            false => Self::Filled(Box::new(marker)),
+        }
+    }
 }
 
 /// A table as the catalog names it now.
@@ -104,10 +114,7 @@ impl Target {
             history::Found::Cut(marker) => {
                 let (cursor, window) = (&marker.source.cursor, Window { low: marker.low, high: marker.high });
                 let days = Box::pin(self.histogram(file_io, name, cursor, window, cursor.kind.ticks_per_day())).await?;
-                match days.iter().map(|day| day.rows).sum::<u64>() < marker.rows {
-                    true => Standing::RolledBack(Box::new(Rollback { lost: marker, left: None })),
-                    false => Standing::Filled(Box::new(marker)),
-                }
+                Standing::of_cut(marker, days.iter().map(|day| day.rows).sum())
             }
         })
     }

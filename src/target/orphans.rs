@@ -135,7 +135,7 @@ impl References {
 }
 
 /// Whether a file is named as only we name files: data files, manifests and manifest lists of a commit.
-fn is_ours(path: &Path) -> bool {
+pub(super) fn is_ours(path: &Path) -> bool {
     let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return false };
     let commit = if let Some(rest) = name.strip_prefix("k2-offload-").filter(|_| name.ends_with(".parquet")) {
         rest.get(..36)

@@ -4,6 +4,7 @@
 //! Memory holds a row group of the columns that are read.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use arrow_array::{ArrayRef, RecordBatch};
 use futures::{StreamExt, TryStreamExt, stream};
@@ -11,17 +12,19 @@ use iceberg::Runtime;
 use iceberg::arrow::ArrowReaderBuilder;
 use iceberg::io::FileIO;
 use iceberg::scan::{ArrowRecordBatchStream, FileScanTask};
-use iceberg::spec::{DataFileFormat, SchemaRef};
+use iceberg::spec::{DataFileFormat, Schema, SchemaRef, TableMetadata};
 use parquet::basic::{LogicalType, TimeUnit};
 use parquet::file::metadata::{FooterTail, ParquetMetaData, ParquetMetaDataReader};
 use parquet::file::statistics::Statistics;
 
+use super::orphans::is_ours;
 use super::scan::{check_readable, cursor_field, cursor_is_null, is_partition_value, ticks};
 use super::{Target, classify};
 use crate::config::TableName;
 use crate::cursor::{Cursor, CursorType, Tick};
 use crate::error::{Classify, Error, Kind, Result};
 use crate::plan::Window;
+use crate::schema::leaf_ids;
 use crate::write::{Scratch, field_ids, rows_of_a_batch};
 
 /// Rows of a batch where no file says that they are wide.
@@ -35,7 +38,7 @@ pub struct RowFile {
     task: FileScanTask,
     /// First and last tick that its statistics allow; `None` where they say nothing.
     pub ticks: Option<(Tick, Tick)>,
-    /// The ids of the flat fields that it holds, at any depth.
+    /// The ids of the flat fields, at any depth, that it holds and that tell its rows apart.
     pub fields: BTreeSet<i32>,
     /// As many rows as are decoded at once.
     batch_rows: usize,
@@ -51,18 +54,23 @@ pub struct Rows {
 
 impl Target {
     /// The files that may hold rows of a window. Those without the cursor hold none.
+    ///
+    /// Who writes older rows anew, to compact them or to delete some, writes columns that came after them too: as null, where the source may have
+    /// a default. So of a file of others only fields that the table always had tell rows apart, and those of the `key` (P21).
     pub async fn row_files(
         &self,
         file_io: &FileIO,
         name: &TableName,
         cursor: &Cursor,
         window: Window,
+        key: &[String],
     ) -> Result<Vec<RowFile>> {
         let failed = |e| classify(e, format!("find the rows of `{name}`"));
         let Some(snapshot) = self.metadata.current_snapshot().filter(|_| !window.is_empty()) else {
             return Ok(Vec::new());
         };
         let id = cursor_field(&*snapshot.schema(&self.metadata).map_err(failed)?, cursor)?;
+        let lasting = lasting_fields(&self.metadata, key);
         let runtime = Runtime::try_current().map_err(failed)?;
         let scan = self.scan(file_io, name, cursor, window, runtime).map_err(failed)?;
         let mut tasks = scan.plan_files().await.map_err(failed)?;
@@ -79,6 +87,7 @@ impl Target {
             }
             if fields.contains(&id) {
                 let batch_rows = rows_of_a_batch(metadata.row_groups());
+                let fields = if is_ours(Path::new(&task.data_file_path)) { fields } else { &fields & &lasting };
                 files.push(RowFile { task, ticks: bounds(&metadata, id, cursor.kind), fields, batch_rows });
             } else if is_partition_value(&self.metadata, id) {
                 return Err(cursor_is_null(cursor));
@@ -159,6 +168,15 @@ impl Rows {
     }
 }
 
+/// The leaves of the columns that every schema of the table has, and of the key.
+fn lasting_fields(metadata: &TableMetadata, key: &[String]) -> BTreeSet<i32> {
+    let leaves = |schema: &Schema| schema.as_struct().fields().iter().flat_map(|field| leaf_ids(field)).collect();
+    let all = metadata.schemas_iter().map(|schema| leaves(schema));
+    let always = all.reduce(|one, other: BTreeSet<i32>| &one & &other).unwrap_or_default();
+    let key = key.iter().filter_map(|name| metadata.current_schema().field_by_name(name));
+    key.flat_map(|field| leaf_ids(field)).chain(always).collect()
+}
+
 /// The footer of a data file.
 async fn footer(file_io: &FileIO, task: &FileScanTask) -> Result<ParquetMetaData> {
     let path = &task.data_file_path;
@@ -195,4 +213,26 @@ fn bounds(metadata: &ParquetMetaData, id: i32, kind: CursorType) -> Option<(Tick
         all = Some(all.map_or((first, last), |(low, high)| (low.min(first), high.max(last))));
     }
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use iceberg::TableCreation;
+    use iceberg::spec::TableMetadataBuilder;
+
+    use super::*;
+    use crate::schema::{Column, iceberg_schema};
+
+    #[test]
+    fn fields_that_came_later_do_not_last_unless_they_are_of_the_key() {
+        let columns = ["ts", "n", "later", "id"].map(|name| Column::map(name, "DateTime", None).unwrap());
+        let [first, second] = [&columns[..2], &columns].map(|columns| iceberg_schema(columns).unwrap());
+        let creation = TableCreation::builder().name("t".into()).location("file:///w/t".into()).schema(first).build();
+        let metadata = TableMetadataBuilder::from_table_creation(creation).unwrap().build().unwrap().metadata;
+        assert_eq!(lasting_fields(&metadata, &[]), BTreeSet::from([1, 2]));
+        let builder = metadata.into_builder(None).add_current_schema(second).unwrap();
+        let metadata = builder.build().unwrap().metadata;
+        assert_eq!(lasting_fields(&metadata, &[]), BTreeSet::from([1, 2]));
+        assert_eq!(lasting_fields(&metadata, &["id".to_owned()]), BTreeSet::from([1, 2, 4]));
+    }
 }
