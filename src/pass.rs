@@ -259,6 +259,7 @@ impl<'a> Pass<'a> {
         window: Window,
         progress: &mut Progress,
     ) -> Result<()> {
+        route.check_merge(progress.marker(), window.low)?;
         self.window(catalog, route, (window, Mode::Merge), self.merge_deadline(), progress).await?;
         // Behind the last row of the source the target may hold what that has dropped.
         let rest = Window { low: progress.marker().map(|marker| marker.watermark), high: window.high };

@@ -9,14 +9,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
-use arrow_array::{ArrayRef, BooleanArray, RecordBatch, StringArray};
+use arrow_array::{BooleanArray, RecordBatch, StringArray};
 use arrow_select::filter::filter_record_batch;
-use clickhouse_types::DataTypeNode;
 use iceberg::arrow::schema_to_arrow_schema;
 use iceberg::io::FileIO;
 use iceberg::spec::{NestedField, PrimitiveType, Schema, SchemaRef, Type};
 
 use super::held::{BYTES_PER_ROW, Held, Identities, Unmatched};
+use super::identity::{Identity, other_rows};
 use super::{Chunk, Files, Route};
 use crate::config::Table;
 use crate::cursor::Tick;
@@ -24,7 +24,7 @@ use crate::difference::Slice;
 use crate::error::{Classify, Error, Kind, Result};
 use crate::late;
 use crate::plan::{Partition, Window};
-use crate::rows::{Image, Imager};
+use crate::rows::Imager;
 use crate::schema::pruned;
 use crate::source::{Source, partition_values};
 use crate::target::{RowFile, Rows, markers, read_rows};
@@ -62,16 +62,6 @@ struct Level {
     files: Vec<RowFile>,
     /// What is compared.
     schema: SchemaRef,
-}
-
-/// What makes the identity of a row.
-struct Identity {
-    /// The columns, and the cursor.
-    schema: SchemaRef,
-    /// Which of them count.
-    columns: Vec<usize>,
-    /// Of them those whose labels may have been renamed, with all that there are now.
-    labels: Vec<(usize, BTreeSet<String>)>,
 }
 
 /// A merge under way.
@@ -145,7 +135,7 @@ impl Route<'_> {
         Ok(rows_read)
     }
 
-    fn schema(&self) -> &SchemaRef {
+    pub(super) fn schema(&self) -> &SchemaRef {
         self.new_schema().unwrap_or(self.target.metadata.current_schema())
     }
 
@@ -183,42 +173,6 @@ impl Route<'_> {
         levels.sort_by_key(|(fields, _)| std::cmp::Reverse(fields.len()));
         let level = |(fields, files)| Ok(Level { files, schema: pruned(self.schema(), &fields)? });
         Ok((levels.into_iter().map(level).collect::<Result<_>>()?, self.identity(&common)?))
-    }
-
-    /// What makes the identity of a row, where all files have these fields.
-    fn identity(&self, common: &BTreeSet<i32>) -> Result<Identity> {
-        let field = |name: &String| {
-            let field = self.schema().field_by_name(name)?;
-            (field.field_type.is_primitive() && common.contains(&field.id)).then_some(field.id)
-        };
-        let labels = |name: &String| {
-            let column = self.source.columns.iter().find(|column| column.name == *name);
-            column.and_then(|column| labels(&column.source_type))
-        };
-        let key = &self.table.key;
-        let mut ids = BTreeSet::new();
-        for name in key {
-            ids.insert(field(name).ok_or_else(|| {
-                Error::refused(format!("the target has files without the key column `{name}`")).hint(
-                    "compact the table, which writes their rows with it (Spark: `CALL system.rewrite_data_files`)",
-                )
-            })?);
-        }
-        let cursor = field(&self.cursor().name);
-        if key.is_empty() {
-            // Without labels, which may be renamed.
-            let fixed = self.source.fixed_columns().iter().filter(|name| labels(name).is_none());
-            ids = fixed.filter_map(field).chain(cursor).collect();
-        }
-        // Rows are read with their cursor in any case.
-        let schema = pruned(self.schema(), &ids.iter().copied().chain(cursor).collect())?;
-        let fields = || schema.as_struct().fields().iter().enumerate().filter(|(_, field)| ids.contains(&field.id));
-        let columns = fields().map(|(position, _)| position).collect();
-        let labels = match key.is_empty() {
-            true => Vec::new(),
-            false => fields().filter_map(|(position, field)| Some((position, labels(&field.name)?))).collect(),
-        };
-        Ok(Identity { columns, labels, schema })
     }
 
     /// Looks for the source's rows among the target's, by all that both have.
@@ -397,25 +351,6 @@ impl Added<'_> {
     }
 }
 
-impl Identity {
-    fn images(&self, imager: Imager, columns: &[ArrayRef], rows: usize) -> Result<Vec<Image>> {
-        let counted: Option<Vec<ArrayRef>> = self.columns.iter().map(|column| columns.get(*column).cloned()).collect();
-        imager.rows(&counted.ok_or_else(other_rows)?, rows)
-    }
-
-    /// Refuses a key of which a label was renamed: the rows that have it would come once more, under its new name.
-    fn check_labels(&self, columns: &[ArrayRef]) -> Result<()> {
-        for (column, known) in &self.labels {
-            let held = columns.get(*column).and_then(|column| column.as_string_opt::<i32>()).ok_or_else(other_rows)?;
-            if held.iter().flatten().any(|label| !known.contains(label)) {
-                return Err(Error::refused("the target holds a label of an Enum in the key that the source does not have any more")
-                    .hint("a renamed label gives rows another key; give the label its old name again, or leave the column out of the key"));
-            }
-        }
-        Ok(())
-    }
-}
-
 /// The slices in which so many rows are held in memory.
 fn slices(merger: Merger<'_>, rows: u64) -> Result<impl Iterator<Item = Slice> + use<>> {
     let of = rows.div_ceil(merger.rows()).max(1);
@@ -424,23 +359,6 @@ fn slices(merger: Merger<'_>, rows: u64) -> Result<impl Iterator<Item = Slice> +
         return Err(Error::refused(message).hint("set a larger merge_memory in [defaults], or a smaller chunk_rows"));
     }
     Ok((0..of).map(move |number| Slice { number, of }))
-}
-
-/// Two readings of one file must bring the same rows.
-fn other_rows() -> Error {
-    Error::new(Kind::Internal, "a file of rows was read twice and is not the same")
-}
-
-/// The labels of an Enum.
-fn labels(source_type: &str) -> Option<BTreeSet<String>> {
-    fn of(node: DataTypeNode) -> Option<BTreeSet<String>> {
-        match node {
-            DataTypeNode::Nullable(inner) | DataTypeNode::LowCardinality(inner) => of(*inner),
-            DataTypeNode::Enum(_, labels) => Some(labels.into_values().collect()),
-            _ => None,
-        }
-    }
-    DataTypeNode::new(source_type).ok().and_then(of)
 }
 
 /// The partitions of rows that follow each other, and which rows of each are wanted; those without any are left out.
