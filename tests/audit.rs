@@ -11,12 +11,14 @@ use support::{Case, Output, TRADES, only_table, table_of};
 const LATE: &str = "2024-03-10 11:40:00";
 const LATE_HOUR: [&str; 2] = ["2024-03-10T11:00:00.000Z", "2024-03-10T12:00:00.000Z"];
 
+/// No pass looks for late rows, so that they are missing (tests/repair.rs has what is pending).
 /// A case whose target holds 300 rows of three days in several chunks and partitions.
 fn offloaded(name: &str) -> Case {
     let case = Case::new(name);
     case.bronze("trades");
     case.config(
-        &format!("chunk_rows = 100\n{TRADES}").replace("chunk_rows", "[defaults]\nsettle_delay = '0s'\nchunk_rows"),
+        &format!("chunk_rows = 100\n{TRADES}")
+            .replace("chunk_rows", "[defaults]\nsettle_delay = '0s'\nlate_lookback = '0s'\nchunk_rows"),
     );
     case.init_tables();
     case.trades_over_days("trades", "2024-03-09", 300, 3);

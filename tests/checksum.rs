@@ -10,7 +10,7 @@ use support::{Case, Output, TRADES, only_table};
 fn offloaded(name: &str) -> Case {
     let case = Case::new(name);
     case.bronze("trades");
-    case.config(&format!("[defaults]\nsettle_delay = '0s'\nchunk_rows = 100\n{TRADES}"));
+    case.config(&format!("[defaults]\nsettle_delay = '0s'\nlate_lookback = '0s'\nchunk_rows = 100\n{TRADES}"));
     case.init_tables();
     case.trades_over_days("trades", "2024-03-09", 300, 3);
     assert!(case.pass_one()["chunks"].as_u64().unwrap() > 2);
@@ -253,7 +253,7 @@ fn p26_an_hour_that_does_not_fit_into_memory_is_compared_in_slices() {
     let case = Case::new("slices");
     case.sql("CREATE TABLE t (ts DateTime, n UInt32) ENGINE = MergeTree ORDER BY n");
     let table = "[[table]]\nsource = 't'\ntarget = 'cold.t'\ncursor = 'ts'\n";
-    let small = "[defaults]\nsettle_delay = '0s'\nmerge_memory = '1MB'\n";
+    let small = "[defaults]\nsettle_delay = '0s'\nlate_lookback = '0s'\nmerge_memory = '1MB'\n";
     case.config(&format!("{small}{table}"));
     case.init_tables();
     case.sql("INSERT INTO t SELECT toDateTime('2024-03-10 12:00:00', 'UTC'), number FROM numbers(180000)");
@@ -267,7 +267,7 @@ fn p26_an_hour_that_does_not_fit_into_memory_is_compared_in_slices() {
     assert_eq!(found(&case, 3), expected);
     case.config(table);
     assert_eq!(found(&case, 3), expected);
-    case.config("[defaults]\nsettle_delay = '0s'\nmerge_memory = '64KB'\n[[table]]\nsource = 't'\ntarget = 'cold.t'\ncursor = 'ts'\n");
+    case.config("[defaults]\nsettle_delay = '0s'\nlate_lookback = '0s'\nmerge_memory = '64KB'\n[[table]]\nsource = 't'\ntarget = 'cold.t'\ncursor = 'ts'\n");
     checksum(&case, &[]).expect(2).says(&["defaults.merge_memory", "1MB"]);
 }
 

@@ -375,12 +375,3 @@ fn runs(partitions: &StringArray, wanted: &[bool]) -> Vec<(String, BooleanArray)
     }
     runs.into_iter().map(|(key, wanted)| (key, BooleanArray::from(wanted))).collect()
 }
-
-/// Where the watermark stands after a chunk: rows above a gap do not carry it over what lies in the gap.
-pub(super) fn watermark_after(chunk: Window, planned_on: Option<Tick>) -> Tick {
-    match planned_on {
-        None => chunk.high,
-        Some(watermark) if chunk.low.is_some_and(|low| low > watermark) => watermark,
-        Some(watermark) => watermark.max(chunk.high),
-    }
-}

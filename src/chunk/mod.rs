@@ -102,6 +102,15 @@ impl Chunk {
         self.partitions.iter().map(|partition| partition.rejected).sum()
     }
 
+    /// Where the watermark stands after it: rows above what is still to be compared do not carry it over that.
+    fn watermark_after(&self, planned_on: Option<&Marker>) -> Tick {
+        match planned_on {
+            None => self.window.high,
+            Some(marker) if marker.watermark < marker.offloaded_to && self.mode == Mode::Append => marker.watermark,
+            Some(marker) => marker.watermark.max(self.window.high),
+        }
+    }
+
     /// What the commit will say of itself.
     pub fn marker(&self, identity: &SourceIdentity, planned_on: Option<&Marker>, files: &Files) -> Marker {
         Marker {
@@ -111,7 +120,7 @@ impl Chunk {
             source: identity.clone(),
             low: self.window.low,
             high: self.window.high,
-            watermark: merge::watermark_after(self.window, planned_on.map(|marker| marker.watermark)),
+            watermark: self.watermark_after(planned_on),
             offloaded_to: planned_on.map_or(self.window.high, |marker| marker.offloaded_to.max(self.window.high)),
             source_rows: self.source_rows(),
             input: self.input,
