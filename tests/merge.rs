@@ -5,7 +5,7 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::{Case, failpoints, only_table};
+use support::Case;
 
 fn reset(case: &Case, table: &str, arguments: &[&str]) -> Value {
     case.run(&[&["--format", "json", "watermark", "reset", "--yes", "--table", table], arguments].concat())
@@ -188,23 +188,6 @@ fn two_merges_at_once_add_a_row_once() {
     passes.into_iter().for_each(|pass| assert!(matches!(pass.wait().code, Some(0 | 1))));
     case.pass();
     case.target("trades").holds_for_all_readers("trades");
-}
-
-#[test]
-fn a_merge_that_dies_anywhere_is_made_good_by_the_next_pass() {
-    for point in failpoints() {
-        for action in ["error", "kill"] {
-            let case = three_days("dies");
-            case.sql("INSERT INTO trades (exchange_timestamp, symbol) VALUES ('2024-03-10 10:00:00.001', 'LATE')");
-            reset(&case, "trades", &["--to", "2024-03-10T00:00:00Z"]);
-            let output = case.run_failing(&format!("{point}={action}"), &["run"]);
-            let is_late = ["committed", "commit-clean", "remember"].contains(&point);
-            assert!(output.code != Some(0) || is_late, "{point} {action}\n{}", output.all());
-            case.pass();
-            case.target("trades").holds_all("trades");
-            assert_eq!(only_table(&case.pass())["status"], "nothing", "{point} {action}");
-        }
-    }
 }
 
 /// What the passes of these tests begin with: rows of two hours of today, which have left in two passes.
