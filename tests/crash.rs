@@ -96,29 +96,32 @@ fn a_pass_that_is_killed_at_any_point_is_made_good_by_the_next() {
         let output = case.run_failing(&format!("{point}=kill"), &["run"]);
         assert_eq!(output.code, None, "{point} did not kill\n{}", output.all());
         scene.is_made_good(&case, &format!("{point}=kill"), &clean);
-        if scene.shape.name == PLAIN.name {
+        // ClickHouse has read it; where the commit itself died, PyIceberg does too.
+        if scene.shape.name == PLAIN.name && point.starts_with("commit") {
             case.target("trades").holds_all("wanted");
         }
     });
 }
 
-/// Data files, manifest, manifest list, metadata: each file, each write to it and each sync, one run for each. The disk fails once, and the
-/// pass itself tries again.
+/// Data files, manifest, manifest list, metadata: each file, each write to it and each sync, one run for each. The disk fails once, or is full for a moment, and
+/// the pass itself tries again.
 #[test]
-fn a_disk_that_fails_at_the_nth_write_or_sync_is_made_good() {
-    in_parallel(4, OF_FILES.to_vec(), |point| {
+fn a_disk_that_fails_or_is_full_at_the_nth_write_or_sync_is_made_good() {
+    let errors = [("error", "Input/output error"), ("full", "No space left on device")];
+    let all = OF_FILES.iter().flat_map(|point| errors.iter().map(move |error| (*point, *error))).collect();
+    in_parallel(4, all, |(point, (action, said))| {
         let failures = (1..MANY).take_while(|n| {
             let case = CHUNKED.two_days("disk");
-            let fault = format!("{point}=error@{n}");
+            let fault = format!("{point}={action}@{n}");
             let output = case.run_failing(&fault, &["run"]).expect(0);
             CHUNKED.is_made_good(&case, &fault);
             no_file_is_left(&case);
             let failed = output.all().contains("trying again");
-            assert!(!failed || output.all().contains("Input/output error"), "{fault}\n{}", output.all());
+            assert!(!failed || output.all().contains(said), "{fault}\n{}", output.all());
             failed
         });
         let failures = failures.count();
-        println!("{point}: {failures} I/O errors survived");
+        println!("{point}: {failures} times survived: {said}");
         assert!(failures >= 4, "{point}: data file, manifest, manifest list, metadata");
     });
 }

@@ -134,7 +134,8 @@ impl Target<'_> {
 
     /// The newest metadata file that a pass wrote upon `base` and that the catalog need not name.
     pub fn staged(&self, base: &Path) -> PathBuf {
-        let newer = |file: &PathBuf| file.extension().is_some_and(|e| e == "json") && file.file_name() > base.file_name();
+        let newer =
+            |file: &PathBuf| file.extension().is_some_and(|e| e == "json") && file.file_name() > base.file_name();
         files_below(&self.folder().join("metadata")).into_iter().rfind(newer).unwrap()
     }
 
