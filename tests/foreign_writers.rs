@@ -261,7 +261,9 @@ fn p13_of_several_passes_that_find_the_same_late_row_one_adds_it() {
         name
     };
     for passes in [2, 5] {
-        case.sql("INSERT INTO trades (exchange_timestamp, symbol) VALUES ('2024-03-11 10:00:00.001', 'LATE')");
+        case.sql(&format!(
+            "INSERT INTO trades (exchange_timestamp, symbol) VALUES ('2024-03-11 10:00:00.001', 'LATE-{passes}')"
+        ));
         let gate = case.gate(&format!("gate_{passes}"));
         let failpoints = format!("guard=skip;written={}", gate.pause());
         let mut running: Vec<_> = (0..passes).map(|n| case.spawn(&config(n), &failpoints, &JSON_RUN)).collect();

@@ -31,7 +31,7 @@ pub const CHUNKED: Shape = Shape {
 pub const KEYED: Shape = Shape {
     name: "keyed",
     config: "[[table]]\nsource = 'trades'\ntarget = 'cold.trades'\ncursor = 'exchange_timestamp'\n\
-             key = ['exchange_timestamp', 'sequence_number', 'symbol']\npartition_by = ['day(exchange_timestamp)', 'symbol']\n",
+             chunk_rows = 300\nkey = ['exchange_timestamp', 'sequence_number', 'symbol']\npartition_by = ['day(exchange_timestamp)', 'symbol']\n",
     wanted: "SELECT DISTINCT * FROM trades",
     hash: HASH_OF_BRONZE,
 };
@@ -92,10 +92,13 @@ impl Shape {
             return self.two_days(name);
         }
         let case = self.case(name);
-        case.trades("trades", "2024-03-09 23:50:00", 200);
+        // More than a chunk of those shapes that have small ones.
+        case.trades("trades", "2024-03-09 23:50:00", 400);
         case.pass();
         self.late_rows(&case, "2024-03-09 23:50:00", "LATE", 40);
         if work == Work::Reset {
+            // Nothing else may find them.
+            self.configure(&case, "late_lookback = '0s'\n");
             case.trades("trades", "2024-03-10 23:59:00", 200);
             case.run(&["watermark", "reset", "--table", "cold.trades", "--to-earliest", "--yes"]).expect(0);
         }
@@ -106,12 +109,13 @@ impl Shape {
     /// get none of these: they would be other candles.
     pub fn late_rows(&self, case: &Case, start: &str, tag: &str, rows: u64) {
         let day = format!("exchange_timestamp >= toDateTime64('{start}', 3, 'UTC')");
+        let anywhere = "ORDER BY cityHash64(exchange_timestamp, sequence_number, symbol)";
         let symbol = format!("concat('{tag}-', symbol, '-', toString(sequence_number)) AS symbol");
         case.sql(&format!(
-            "INSERT INTO trades SELECT * REPLACE ({symbol}) FROM trades WHERE {day} ORDER BY ALL LIMIT {rows}"
+            "INSERT INTO trades SELECT * REPLACE ({symbol}) FROM trades WHERE {day} {anywhere} LIMIT {rows}"
         ));
         if self.name != CANDLES.name {
-            case.sql(&format!("INSERT INTO trades SELECT * FROM trades WHERE {day} ORDER BY ALL LIMIT 7"));
+            case.sql(&format!("INSERT INTO trades SELECT * FROM trades WHERE {day} {anywhere} LIMIT 7"));
         }
     }
 
