@@ -83,14 +83,14 @@ impl<'a> Torture<'a> {
         self.case.sql(&format!("SELECT toDate('2020-01-01') + {day}"))
     }
 
-    /// What the next passes find to do: new rows, every second time late ones too, and every fourth time a reset over all that. What queries are computed
+    /// What the next passes find to do: new rows, every second time late ones too, and every eighth time a reset over all that. What queries are computed
     /// from is not looked at, so their late rows come with the reset only.
     fn work(&mut self) {
-        let round = self.rounds % 4;
+        let round = self.rounds % 8;
         self.rounds += 1;
         self.new_rows();
-        let is_reset = round == 3;
-        if !is_reset && (round != 1 || self.shape.name == CANDLES.name) {
+        let is_reset = round == 7;
+        if !is_reset && (round % 2 == 0 || self.shape.name == CANDLES.name) {
             return;
         }
         let (start, rows) = (self.recent_day(), 1 + self.random_below(50));
