@@ -90,7 +90,7 @@ impl<'a> Torture<'a> {
         self.rounds += 1;
         self.new_rows();
         let is_reset = round == 7;
-        if !is_reset && (round % 2 == 0 || self.shape.name == CANDLES.name) {
+        if !is_reset && (round.is_multiple_of(2) || self.shape.name == CANDLES.name) {
             return;
         }
         let (start, rows) = (self.recent_day(), 1 + self.random_below(50));
