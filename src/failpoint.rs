@@ -76,12 +76,19 @@ pub enum Action {
     ReplyLost,
     /// What a clock says is to be moved by so many microseconds.
     Shift(i64),
+    /// Fail as if the disk were full.
+    Full,
 }
 
-/// Like [`hit`], where an error is one of the disk (EIO).
+/// Like [`hit`], where an error is one of the disk (EIO, ENOSPC).
 pub fn hit_disk(point: Failpoint) -> io::Result<()> {
     const EIO: i32 = 5;
-    hit(point).map(|_| ()).map_err(|_| io::Error::from_raw_os_error(EIO))
+    const ENOSPC: i32 = 28;
+    match hit(point) {
+        Ok(Action::Full) => Err(io::Error::from_raw_os_error(ENOSPC)),
+        Ok(_) => Ok(()),
+        Err(_) => Err(io::Error::from_raw_os_error(EIO)),
+    }
 }
 
 /// Does what the environment asks for at `point`.
@@ -107,6 +114,7 @@ pub fn hit(point: Failpoint) -> Result<Action> {
         ("request-lost", _) => Ok(Action::None),
         ("request-lost-always", _) => Ok(Action::RequestLost),
         ("reply-lost", _) => Ok(Action::ReplyLost),
+        ("full", _) => Ok(Action::Full),
         ("shift", seconds) => {
             let seconds: i64 = seconds.parse().or_error(Kind::Config, "read the seconds of a shift")?;
             Ok(Action::Shift(seconds * 1_000_000))

@@ -166,6 +166,7 @@ impl<'a> Pass<'a> {
             Err(error) => Err(error.repeat()),
         };
         let report = progress.report(table, result.as_ref().err(), millis(started));
+        warn_of_changed_rows(table, report.rows_changed);
         self.remember(&report, &progress, result.err());
         report
     }
@@ -460,6 +461,19 @@ fn warn_of_clock_skew(source_micros: i64) {
         tracing::warn!(
             skew_seconds = skew / 1_000_000,
             "this host's clock and the source's differ; the source's counts"
+        );
+    }
+}
+
+/// Candles, and rows of which the source has newer versions, are expected to change. Elsewhere a known key with other content means that the key
+/// does not name a row, and that one of the two rows is in the target only.
+fn warn_of_changed_rows(table: &Table, rows: Option<u64>) {
+    let changes = table.query.is_some() || table.is_final || table.version_column.is_some();
+    if let Some(rows @ 1..) = rows.filter(|_| !changes) {
+        tracing::warn!(
+            rows,
+            key = table.key.join(", "),
+            "rows whose key is in the target with other content were left as they are; if the key is not unique, they are missing there"
         );
     }
 }

@@ -4,10 +4,12 @@
 mod support;
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
-use support::shapes::{CANDLES, CHUNKED, KEYED, PLAIN, Shape};
-use support::{Case, Running, failpoints, in_parallel};
+use serde_json::Value;
+use support::shapes::{CANDLES, CHUNKED, KEYED, PLAIN, Shape, Work};
+use support::{Case, Running, failpoints, in_parallel, only_table};
 
 /// Points behind the swap: the rows have left.
 const AFTER_COMMIT: [&str; 3] = ["commit-clean", "committed", "remember"];
@@ -16,10 +18,50 @@ const OF_FILES: [&str; 3] = ["file-create", "file-write", "file-sync"];
 /// More files, or writes, than a pass of these tests makes.
 const MANY: u32 = 60;
 
-/// Every failpoint, with each shape of table.
-fn everywhere() -> Vec<(&'static str, &'static Shape)> {
+/// What a pass is at when it dies: of each shape of table, rows that leave for the first time, or that have left and are compared.
+const SCENES: [Scene; 6] = [
+    Scene { shape: &PLAIN, work: Work::NewRows },
+    Scene { shape: &KEYED, work: Work::NewRows },
+    Scene { shape: &CANDLES, work: Work::NewRows },
+    Scene { shape: &PLAIN, work: Work::LateRows },
+    Scene { shape: &KEYED, work: Work::Reset },
+    Scene { shape: &CANDLES, work: Work::Reset },
+];
+
+#[derive(Debug, Clone, Copy)]
+struct Scene {
+    shape: &'static Shape,
+    work: Work,
+}
+
+impl Scene {
+    fn case(self, name: &str) -> Case {
+        self.shape.case_with(self.work, name)
+    }
+
+    /// What a run without faults comes to.
+    fn outcome(self) -> Value {
+        let case = self.case("clean");
+        self.shape.is_made_good(&case, "no fault");
+        self.shape.outcome(&case)
+    }
+
+    /// A clean pass must make it good, and come to the same as a run without faults.
+    fn is_made_good(self, case: &Case, fault: &str, clean: &Value) {
+        let what = format!("{:?}, {fault}", self.work);
+        self.shape.is_made_good(case, &what);
+        assert_eq!(self.shape.outcome(case), *clean, "{} after {what}", self.shape.name);
+    }
+}
+
+/// Every failpoint, in each scene, with what that comes to without faults.
+fn everywhere() -> Vec<(&'static str, Scene, Value)> {
     let points = failpoints();
-    [&PLAIN, &KEYED, &CANDLES].iter().flat_map(|shape| points.iter().map(|point| (*point, *shape))).collect()
+    let of = |scene: &Scene| {
+        let clean = scene.outcome();
+        points.iter().map(|point| (*point, *scene, clean.clone())).collect::<Vec<_>>()
+    };
+    SCENES.iter().flat_map(of).collect()
 }
 
 /// Every data file on disk must be one that ClickHouse reads.
@@ -31,8 +73,8 @@ fn no_file_is_left(case: &Case) {
 
 #[test]
 fn a_pass_that_fails_at_any_point_is_made_good_by_the_next() {
-    in_parallel(6, everywhere(), |(point, shape)| {
-        let case = shape.two_days("failed");
+    in_parallel(6, everywhere(), |(point, scene, clean)| {
+        let case = scene.case("failed");
         let before = case.target("trades").state();
         let output = case.run_failing(&format!("{point}=error"), &["run"]);
         if AFTER_COMMIT.contains(&point) {
@@ -42,41 +84,44 @@ fn a_pass_that_fails_at_any_point_is_made_good_by_the_next() {
             let output = output.expect(1).says(&[said]);
             assert_eq!(case.target("trades").state(), before, "{point}: nothing stays\n{}", output.all());
         }
-        shape.is_made_good(&case, &format!("{point}=error"));
+        scene.is_made_good(&case, &format!("{point}=error"), &clean);
         no_file_is_left(&case);
     });
 }
 
 #[test]
 fn a_pass_that_is_killed_at_any_point_is_made_good_by_the_next() {
-    in_parallel(3, everywhere(), |(point, shape)| {
-        let case = shape.two_days("killed");
+    in_parallel(3, everywhere(), |(point, scene, clean)| {
+        let case = scene.case("killed");
         let output = case.run_failing(&format!("{point}=kill"), &["run"]);
         assert_eq!(output.code, None, "{point} did not kill\n{}", output.all());
-        shape.is_made_good(&case, &format!("{point}=kill"));
-        if shape.name == PLAIN.name {
+        scene.is_made_good(&case, &format!("{point}=kill"), &clean);
+        // ClickHouse has read it; where the commit itself died, PyIceberg does too.
+        if scene.shape.name == PLAIN.name && point.starts_with("commit") {
             case.target("trades").holds_all("wanted");
         }
     });
 }
 
-/// Data files, manifest, manifest list, metadata: each file, each write to it and each sync, one run for each. The disk fails once, and the
-/// pass itself tries again.
+/// Data files, manifest, manifest list, metadata: each file, each write to it and each sync, one run for each. The disk fails once, or is full for a moment, and
+/// the pass itself tries again.
 #[test]
-fn a_disk_that_fails_at_the_nth_write_or_sync_is_made_good() {
-    in_parallel(4, OF_FILES.to_vec(), |point| {
+fn a_disk_that_fails_or_is_full_at_the_nth_write_or_sync_is_made_good() {
+    let errors = [("error", "Input/output error"), ("full", "No space left on device")];
+    let all = OF_FILES.iter().flat_map(|point| errors.iter().map(move |error| (*point, *error))).collect();
+    in_parallel(4, all, |(point, (action, said))| {
         let failures = (1..MANY).take_while(|n| {
             let case = CHUNKED.two_days("disk");
-            let fault = format!("{point}=error@{n}");
+            let fault = format!("{point}={action}@{n}");
             let output = case.run_failing(&fault, &["run"]).expect(0);
             CHUNKED.is_made_good(&case, &fault);
             no_file_is_left(&case);
             let failed = output.all().contains("trying again");
-            assert!(!failed || output.all().contains("Input/output error"), "{fault}\n{}", output.all());
+            assert!(!failed || output.all().contains(said), "{fault}\n{}", output.all());
             failed
         });
         let failures = failures.count();
-        println!("{point}: {failures} I/O errors survived");
+        println!("{point}: {failures} times survived: {said}");
         assert!(failures >= 4, "{point}: data file, manifest, manifest list, metadata");
     });
 }
@@ -130,4 +175,73 @@ fn p14_every_call_that_writes_the_catalog_may_fail_or_be_the_last() {
         println!("catalog, {call} {fault}: {injected} survived");
         assert!(injected > 0, "the catalog saw no {call}");
     });
+}
+
+/// A merge adds what it did not find. Whether its commit landed, landed late, or twice, it has to find that out as other commits do, and its rows must not be
+/// added again by the merge that comes after it (P13).
+#[test]
+fn p14_a_merge_whose_commit_is_lost_late_or_asked_for_twice_adds_a_row_once() {
+    let scenes = SCENES.iter().copied().filter(|scene| scene.work != Work::NewRows);
+    let all: Vec<_> = scenes.flat_map(|scene| Lost::ALL.map(|lost| (scene, lost))).collect();
+    in_parallel(3, all, |(scene, lost)| {
+        let case = scene.case("lost");
+        let base = case.target("trades").metadata_file();
+        lost.happens(&case, &base);
+        scene.shape.is_made_good(&case, &format!("{:?}, {lost:?}", scene.work));
+    });
+}
+
+/// What may become of the request, or the reply, of a commit.
+#[derive(Debug, Clone, Copy)]
+enum Lost {
+    Reply,
+    Request,
+    /// The request lands when the pass has given up: before the next pass, in the middle of it, or after it.
+    LandsBefore,
+    LandsMeanwhile,
+    LandsAfter,
+    /// The first request seems lost, and lands before it is repeated.
+    AskedTwice,
+}
+
+impl Lost {
+    const ALL: [Self; 6] =
+        [Self::Reply, Self::Request, Self::LandsBefore, Self::LandsMeanwhile, Self::LandsAfter, Self::AskedTwice];
+
+    fn happens(self, case: &Case, base: &Path) {
+        let target = case.target("trades");
+        let unknown = |failpoints: &str| case.run_failing(failpoints, &["run"]).expect_warning("unknown");
+        match self {
+            Self::Reply => drop(unknown("commit-swap=reply-lost@1")),
+            Self::Request => drop(unknown("commit-swap=request-lost@1")),
+            Self::AskedTwice => {
+                let gate = case.gate("gate");
+                let failpoints = format!("commit-swap=request-lost@1;commit-swap={}@2", gate.pause());
+                let mut pass = case.spawn("offload.toml", &failpoints, &["run"]);
+                gate.wait_for(&mut pass);
+                assert!(target.lands_late(base));
+                gate.open();
+                pass.wait().expect_warning("unknown");
+            }
+            Self::LandsBefore | Self::LandsMeanwhile | Self::LandsAfter => {
+                case.run_failing("commit-swap=request-lost-always", &["run"]).expect(1).says(&["kept"]);
+                let late = target.staged(base);
+                match self {
+                    Self::LandsBefore => assert!(target.lands_late(base)),
+                    Self::LandsMeanwhile => {
+                        let gate = case.gate("gate");
+                        let mut pass = case.spawn("offload.toml", &format!("written={}", gate.pause()), &["run"]);
+                        gate.wait_for(&mut pass);
+                        assert!(target.lands_late(base));
+                        gate.open();
+                        pass.wait().expect(0);
+                    }
+                    _ => {
+                        assert!(only_table(&case.pass())["rows_written"].as_u64() > Some(0));
+                        assert!(!target.swaps(base, &late));
+                    }
+                }
+            }
+        }
+    }
 }

@@ -38,6 +38,15 @@ fn what_killed_passes_leave_is_found_when_it_is_old_and_removed_when_asked_for()
         assert_eq!(case.run_failing(&format!("{point}=kill"), &["run"]).code, None, "{point}");
         case.pass();
     }
+    // Merges die too: late rows after a reset.
+    for point in failpoints() {
+        case.sql(&format!(
+            "INSERT INTO trades (exchange_timestamp, symbol) VALUES ('2024-03-10 10:00:00.001', '{point}')"
+        ));
+        case.run(&["watermark", "reset", "--table", "trades", "--yes", "--to", "2024-03-10T00:00:00Z"]).expect(0);
+        assert_eq!(case.run_failing(&format!("{point}=kill"), &["run"]).code, None, "{point}");
+        case.pass();
+    }
     let folder = case.target("trades").folder();
     let left: BTreeSet<PathBuf> =
         files_below(&folder).into_iter().collect::<BTreeSet<_>>().difference(&referenced(&case)).cloned().collect();

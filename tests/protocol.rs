@@ -4,7 +4,6 @@
 mod support;
 
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use support::{Case, Output, TRADES, only_table};
@@ -177,17 +176,6 @@ fn p14_files_stay_while_nobody_can_tell_whether_a_commit_landed() {
     assert_eq!(target.snapshots().len(), 1);
 }
 
-/// Does what the lost request of a pass would have done, had it come through only now: swaps in the newest metadata file that the catalog does
-/// not name, if the catalog still names `base`. Whether it did.
-fn lands_late(case: &Case, base: &Path) -> bool {
-    let target = case.target("trades");
-    let newer = |file: &PathBuf| file.extension().is_some_and(|e| e == "json") && file.file_name() > base.file_name();
-    let staged = support::files_below(&target.folder().join("metadata")).into_iter().rfind(newer).unwrap();
-    let swap = "UPDATE iceberg_tables SET metadata_location = ?1, previous_metadata_location = ?2 WHERE metadata_location = ?2";
-    let location = |path: &Path| format!("file://{}", path.display());
-    target.catalog().execute(swap, [location(&staged), location(base)]).unwrap() == 1
-}
-
 #[test]
 fn p14_a_commit_that_lands_late_is_there_once() {
     // After the pass has given up, before the next one.
@@ -196,7 +184,7 @@ fn p14_a_commit_that_lands_late_is_there_once() {
     case.trades("trades", "2024-03-12", 100);
     let base = target.metadata_file();
     case.run_failing("commit-swap=request-lost-always", &["run"]).expect(1).says(&["kept"]);
-    assert!(lands_late(&case, &base));
+    assert!(target.lands_late(&base));
     assert_eq!(case.pass_one()["status"], "nothing");
     target.holds_for_all_readers("trades");
     target.has_no_other_files();
@@ -208,7 +196,7 @@ fn p14_a_commit_that_lands_late_is_there_once() {
     let gate = case.gate("gate");
     let mut pass = case.spawn("offload.toml", &format!("written={}", gate.pause()), &["--format", "json", "run"]);
     gate.wait_for(&mut pass);
-    assert!(lands_late(&case, &base));
+    assert!(target.lands_late(&base));
     gate.open();
     assert_eq!(only_table(&pass.wait().expect(0).json())["rows_written"], 0);
     target.holds_for_all_readers("trades");
@@ -219,7 +207,7 @@ fn p14_a_commit_that_lands_late_is_there_once() {
     let base = target.metadata_file();
     case.run_failing("commit-swap=request-lost-always", &["run"]).expect(1).says(&["kept"]);
     assert_eq!(case.pass_one()["rows_written"], 100);
-    assert!(!lands_late(&case, &base));
+    assert!(!target.lands_late(&base));
     assert_eq!(case.pass_one()["status"], "nothing");
     target.holds_all("trades");
     assert_eq!(target.snapshots().len(), 5);
@@ -236,7 +224,7 @@ fn p14_a_commit_that_is_asked_for_twice_is_there_once() {
     let failpoints = format!("commit-swap=request-lost@1;commit-swap={}@2", gate.pause());
     let mut pass = case.spawn("offload.toml", &failpoints, &["--format", "json", "run"]);
     gate.wait_for(&mut pass);
-    assert!(lands_late(&case, &base));
+    assert!(target.lands_late(&base));
     gate.open();
     assert_eq!(only_table(&pass.wait().expect_warning("unknown").json())["rows_written"], 100);
     assert_eq!(case.pass_one()["status"], "nothing");

@@ -1,4 +1,5 @@
-//! Passes that are killed, or told to stop, at random moments, again and again: no row is lost or doubled. `scripts/torture` repeats this for hours.
+//! Passes that are killed, or told to stop, at random moments, again and again: no row is lost or doubled, whether rows leave for the first time, come
+//! late, or are compared after a reset. `scripts/torture` repeats this for hours.
 //!
 //! `K2_TEST_SEED` repeats the sizes and the moments; what a process has reached by then is up to the machine.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
@@ -21,6 +22,11 @@ const COMMIT_MICROS: u64 = 6_000;
 /// How often the folder is looked at for a manifest.
 const LOOK: Duration = Duration::from_micros(300);
 
+/// Days before the newest into which rows come late, and to which a reset goes back, at most.
+const LATE_DAYS: u64 = 2;
+/// However far the passes that die carry the watermark before their late rows are merged.
+const LOOKBACK: &str = "late_lookback = '2d'\n";
+
 /// One table under attack.
 struct Torture<'a> {
     shape: &'a Shape,
@@ -31,12 +37,19 @@ struct Torture<'a> {
     clean: Duration,
     /// Days of rows so far.
     days: u64,
+    rounds: u64,
+    /// How often the watermark was put back.
+    resets: u64,
+    /// Inserts of late rows.
+    late: u64,
 }
 
 impl<'a> Torture<'a> {
     fn new(shape: &'a Shape, seed: u64) -> Self {
         let case = shape.case("torture");
-        let mut torture = Self { shape, case, seed, state: seed, clean: Duration::ZERO, days: 0 };
+        shape.configure(&case, LOOKBACK);
+        let (clean, state) = (Duration::ZERO, seed);
+        let mut torture = Self { shape, case, seed, state, clean, days: 0, rounds: 0, resets: 0, late: 0 };
         // The first pass also pays for what the server reads for the first time.
         for _ in 0..2 {
             torture.new_rows();
@@ -64,6 +77,32 @@ impl<'a> Torture<'a> {
         self.days += 1;
     }
 
+    /// Midnight of a day that had rows, not long ago.
+    fn recent_day(&mut self) -> String {
+        let day = self.days - 1 - self.random_below(LATE_DAYS.min(self.days));
+        self.case.sql(&format!("SELECT toDate('2020-01-01') + {day}"))
+    }
+
+    /// What the next passes find to do: new rows, every second time late ones too, and every eighth time a reset over all that. What queries are computed
+    /// from is not looked at, so their late rows come with the reset only.
+    fn work(&mut self) {
+        let round = self.rounds % 8;
+        self.rounds += 1;
+        self.new_rows();
+        let is_reset = round == 7;
+        if !is_reset && (round.is_multiple_of(2) || self.shape.name == CANDLES.name) {
+            return;
+        }
+        let (start, rows) = (self.recent_day(), 1 + self.random_below(50));
+        self.shape.late_rows(&self.case, &start, &format!("LATE-{}", self.rounds), rows);
+        self.late += 1;
+        if is_reset {
+            let to = format!("{start}T00:00:00Z");
+            self.case.run(&["watermark", "reset", "--table", "cold.trades", "--yes", "--to", &to]).expect(0);
+            self.resets += 1;
+        }
+    }
+
     /// Starts a pass and sends it `signal` at a random moment, half of the times in its commit; whether it ended before.
     fn ends_before(&mut self, signal: &str) -> bool {
         let metadata = self.case.target("trades").folder().join("metadata");
@@ -89,6 +128,10 @@ impl<'a> Torture<'a> {
         is_whole
     }
 
+    fn made_good(&self) -> String {
+        format!("{} rounds, late rows in {}, a reset in {}", self.rounds, self.late, self.resets)
+    }
+
     fn what(&self) -> String {
         format!("{}, K2_TEST_SEED={}, day {}", self.shape.name, self.seed, self.days)
     }
@@ -97,20 +140,19 @@ impl<'a> Torture<'a> {
 /// Kills until there were enough: one to four passes in a row, then a clean one that must make it good.
 fn kill_again_and_again(shape: &Shape, seed: u64) {
     let mut torture = Torture::new(shape, seed);
-    let (mut signals, mut died, mut rounds) = (0, 0, 0);
+    let (mut signals, mut died) = (0, 0);
     while died < KILLS {
         assert!(signals < MOST_SIGNALS * KILLS, "{}: most passes had ended already", torture.what());
-        torture.new_rows();
+        torture.work();
         for _ in 0..=torture.random_below(4) {
             died += u64::from(!torture.ends_before("KILL"));
             signals += 1;
         }
         torture.clean_pass();
-        rounds += 1;
         let (target, source) = (shape.hash_of_target(&torture.case), shape.hash_of_source(&torture.case));
         assert_eq!(target, source, "{} after kill -9", torture.what());
     }
-    println!("{}: {died} passes died of {signals} kill -9, {rounds} passes made it good", torture.what());
+    println!("{}: {died} passes died of {signals} kill -9, {}", torture.what(), torture.made_good());
     ends_well(&torture);
 }
 
@@ -121,13 +163,15 @@ fn stop_again_and_again(shape: &Shape, seed: u64) {
     while stopped < STOPS {
         assert!(signals < MOST_SIGNALS * STOPS, "{}: most passes had ended already", torture.what());
         signals += 1;
-        torture.new_rows();
+        torture.work();
         stopped += u64::from(!torture.ends_before("TERM"));
         let target = torture.case.target("trades");
         let read = target.icebergs("SELECT uniqExact(_path) FROM");
         assert_eq!(target.files_on_disk().len().to_string(), read, "{} after SIGTERM", torture.what());
+        // Else the next reset could go forward, over rows that this one was to compare.
+        torture.clean_pass();
     }
-    println!("{}: {stopped} passes were stopped by {signals} SIGTERM", torture.what());
+    println!("{}: {stopped} passes were stopped by {signals} SIGTERM, {}", torture.what(), torture.made_good());
     ends_well(&torture);
 }
 

@@ -1,7 +1,7 @@
 //! An Iceberg table as others see it: PyIceberg, DuckDB and ClickHouse, and its files on disk.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
@@ -79,19 +79,20 @@ impl Target<'_> {
 
     /// Answer of ClickHouse to a query that ends with FROM, read from the metadata that the catalog names.
     pub fn icebergs(&self, query: &str) -> String {
+        self.icebergs_of(query, "1")
+    }
+
+    /// The same of the rows with a filter.
+    pub fn icebergs_of(&self, query: &str, filter: &str) -> String {
         let (folder, metadata) = (self.folder(), self.metadata_file());
         let settings =
             format!("SETTINGS iceberg_metadata_file_path = '{}'", metadata.strip_prefix(&folder).unwrap().display());
-        self.case.sql(&format!("{query} icebergLocal('{}', {settings})", folder.display()))
+        self.case.sql(&format!("{query} icebergLocal('{}', {settings}) WHERE {filter}", folder.display()))
     }
 
     /// Rows that ClickHouse finds with a filter.
     pub fn icebergs_where(&self, filter: &str) -> u64 {
-        let (folder, metadata) = (self.folder(), self.metadata_file());
-        let (file, folder) = (metadata.strip_prefix(&folder).unwrap().display(), folder.display());
-        let settings = format!("SETTINGS iceberg_metadata_file_path = '{file}'");
-        let query = format!("SELECT count() FROM icebergLocal('{folder}', {settings}) WHERE {filter}");
-        self.case.sql(&query).parse().unwrap()
+        self.icebergs_of("SELECT count() FROM", filter).parse().unwrap()
     }
 
     /// The folder of the table, in whichever warehouse.
@@ -129,6 +130,25 @@ impl Target<'_> {
             )
             .unwrap();
         PathBuf::from(location.strip_prefix("file://").unwrap())
+    }
+
+    /// The newest metadata file that a pass wrote upon `base` and that the catalog need not name.
+    pub fn staged(&self, base: &Path) -> PathBuf {
+        let newer =
+            |file: &PathBuf| file.extension().is_some_and(|e| e == "json") && file.file_name() > base.file_name();
+        files_below(&self.folder().join("metadata")).into_iter().rfind(newer).unwrap()
+    }
+
+    /// Swaps in the metadata file `new` if the catalog still names `base`; whether it did.
+    pub fn swaps(&self, base: &Path, new: &Path) -> bool {
+        let swap = "UPDATE iceberg_tables SET metadata_location = ?1, previous_metadata_location = ?2 WHERE metadata_location = ?2";
+        let location = |path: &Path| format!("file://{}", path.display());
+        self.catalog().execute(swap, [location(new), location(base)]).unwrap() == 1
+    }
+
+    /// Does what the lost request of a pass would have done, had it come through only now; whether it could.
+    pub fn lands_late(&self, base: &Path) -> bool {
+        self.swaps(base, &self.staged(base))
     }
 
     /// The marker in the table properties, from the metadata file itself.

@@ -1,5 +1,7 @@
 //! Ways in which trades leave, each with what a foreign reader must find in the end.
 
+use serde_json::{Value, json};
+
 use super::{Case, HASH_OF_BRONZE, Output};
 
 /// A configuration of the target `cold.trades` whose rows come from the source table `trades`.
@@ -29,7 +31,7 @@ pub const CHUNKED: Shape = Shape {
 pub const KEYED: Shape = Shape {
     name: "keyed",
     config: "[[table]]\nsource = 'trades'\ntarget = 'cold.trades'\ncursor = 'exchange_timestamp'\n\
-             key = ['exchange_timestamp', 'sequence_number', 'symbol']\npartition_by = ['day(exchange_timestamp)', 'symbol']\n",
+             chunk_rows = 300\nkey = ['exchange_timestamp', 'sequence_number', 'symbol']\npartition_by = ['day(exchange_timestamp)', 'symbol']\n",
     wanted: "SELECT DISTINCT * FROM trades",
     hash: HASH_OF_BRONZE,
 };
@@ -48,6 +50,17 @@ pub const CANDLES: Shape = Shape {
            toString(volume), toString(trades))) FROM ",
 };
 
+/// What a pass finds to do on a target that holds one day.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// A second day.
+    NewRows,
+    /// Rows of the first day that came after it had left (not for queries: P23 looks at tables).
+    LateRows,
+    /// Late rows, and a watermark that was put back before all rows: everything is compared, then a second day leaves.
+    Reset,
+}
+
 impl Shape {
     /// A case with an empty source, its configuration, its target, and the view `wanted`.
     pub fn case(&self, name: &str) -> Case {
@@ -59,6 +72,11 @@ impl Shape {
         case
     }
 
+    /// Adds keys to the configuration of the table.
+    pub fn configure(&self, case: &Case, keys: &str) {
+        case.config(&format!("{}{keys}", self.config));
+    }
+
     /// A case whose target holds one day and whose source holds two.
     pub fn two_days(&self, name: &str) -> Case {
         let case = self.case(name);
@@ -66,6 +84,46 @@ impl Shape {
         case.pass();
         case.trades("trades", "2024-03-10 23:59:00", 200);
         case
+    }
+
+    /// A case with this work to do.
+    pub fn case_with(&self, work: Work, name: &str) -> Case {
+        if work == Work::NewRows {
+            return self.two_days(name);
+        }
+        let case = self.case(name);
+        // More than a chunk of those shapes that have small ones.
+        case.trades("trades", "2024-03-09 23:50:00", 400);
+        case.pass();
+        self.late_rows(&case, "2024-03-09 23:50:00", "LATE", 40);
+        if work == Work::Reset {
+            // Nothing else may find them.
+            self.configure(&case, "late_lookback = '0s'\n");
+            case.trades("trades", "2024-03-10 23:59:00", 200);
+            case.run(&["watermark", "reset", "--table", "cold.trades", "--to-earliest", "--yes"]).expect(0);
+        }
+        case
+    }
+
+    /// Inserts `rows` trades of symbols that begin with `tag`, new ones, between those from `start` on, and some that are equal to those. Candles
+    /// get none of these: they would be other candles.
+    pub fn late_rows(&self, case: &Case, start: &str, tag: &str, rows: u64) {
+        let day = format!("exchange_timestamp >= toDateTime64('{start}', 3, 'UTC')");
+        let anywhere = "ORDER BY cityHash64(exchange_timestamp, sequence_number, symbol)";
+        let symbol = format!("concat('{tag}-', symbol, '-', toString(sequence_number)) AS symbol");
+        case.sql(&format!(
+            "INSERT INTO trades SELECT * REPLACE ({symbol}) FROM trades WHERE {day} {anywhere} LIMIT {rows}"
+        ));
+        if self.name != CANDLES.name {
+            case.sql(&format!("INSERT INTO trades SELECT * FROM trades WHERE {day} {anywhere} LIMIT 7"));
+        }
+    }
+
+    /// What a run with faults must come to as one without: rows, read by ClickHouse, and what the marker says of them.
+    pub fn outcome(&self, case: &Case) -> Value {
+        let (hash, marker) = (self.hash_of_target(case), case.target("trades").marker());
+        let of = |field: &str| marker[field].clone();
+        json!([hash, of("watermark"), of("offloaded_to"), of("total_records"), of("skipped")])
     }
 
     /// Count and hash of the target's rows, read by ClickHouse.
@@ -78,13 +136,13 @@ impl Shape {
         case.sql(&format!("{} wanted", self.hash))
     }
 
-    /// A clean pass must bring every row once; the next one must find nothing, and `audit` no difference.
+    /// A clean pass must bring every row once; the next one must find nothing, and `audit --checksum` no difference.
     pub fn is_made_good(&self, case: &Case, fault: &str) {
         succeeds(case, &["run"], fault);
         assert_eq!(self.hash_of_target(case), self.hash_of_source(case), "{} after {fault}", self.name);
         let again = succeeds(case, &["--format", "json", "run"], fault);
         assert_eq!(super::only_table(&again.json())["status"], "nothing", "{} after {fault}", self.name);
-        succeeds(case, &["audit"], fault);
+        succeeds(case, &["audit", "--checksum"], fault);
     }
 }
 
