@@ -93,6 +93,11 @@ impl Histogram {
         self.buckets.retain(|bucket| bucket.low >= high);
     }
 
+    /// Where the last rows end; `None` without any.
+    pub fn end(&self) -> Option<Tick> {
+        self.buckets.last().map(|bucket| bucket.high())
+    }
+
     /// Whether no rows are left.
     pub fn is_empty(&self) -> bool {
         self.buckets.is_empty()

@@ -144,7 +144,7 @@ mod tests {
         let expected =
             [(Some(550), 600, None), (Some(600), 700, Some(9)), (Some(700), 900, None), (Some(900), 1000, Some(3))];
         assert_eq!(cut(&markers, 550, &[]), expected);
-        let again = [commit(Mode::Repair, Some(500), 900, 12)];
+        let again = [commit(Mode::Late, Some(500), 900, 12)];
         let markers = [&again[..], &markers[..]].concat();
         assert_eq!(cut(&markers, 550, &[]), [(Some(500), 900, Some(12)), (Some(900), 1000, Some(3))]);
     }

@@ -293,7 +293,7 @@ impl<'a> Pass<'a> {
         route.check_merge(marker.as_ref(), low)?;
         progress.seen(route.cursor().kind, marker, None);
         for window in windows {
-            self.window(catalog, &mut route, (*window, Mode::Repair), self.deadline, progress).await?;
+            self.window(catalog, &mut route, (*window, Mode::Merge), self.deadline, progress).await?;
         }
         Ok(())
     }
@@ -335,7 +335,7 @@ impl<'a> Pass<'a> {
         let Some(late) = self.stop.or(route.late(&self.file_io, marker, until)).await? else { return Ok(()) };
         progress.looked_for_late_rows(&late.left_alone);
         for window in late.windows {
-            self.window(catalog, route, (window, Mode::Merge), self.merge_deadline(), progress).await?;
+            self.window(catalog, route, (window, Mode::Late), self.merge_deadline(), progress).await?;
         }
         Ok(())
     }
@@ -468,7 +468,7 @@ fn warn_of_clock_skew(source_micros: i64) {
 /// Candles, and rows of which the source has newer versions, are expected to change. Elsewhere a known key with other content means that the key
 /// does not name a row, and that one of the two rows is in the target only.
 fn warn_of_changed_rows(table: &Table, rows: Option<u64>) {
-    let changes = table.query.is_some() || table.is_final || table.version_column.is_some();
+    let changes = table.key.is_empty() || table.query.is_some() || table.is_final || table.version_column.is_some();
     if let Some(rows @ 1..) = rows.filter(|_| !changes) {
         tracing::warn!(
             rows,

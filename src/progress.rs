@@ -7,7 +7,7 @@ use crate::error::{Error, Kind};
 use crate::plan::Window;
 use crate::report::{ErrorReport, LeftAlone, PlannedChunk, RunStatus, RunTable};
 use crate::ttl;
-use crate::watermark::Marker;
+use crate::watermark::{Marker, Mode};
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -99,9 +99,8 @@ impl Progress {
 
     /// A chunk was committed.
     pub fn committed(&mut self, chunk: &Chunk, files: &Files, snapshot_id: i64, marker: Marker) {
-        let before = self.marker.as_ref().map(|marker| marker.watermark);
-        match &mut self.late {
-            Some(late) if chunk.mode.is_merge() && before >= Some(chunk.window.high) => *late += files.rows(),
+        match chunk.mode {
+            Mode::Late => self.late = Some(self.late.unwrap_or(0) + files.rows()),
             _ => self.extend(chunk.window),
         }
         self.checked_to = Some(marker.watermark);

@@ -26,16 +26,16 @@ pub enum Mode {
     Reset,
     /// `watermark reset` of a table that others had filled (P17).
     Adopt,
-    /// Rows below offloaded-to that the target did not hold, if there were any (P21 to P27).
+    /// Rows below offloaded-to that the target did not hold, if there were any (P21 to P27); a reset or `audit --repair` asked for them.
     Merge,
-    /// The same, asked for by `audit --repair`: what it adds may be what others deleted.
-    Repair,
+    /// The same for rows that came late, which nobody asked for: what others deleted is not among them (P23, P24).
+    Late,
 }
 
 impl Mode {
     /// Whether rows of both sides were compared.
     pub fn is_merge(self) -> bool {
-        matches!(self, Self::Merge | Self::Repair)
+        matches!(self, Self::Merge | Self::Late)
     }
 }
 
@@ -229,7 +229,7 @@ pub(crate) mod tests {
             (Mode::Reset, "reset"),
             (Mode::Adopt, "adopt"),
             (Mode::Merge, "merge"),
-            (Mode::Repair, "repair"),
+            (Mode::Late, "late"),
         ] {
             let text = Marker { mode, ..marker(1, 1000) }.encode().unwrap();
             assert_eq!(text, GOLDEN[2].replace("append", name));

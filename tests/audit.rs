@@ -26,6 +26,13 @@ fn offloaded(name: &str) -> Case {
     case
 }
 
+/// A case like that of other tests, in which no pass looks for late rows.
+fn with_trades(name: &str) -> Case {
+    let case = Case::with_trades(name);
+    case.config(&format!("{TRADES}late_lookback = '0s'\n"));
+    case
+}
+
 fn late_rows(case: &Case, rows: u64) {
     case.trades("trades", LATE, rows);
 }
@@ -184,7 +191,7 @@ fn what_would_be_counted_wrong_is_refused() {
 
     let case = Case::new("imported");
     case.sql("CREATE TABLE days (day Date, n UInt32) ENGINE = MergeTree ORDER BY n");
-    case.config("[[table]]\nsource = 'days'\ntarget = 'cold.days'\ncursor = 'day'\npartition_by = ['day']\n");
+    case.config("[[table]]\nsource = 'days'\ntarget = 'cold.days'\ncursor = 'day'\npartition_by = ['day']\nlate_lookback = '0s'\n");
     case.init_tables();
     case.sql("INSERT INTO days SELECT toDate('2024-03-09') + number % 3, number FROM numbers(30)");
     case.pass();
@@ -195,7 +202,7 @@ fn what_would_be_counted_wrong_is_refused() {
 
 #[test]
 fn rows_at_and_above_the_watermark_do_not_count() {
-    let case = Case::with_trades("above");
+    let case = with_trades("above");
     case.trades_over_days("trades", "2024-03-09", 300, 3);
     case.run(&["run", "--until", "2024-03-10T11:30:00.001Z"]).expect(0);
     case.target("trades").ask("append", json!({"rows": 3, "micros": 1_710_074_000_000_000_i64}));
@@ -231,7 +238,7 @@ fn only_the_range_that_was_asked_for_is_compared() {
 
 #[test]
 fn the_last_hours_are_those_of_the_sources_clock() {
-    let case = Case::with_trades("last");
+    let case = with_trades("last");
     for hours in [30, 2] {
         insert_at(&case, hours_ago(hours), 10);
     }
@@ -248,7 +255,7 @@ fn the_last_hours_are_those_of_the_sources_clock() {
 
 #[test]
 fn p1_ties_on_the_edge_of_an_hour_and_rows_before_1970_are_counted_once() {
-    let case = Case::with_trades("edges");
+    let case = with_trades("edges");
     let hour = 3_600_000_i64;
     for tick in [-hour - 1, -hour, -1, 0, 1, hour - 1, hour] {
         for _ in 0..2 {
@@ -276,7 +283,7 @@ fn p1_ties_on_the_edge_of_an_hour_and_rows_before_1970_are_counted_once() {
 fn buckets_of_a_date_cursor_are_days() {
     let case = Case::new("days");
     case.sql("CREATE TABLE days (day Date, n UInt32) ENGINE = MergeTree ORDER BY n");
-    case.config("[[table]]\nsource = 'days'\ntarget = 'cold.days'\ncursor = 'day'\npartition_by = ['month(day)']\n");
+    case.config("[[table]]\nsource = 'days'\ntarget = 'cold.days'\ncursor = 'day'\npartition_by = ['month(day)']\nlate_lookback = '0s'\n");
     case.init_tables();
     case.sql("INSERT INTO days SELECT toDate('2024-02-28') + number % 3, number FROM numbers(30)");
     case.pass();
@@ -296,7 +303,7 @@ fn buckets_of_a_date_cursor_are_days() {
 
 #[test]
 fn rows_that_the_sources_ttl_has_deleted_are_no_mismatch() {
-    let case = Case::with_trades("ttl");
+    let case = with_trades("ttl");
     let since = rfc3339(hours_ago(35));
     for hours in [30, 26, 3, 1] {
         insert_at(&case, hours_ago(hours), 10);
@@ -324,7 +331,7 @@ fn rows_that_the_sources_ttl_has_deleted_are_no_mismatch() {
 
 #[test]
 fn a_ttl_that_says_nothing_of_a_row_explains_nothing() {
-    let case = Case::with_trades("odd_ttl");
+    let case = with_trades("odd_ttl");
     case.sql("CREATE TABLE kept (n UInt64) ENGINE = MergeTree ORDER BY n");
     case.sql("SYSTEM STOP TTL MERGES trades");
     let ttl = "ALTER TABLE trades MODIFY TTL ingestion_timestamp + INTERVAL 1 DAY";
@@ -388,7 +395,7 @@ fn rows_below_start_at_were_left_out_on_purpose() {
 
 #[test]
 fn before_the_first_pass_there_is_nothing_to_compare() {
-    let case = Case::with_trades("early");
+    let case = with_trades("early");
     case.trades("trades", "2024-03-10", 10);
     case.run(&["audit"]).expect(0).says(&["cold.trades: nothing to compare", "no pass"]);
     let document = audit(&case, &[]).expect(0).json();
@@ -404,7 +411,7 @@ fn before_the_first_pass_there_is_nothing_to_compare() {
 
 #[test]
 fn the_document_is_the_contracts() {
-    let case = Case::with_trades("shape");
+    let case = with_trades("shape");
     case.sql("INSERT INTO trades (exchange_timestamp) VALUES ('2024-03-10 11:00:00.000'), ('2024-03-10 12:00:00.007')");
     case.pass();
     case.sql("INSERT INTO trades (exchange_timestamp) VALUES ('2024-03-10 12:00:00.006')");
@@ -425,7 +432,9 @@ fn the_worst_table_is_the_exit_and_no_table_holds_another_up() {
     for table in ["good", "late", "gone"] {
         case.bronze(table);
         case.trades(table, "2024-03-10", 100);
-        tables += &format!("[[table]]\nsource = '{table}'\ntarget = 'cold.{table}'\ncursor = 'exchange_timestamp'\n");
+        tables += &format!(
+            "[[table]]\nsource = '{table}'\ntarget = 'cold.{table}'\ncursor = 'exchange_timestamp'\nlate_lookback = '0s'\n"
+        );
     }
     case.config(&tables);
     case.init_tables();

@@ -274,6 +274,7 @@ fn p26_an_hour_that_does_not_fit_into_memory_is_compared_in_slices() {
 #[test]
 fn rows_that_the_sources_ttl_has_deleted_are_no_mismatch() {
     let case = Case::with_trades("ttl");
+    case.config(&format!("{TRADES}late_lookback = '0s'\n"));
     let insert = |hours: i64, symbol: &str, rows: u32| {
         case.sql(&format!(
             "INSERT INTO trades (exchange_timestamp, symbol) SELECT toStartOfHour(now('UTC')) - toIntervalHour({hours}) + number, '{symbol}' FROM numbers({rows})"

@@ -116,7 +116,8 @@ impl Route<'_> {
         chunks.rest.low = Some(window.high);
         let mut chunk = Chunk::new(window, chunks.mode);
         // Before it is read: what comes meanwhile must make a difference.
-        if self.is_looked_at_again(window, chunks.rest.high) {
+        let watermark = chunks.histogram.end().unwrap_or(window.high).min(chunks.rest.high);
+        if self.is_looked_at_again(window, watermark) {
             chunk.input = self.source.fingerprints(self.cursor(), &[window]).await?.pop();
         }
         Ok(chunk)

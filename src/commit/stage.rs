@@ -100,7 +100,7 @@ pub(crate) fn committed(
     let (expected, live) = (commit.marker.total_records, live_records(metadata));
     let total_records = match commit.marker.mode {
         // What it brings may be what others deleted.
-        Mode::Repair => expected.max(live.map(|live| live + added)),
+        Mode::Merge => expected.max(live.map(|live| live + added)),
         _ => expected.max(live).map(|total| total + added),
     };
     let marker = Marker { total_records, ..commit.marker.clone() }.encode()?;
@@ -118,7 +118,7 @@ pub(crate) fn committed(
     // What is made by hand changes the marker and lets nothing go.
     let old = match commit.marker.mode {
         Mode::Reset | Mode::Adopt => Vec::new(),
-        Mode::Append | Mode::Merge | Mode::Repair => expired(&new.metadata, now_ms)
+        Mode::Append | Mode::Merge | Mode::Late => expired(&new.metadata, now_ms)
             .or_error(Kind::Internal, format!("look for old snapshots of `{}`", commit.name))?,
     };
     match old.is_empty() {

@@ -93,7 +93,9 @@ impl Attempt {
             {
                 Base::Marker(newest.as_ref().map(|marker| marker.commit_id))
             }
-            (Some(Mutant::MergeOnMarker), Mode::Merge) => Base::Marker(planned.map(|marker| marker.commit_id)),
+            (Some(Mutant::MergeOnMarker), Mode::Merge | Mode::Late) => {
+                Base::Marker(planned.map(|marker| marker.commit_id))
+            }
             _ => self.base,
         };
         if matches!(world.mutant, Some(Mutant::PropertyOnly | Mutant::MergeOnSnapshot)) && base == Base::Snapshot {

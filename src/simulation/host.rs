@@ -137,7 +137,8 @@ impl Pass {
             Some(marker) if marker.watermark == marker.offloaded_to => self.late(world, marker),
             _ => Vec::new(),
         };
-        let merges = late.into_iter().chain(plan.merge).map(|window| (Mode::Merge, window));
+        let late = late.into_iter().map(|window| (Mode::Late, window));
+        let merges = late.chain(plan.merge.map(|window| (Mode::Merge, window)));
         self.windows = merges.chain(plan.window.map(|window| (Mode::Append, window))).collect();
         if let Some(rows) = self.marker.as_ref().and_then(|m| deleted_by_others(self.version.metadata(), m)) {
             world.oracle.alarmed(rows);
@@ -176,9 +177,7 @@ impl Pass {
 
     fn begin(&self, world: &World, mode: Mode, window: Window) -> Cutting {
         let histogram = Histogram::new(CURSOR, world.source.histogram(window), 1);
-        // Late rows are looked for where no reset is under way.
-        let has_left = self.marker.as_ref().is_some_and(|marker| marker.watermark >= window.high);
-        Cutting { mode, rest: window, histogram, is_reset: mode == Mode::Merge && !has_left }
+        Cutting { mode, rest: window, histogram, is_reset: mode == Mode::Merge }
     }
 
     /// The windows below the watermark that are to be merged (`chunk::late`).
@@ -230,7 +229,7 @@ impl Pass {
         for rows in std::mem::take(rows).into_values() {
             stored.push(world.table.store(self.columns, rows));
         }
-        if chunk.mode == Mode::Merge {
+        if chunk.mode.is_merge() {
             chunk.held = self.version.held(chunk.window);
             stored = self.missing(world, chunk.window, &stored);
         }
@@ -239,7 +238,7 @@ impl Pass {
         let attempt = Attempt {
             planned_on: self.version.clone(),
             base: match chunk.mode {
-                Mode::Merge => Base::Snapshot,
+                Mode::Merge | Mode::Late => Base::Snapshot,
                 _ => Base::Marker(self.marker.as_ref().map(|marker| marker.commit_id)),
             },
             marker: chunk.marker(&world.identity, self.marker.as_ref(), &files),

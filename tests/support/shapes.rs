@@ -141,7 +141,14 @@ impl Shape {
         succeeds(case, &["run"], fault);
         assert_eq!(self.hash_of_target(case), self.hash_of_source(case), "{} after {fault}", self.name);
         let again = succeeds(case, &["--format", "json", "run"], fault);
-        assert_eq!(super::only_table(&again.json())["status"], "nothing", "{} after {fault}", self.name);
+        assert_eq!(
+            super::only_table(&again.json())["status"],
+            "nothing",
+            "{} after {fault}\n{}\n{:#}",
+            self.name,
+            again.all(),
+            case.target("trades").marker()
+        );
         succeeds(case, &["audit", "--checksum"], fault);
     }
 }
