@@ -6,7 +6,7 @@ mod support;
 
 use std::fs;
 
-use support::{Case, Server, TRADES, Target, fails, finish, server, table_of};
+use support::{BRONZE, Case, Server, TRADES, Target, fails, finish, server, table_of};
 
 const JSON_RUN: [&str; 3] = ["--format", "json", "run"];
 const PASSWORD: &str = "correct-horse-battery";
@@ -27,6 +27,7 @@ fn users_get_what_their_profile_allows_or_are_told_why_not() {
     readers_may_work_where_nothing_unsafe_is_fixed(&server);
     limits_that_would_cut_the_rows_are_refused_by_name(&server);
     limits_that_may_be_changed_are_lifted(&server);
+    what_would_change_the_answer_is_set_back(&server);
     a_server_that_ends_in_the_middle_of_a_pass_loses_nothing(&server);
 }
 
@@ -150,6 +151,23 @@ fn limits_that_may_be_changed_are_lifted(server: &Server) {
     case.init_tables();
     assert_eq!(case.pass_one()["rows_written"], 500);
     case.target("trades").holds_all("trades");
+}
+
+/// P3: limits, filters, FINAL and extremes of a profile.
+fn what_would_change_the_answer_is_set_back(server: &Server) {
+    let mut case = Case::on(&server.url, "changed");
+    case.sql("CREATE DATABASE changed");
+    case.database = "changed".to_owned();
+    case.sql(&format!("CREATE TABLE trades ({BRONZE}) ENGINE = ReplacingMergeTree ORDER BY exchange_timestamp"));
+    case.sql("SYSTEM STOP MERGES trades");
+    for _ in 0..2 {
+        case.trades("trades", "2024-03-10 23:59:00", 500);
+    }
+    case.config_file("offload.toml", "user = 'changed'", "", TRADES);
+    case.init_tables();
+    let rows: u64 = case.sql("SELECT count() FROM trades").parse().unwrap();
+    assert_eq!((case.pass_one()["rows_written"].as_u64(), rows > 500), (Some(rows), true));
+    case.target("trades").holds_for_all_readers("trades");
 }
 
 fn a_server_that_ends_in_the_middle_of_a_pass_loses_nothing(server: &Server) {

@@ -54,6 +54,17 @@ fn p18_every_file_and_its_directory_is_synced_before_the_catalog_is_written() {
     }
 }
 
+/// Nobody may be told of a commit that a power cut takes back: the pass itself says that it is done, and ClickHouse may drop the rows.
+#[test]
+fn invariant_11_the_catalogs_swap_is_synced_before_a_pass_says_so() {
+    let case = Case::with_trades("swap");
+    case.trades("trades", "2024-03-10 12:00:00", 100);
+    let trace = traced_pass(&case);
+    let written = |name: &str| trace.written.get(&case.path(name)).copied().unwrap_or_else(|| panic!("no {name}"));
+    is_synced_between(&trace, &case.path("catalog.db-journal"), 0, written("catalog.db"));
+    is_synced_between(&trace, &case.path("catalog.db"), written("catalog.db"), usize::MAX);
+}
+
 fn is_synced_between(trace: &Trace, path: &Path, after: usize, before: usize) {
     let synced = trace.synced.get(path).is_some_and(|ends| ends.iter().any(|end| (after..before).contains(end)));
     assert!(

@@ -109,6 +109,7 @@ fn rows_from_the_future_wait_and_do_not_carry_the_watermark() {
     case.sql("INSERT INTO trades (exchange_timestamp, symbol) VALUES (now64(3) + INTERVAL 1 DAY, 'FUTURE'), (now64(3) + INTERVAL 2 DAY, 'FUTURE')");
     let first = case.pass_one();
     assert_eq!((&first["rows_written"], &first["rows_future"]), (&json!(100), &json!(2)));
+    assert_eq!(first["watermark"], "2024-03-10T00:00:45.010Z", "above the newest row that is not from the future");
 
     case.sql("INSERT INTO trades (exchange_timestamp, symbol) VALUES (now64(3) - INTERVAL 1 SECOND, 'NOW')");
     let second = case.pass_one();

@@ -161,6 +161,21 @@ fn files_are_sorted_as_their_table_says() {
     }
 }
 
+/// However large the file becomes: a key is looked for within one SELECT.
+#[test]
+fn p27_the_rows_of_a_partition_leave_by_one_select() {
+    let case = Case::new("one_select");
+    case.sql("CREATE TABLE orders (ts DateTime64(3), id UInt32, noise String) ENGINE = MergeTree ORDER BY ts");
+    case.config("[[table]]\nsource = 'orders'\ntarget = 'cold.orders'\ncursor = 'ts'\nkey = ['id']\ntarget_file_size = '100kB'\n");
+    case.init_tables();
+    case.sql(
+        "INSERT INTO orders SELECT toDateTime64('2024-03-10', 3, 'UTC') + number, number % 10000 AS id, \
+         arrayStringConcat(arrayMap(i -> hex(cityHash64(id, i)), range(13))) FROM numbers(20000)",
+    );
+    let table = case.pass_one();
+    assert_eq!((rows(&table), &table["files"]), ([20_000, 10_000, 10_000, 0], &json!(1)));
+}
+
 #[test]
 fn keys_and_orders_that_cannot_be_are_told() {
     let case = Case::new("bad_keys");

@@ -7,7 +7,7 @@ use std::fs;
 use std::process::Command;
 
 use support::shapes::PLAIN;
-use support::{Case, HASH_OF_BRONZE, Running, TRADES, in_parallel};
+use support::{Case, HASH_OF_BRONZE, Running, TRADES, in_parallel, only_table};
 
 /// What the kernel lets the process write to: heap, stacks, anonymous mappings (`RLIMIT_DATA`). An allocation above it aborts the pass.
 const LIMIT: u64 = 64 << 20;
@@ -50,6 +50,26 @@ fn a_pass_over_many_rows_fits_into_64_megabytes() {
         assert!(peak < LIMIT_RESIDENT_KB, "{name}: {peak} kB");
         succeeds_once(&case, name);
     });
+}
+
+/// P26: of a million rows of one tick, whose hashes do not fit below the limit, a third is in memory at a time.
+#[test]
+fn p26_a_merge_of_many_rows_of_one_tick_fits_into_64_megabytes() {
+    let (case, rows) = (Case::new("merge_memory"), ROWS);
+    case.sql("CREATE TABLE ticks (ts DateTime, n UInt32) ENGINE = MergeTree ORDER BY n");
+    case.sql(&format!("INSERT INTO ticks SELECT '2024-03-10 12:00:00', number FROM numbers({rows})"));
+    let defaults = "[defaults]\nsettle_delay = '0s'\nparallel_tables = 1\nmerge_memory = '32MB'\n";
+    case.config(&format!("{defaults}[[table]]\nsource = 'ticks'\ntarget = 'cold.ticks'\ncursor = 'ts'\n"));
+    case.init_tables();
+    case.pass();
+    case.sql(&format!("INSERT INTO ticks SELECT '2024-03-10 12:00:00', {rows} + number FROM numbers(7)"));
+    case.run(&["watermark", "reset", "--table", "ticks", "--yes", "--to-earliest"]).expect(0);
+    let pass = case.command(&["--format", "json", "run"]);
+    let mut limited = Command::new("prlimit");
+    limited.arg(format!("--data={LIMIT}")).arg(pass.get_program()).args(pass.get_args());
+    let merged = Running::start(limited.current_dir(case.folder())).wait().expect(0).json();
+    assert_eq!(only_table(&merged)["rows_written"], 7, "{merged:#}");
+    assert_eq!(case.target("ticks").icebergs("SELECT uniqExact(n), count() FROM"), format!("{0}\t{0}", rows + 7));
 }
 
 /// Every row must be there, and the next pass find nothing.

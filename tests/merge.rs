@@ -255,6 +255,22 @@ fn two_merges_at_once_add_a_row_once() {
     case.target("trades").holds_for_all_readers("trades");
 }
 
+/// P13: also a commit that leaves our marker as it was.
+#[test]
+fn p13_rows_that_others_delete_while_a_merge_is_under_way_are_added_too() {
+    let case = three_days("between");
+    let target = case.target("trades");
+    reset(&case, "trades", &["--to-earliest"]);
+    let gate = case.gate("gate");
+    let mut pass = case.spawn("offload.toml", &format!("written={}", gate.pause()), &["run"]);
+    gate.wait_for(&mut pass);
+    target.ask("delete", json!({"filter": "exchange_timestamp >= '2024-03-11T00:00:00+00:00'"}));
+    assert_eq!(target.count(), 400);
+    gate.open();
+    pass.wait().says(&["trying again"]);
+    target.holds_for_all_readers("trades");
+}
+
 /// What the passes of these tests begin with: rows of two hours of today, which have left in two passes.
 fn two_hours(name: &str, keys: &str) -> Case {
     let case = Case::new(name);
@@ -295,6 +311,17 @@ fn p23_rows_that_come_late_arrive_with_the_next_pass_and_once() {
     case.sql("CREATE VIEW wanted AS SELECT * FROM trades");
     target.holds_with_foreign_rows("wanted", 3);
     case.run(&["audit", "--checksum"]).expect(3).says(&["3 extra"]);
+}
+
+/// P23: any difference counts, not only growth: a TTL, or somebody, may have taken more rows than came.
+#[test]
+fn p23_late_rows_arrive_where_the_source_has_fewer_rows_than_before() {
+    let case = two_hours("fewer", "");
+    insert(&case, 3, 4);
+    case.sql("DELETE FROM trades WHERE toStartOfHour(exchange_timestamp) = toStartOfHour(now()) - INTERVAL 3 HOUR AND sequence_number >= 90");
+    let table = case.pass_one();
+    assert_eq!((&table["rows_written"], &table["rows_late"]), (&json!(4), &json!(4)));
+    case.target("trades").holds_with_foreign_rows("trades", 10);
 }
 
 #[test]
@@ -387,6 +414,37 @@ fn p21_a_renamed_label_doubles_nothing() {
     reset(&case, "orders", &["--to-earliest"]);
     assert_eq!(case.pass_one()["rows_written"], 0);
     assert_eq!(case.target("orders").count(), 100);
+}
+
+/// P22: what left may be another row by now, or a part of one.
+#[test]
+fn p22_what_engines_and_queries_compute_is_not_merged_without_a_key() {
+    let case = Case::new("computed");
+    let engines = ["ReplacingMergeTree", "SummingMergeTree", "AggregatingMergeTree", "CollapsingMergeTree(sign)"];
+    let mut config = String::new();
+    for (number, engine) in engines.iter().enumerate() {
+        let name = format!("table_{number}");
+        case.sql(&format!(
+            "CREATE TABLE {name} (ts DateTime64(3), n UInt32, sign Int8) ENGINE = {engine} ORDER BY (ts, n)"
+        ));
+        case.sql(&format!("INSERT INTO {name} SELECT '2024-03-10 10:00:00', number, 1 FROM numbers(10)"));
+        config += &format!("[[table]]\nsource = '{name}'\ntarget = 'cold.{name}'\ncursor = 'ts'\n");
+    }
+    let query = "SELECT ts, n FROM table_0 WHERE ts >= {low} AND ts < {high}";
+    config += &format!("[[table]]\nname = 'rows'\nquery = '{query}'\ntarget = 'cold.rows'\ncursor = 'ts'\n");
+    case.config(&config);
+    case.init_tables();
+    case.pass();
+    for number in 0..engines.len() {
+        case.sql(&format!("INSERT INTO table_{number} VALUES ('2024-03-10 09:00:00', 77, 1)"));
+    }
+    for table in case.pass()["tables"].as_array().unwrap() {
+        assert_eq!(table["status"], "nothing", "late rows are not looked for: {table:#}");
+        let name = table["source"].as_str().unwrap();
+        case.run(&["watermark", "reset", "--table", name, "--yes", "--to", "2024-03-10T00:00:00Z"])
+            .expect(3)
+            .says(&["cannot be compared without a key", "hint: set `key`"]);
+    }
 }
 
 /// P17: rows of a predecessor are told apart by a key only.

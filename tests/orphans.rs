@@ -73,6 +73,9 @@ fn files_of_others_and_of_branches_tags_and_old_versions_stay() {
     target.ask("append", json!({"rows": 5, "micros": 1_710_000_000_000_000_u64}));
     target.ask("delete", json!({"filter": "exchange_timestamp < '2024-03-10T10:00:05+00:00'"}));
     let folder = target.folder();
+    // As where the table's properties let old versions go: the snapshots alone tell what tag and branch need.
+    let is_old = |file: &&PathBuf| file.extension().is_some_and(|e| e == "json") && **file != target.metadata_file();
+    files_below(&folder).iter().filter(is_old).for_each(|file| std::fs::remove_file(file).unwrap());
     let theirs = [
         "data/notes.txt",
         "data/00000-0-6f1e7b1c-8a43-4bd5-9c40-0d2d7f7f7a11.parquet",
@@ -87,6 +90,23 @@ fn files_of_others_and_of_branches_tags_and_old_versions_stay() {
     let run = case.run(&["audit", "--orphans", "--repair"]).expect_warning("junk.metadata.json");
     run.says(&["0 orphaned file(s)"]);
     assert_eq!(files_below(&folder), before);
+}
+
+/// Whoever goes back to that version, or reads it meanwhile, needs what it names.
+#[test]
+fn files_that_an_old_version_of_the_metadata_names_stay() {
+    let case = Case::with_trades("old_versions");
+    let target = case.target("trades");
+    for day in ["2024-03-10", "2024-03-11"] {
+        case.trades("trades", day, 100);
+        case.pass();
+    }
+    target.ask("append", json!({"rows": 5, "micros": 0}));
+    target.ask("expire", json!({}));
+    assert_eq!(target.snapshots().len(), 1);
+    age(&target.folder(), 30);
+    assert_eq!(orphans(&case, &["--repair"]), BTreeSet::new());
+    assert_eq!(target.count(), 205);
 }
 
 #[test]

@@ -69,6 +69,22 @@ fn p16_a_rollback_to_before_the_first_commit_and_a_foreign_append_is_noticed() {
     refuses(&case, &["roll"]);
 }
 
+/// The history is whole and holds no commit of ours: however many rows there are where ours were, they are others'.
+#[test]
+fn p16_a_rollback_of_all_our_commits_is_noticed_whatever_was_written_in_their_place() {
+    let case = Case::with_trades("rollback_adopted");
+    let target = case.target("trades");
+    target.ask("append", json!({"rows": 3, "micros": 0}));
+    case.run(&["watermark", "reset", "--table", "trades", "--yes", "--to", "2024-03-10"]).expect(0);
+    case.trades("trades", "2024-03-10 10:00:00", 10);
+    assert_eq!(case.pass_one()["rows_written"], 10);
+    target.ask("rollback", json!({}));
+    target.ask("rollback", json!({}));
+    target.ask("append", json!({"rows": 10, "micros": 1_710_064_800_000_000_i64}));
+    assert_eq!(target.count(), 13);
+    refuses(&case, &["roll"]);
+}
+
 #[test]
 fn p16_the_marker_survives_the_expiry_of_its_snapshot() {
     let case = two_chunks("expiry");
@@ -292,6 +308,34 @@ fn p19_the_journal_mode_of_the_catalog_stays_as_found() {
 }
 
 #[test]
+fn p19_tables_of_ours_are_no_views_and_views_are_no_tables() {
+    let case = two_chunks("view");
+    let target = case.target("trades");
+    let kind = |catalog: rusqlite::Connection| -> String {
+        catalog.query_row("SELECT iceberg_type FROM iceberg_tables", [], |row| row.get(0)).unwrap()
+    };
+    assert_eq!(kind(target.catalog()), "TABLE");
+    target.catalog().execute("UPDATE iceberg_tables SET iceberg_type = 'VIEW'", []).unwrap();
+    run_json(&case).expect(3).says(&["`cold.trades` does not exist"]);
+}
+
+/// As PyIceberg made it before it knew views.
+#[test]
+fn p19_a_catalog_without_types_is_used_as_it_is() {
+    let case = Case::new("untyped");
+    case.bronze("trades");
+    case.config(TRADES);
+    case.target("trades").ask("create_catalog", json!({}));
+    case.target("trades").catalog().execute("ALTER TABLE iceberg_tables DROP COLUMN iceberg_type", []).unwrap();
+    case.init_tables();
+    case.trades("trades", "2024-03-10", 100);
+    assert_eq!(case.pass_one()["rows_written"], 100);
+    let columns = "SELECT count(*) FROM pragma_table_info('iceberg_tables') WHERE name = 'iceberg_type'";
+    assert_eq!(case.target("trades").catalog().query_row(columns, [], |row| row.get::<_, u32>(0)).unwrap(), 0);
+    assert_eq!(case.target("trades").icebergs("SELECT count() FROM"), "100");
+}
+
+#[test]
 fn p19_a_catalog_that_another_process_holds_is_waited_for() {
     let case = Case::with_trades("busy");
     case.trades("trades", "2024-03-10", 10);
@@ -305,7 +349,8 @@ fn p19_a_catalog_that_another_process_holds_is_waited_for() {
     let metadata = target.folder().join("metadata");
     let staged =
         || support::files_below(&metadata).iter().filter(|f| f.extension().is_some_and(|e| e == "json")).count();
-    support::wait_until("the commit is ready to swap", || staged() == 2);
+    support::wait_until("the commit is ready to swap", || pass.is_over() || staged() == 2);
+    support::wait_until("the pass waits for the lock", || pass.is_over() || pass.sleeps());
     holder.execute_batch("ROLLBACK").unwrap();
     assert_eq!(only_table(&pass.wait().expect(0).json())["rows_written"], 10);
 }

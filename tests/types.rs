@@ -532,6 +532,32 @@ fn bounds_of_long_texts_and_of_nan_never_hide_a_row() {
     assert_eq!(target.count_where(&filters), [1, 3, 1, 1, 1]);
 }
 
+/// They would be those of elements, and readers would take them for those of rows.
+#[test]
+fn bounds_below_lists_and_maps_are_left_out() {
+    let case = Case::new("nested_bounds");
+    case.sql("CREATE TABLE lists (ts DateTime64(3), numbers Array(Int64), names Map(String, Int64), pair Tuple(n Int64)) ENGINE = MergeTree ORDER BY ts");
+    case.sql("INSERT INTO lists SELECT toDateTime64('2024-03-10', 3, 'UTC') + number, [number, 7], map('a', number), tuple(number) FROM numbers(10)");
+    case.config("[[table]]\nsource = 'lists'\ntarget = 'cold.lists'\ncursor = 'ts'\n");
+    case.init_tables();
+    case.pass();
+    let bounds = |column: &str| case.target("lists").ask("bounds", json!({"column": column}));
+    for column in ["numbers.element", "names.key", "names.value"] {
+        assert_eq!(bounds(column), json!([[null, null]]), "{column}");
+    }
+    assert_eq!(bounds("pair.n"), json!([["0000000000000000", "0900000000000000"]]));
+}
+
+#[test]
+fn names_that_differ_by_case_only_are_refused_at_any_depth() {
+    for columns in ["Name String, name String", "pair Tuple(a Int8, A Int8)", "list Array(Tuple(b Int8, B Int8))"] {
+        let case = Case::new("case");
+        case.sql(&format!("CREATE TABLE names (ts DateTime64(3), {columns}) ENGINE = MergeTree ORDER BY ts"));
+        case.config("[[table]]\nsource = 'names'\ntarget = 'cold.names'\ncursor = 'ts'\n");
+        case.run(&["init-tables"]).expect(3).says(&["differ by case only", "rename one in a view"]);
+    }
+}
+
 #[test]
 fn odd_names_of_tables_and_columns_arrive_as_they_are() {
     let case = Case::new("names");

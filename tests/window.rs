@@ -3,8 +3,8 @@
 
 mod support;
 
-use serde_json::json;
-use support::{Case, only_table};
+use serde_json::{Value, json};
+use support::{Case, TRADES, only_table};
 
 const JSON_RUN: [&str; 3] = ["--format", "json", "run"];
 
@@ -95,6 +95,59 @@ fn p8_rows_that_are_updated_while_a_pass_reads_arrive_once() {
     );
 }
 
+/// Each partition holds as many rows as before, and yet others: only the mutation itself tells.
+#[test]
+fn p8_rows_that_an_update_moves_between_two_selects_arrive_once() {
+    let case = Case::new("swapped");
+    case.bronze("trades");
+    case.config(&TRADES.replace("day(exchange_timestamp)", "symbol"));
+    case.init_tables();
+    case.sql(
+        "INSERT INTO trades (exchange_timestamp, sequence_number, symbol) \
+         SELECT toDateTime64('2024-03-10', 3, 'UTC') + number, number, ['A', 'B'][number % 2 + 1] FROM numbers(100)",
+    );
+    let pass = between_two_selects(
+        &case,
+        "ALTER TABLE trades UPDATE symbol = if(symbol = 'A', 'B', 'A') WHERE 1 SETTINGS mutations_sync = 2",
+    );
+    assert_eq!(pass["rows_written"], 100);
+    case.target("trades").holds_for_all_readers("trades");
+    case.target("trades").has_no_other_files();
+}
+
+/// What was counted before the first SELECT is what later passes compare with: a row that came behind its SELECT makes a difference.
+#[test]
+fn p7_rows_that_come_behind_the_select_of_their_day_arrive_with_the_next_pass() {
+    let case = Case::new("behind");
+    case.bronze("trades");
+    case.config(&format!("{TRADES}late_lookback = '10days'\n"));
+    case.init_tables();
+    for day in ["2024-03-09", "2024-03-10", "2024-03-11"] {
+        case.trades("trades", day, 200);
+        if day == "2024-03-09" {
+            case.pass();
+        }
+    }
+    let pass = between_two_selects(
+        &case,
+        "INSERT INTO trades (exchange_timestamp, symbol) VALUES ('2024-03-10 00:00:01', 'BEHIND')",
+    );
+    assert_eq!(pass["rows_written"], 400);
+    let table = case.pass_one();
+    assert_eq!((&table["rows_written"], &table["rows_late"]), (&json!(1), &json!(1)));
+    case.target("trades").holds_for_all_readers("trades");
+}
+
+/// One pass, with a change of the source between its first two SELECTs.
+fn between_two_selects(case: &Case, change: &str) -> Value {
+    let gate = case.gate("gate");
+    let mut pass = case.spawn("offload.toml", &format!("file-sync={}@1", gate.pause()), &JSON_RUN);
+    gate.wait_for(&mut pass);
+    case.sql(change);
+    gate.open();
+    only_table(&pass.wait().expect(0).json())
+}
+
 /// Changes the source between the count and the first SELECT of a pass. What that pass leaves, the next one brings.
 fn changed_while_counted(name: &str, change: &str) {
     let case = Case::with_trades(name);
@@ -118,7 +171,7 @@ fn changed_while_counted(name: &str, change: &str) {
 fn tables_may_be_created_by_several_at_once() {
     let case = Case::new("together");
     case.bronze("trades");
-    case.config(support::TRADES);
+    case.config(TRADES);
     let calls: Vec<_> = (0..4).map(|_| case.spawn("offload.toml", "", &["--format", "json", "init-tables"])).collect();
     let statuses = calls.into_iter().map(|call| only_table(&call.wait().expect(0).json())["status"].clone());
     assert_eq!(statuses.filter(|status| status == "created").count(), 1);

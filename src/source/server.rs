@@ -49,11 +49,11 @@ struct ClockRow {
     clock_micros: i64,
 }
 
+/// One row, because nothing is pinned yet: a `limit` of the user's profile must not cut the list.
 #[derive(Row, Deserialize)]
-struct SettingRow {
-    name: String,
-    value: String,
-    readonly: u8,
+struct SettingsRow {
+    /// Name, value, and whether it is readonly.
+    settings: Vec<(String, String, u8)>,
 }
 
 /// A new name for a run: in query ids, logs and locks; later ones sort behind earlier ones.
@@ -104,12 +104,13 @@ impl Server {
         self.host = row.host;
         self.idle_timeout = config.idle_timeout;
         let names: Vec<String> = settings::names().map(sql::string).collect();
-        let query = format!("SELECT name, value, readonly FROM system.settings WHERE name IN ({})", names.join(", "));
-        let rows: Vec<SettingRow> = self.fetch(&query, "settings").await?;
-        self.settings = rows
-            .into_iter()
-            .map(|row| (row.name, ServerSetting { value: row.value, readonly: row.readonly != 0 }))
-            .collect();
+        let query = format!(
+            "SELECT groupArray((name, value, readonly)) AS settings FROM system.settings WHERE name IN ({})",
+            names.join(", ")
+        );
+        let row: SettingsRow = self.fetch_one(&query, "settings").await?;
+        let setting = |(name, value, readonly)| (name, ServerSetting { value, readonly: readonly != 0 });
+        self.settings = row.settings.into_iter().map(setting).collect();
         for (name, value) in &config.settings {
             self.try_setting(name, value).await.map_err(|e| e.context(format!("clickhouse.settings.{name}")))?;
         }

@@ -44,12 +44,13 @@ impl Target {
         referred.files.insert(same_spelling(&self.metadata_location));
         let mut orphans = Vec::new();
         for file in &files {
-            if !is_metadata_file(&file.path) || referred.has(&file.path) {
+            if !is_metadata_file(&file.path) {
                 continue;
             }
             let location = file.path.to_string_lossy();
+            let is_known = referred.has(&file.path);
             match TableMetadata::read_from(file_io, &*location).await {
-                Ok(metadata) if is_rejected(&metadata, &self.metadata) => orphans.push(file.clone()),
+                Ok(metadata) if !is_known && is_rejected(&metadata, &self.metadata) => orphans.push(file.clone()),
                 // An old version, or somebody else's: what it refers to stays.
                 Ok(metadata) => referred.of_table(file_io, &metadata).await.map_err(failed)?,
                 Err(error) => tracing::warn!(file = %location, %error, "is no metadata file, left alone"),

@@ -208,6 +208,12 @@ impl Running {
         self.child.as_mut().unwrap().try_wait().unwrap().is_some()
     }
 
+    /// Whether its main thread sleeps for a time, as where SQLite waits for a lock: the kernel's nanosleep and clock_nanosleep on x86-64 and arm64.
+    pub fn sleeps(&self) -> bool {
+        let call = fs::read_to_string(format!("/proc/{}/syscall", self.pid())).unwrap_or_default();
+        ["35", "230", "101", "115"].contains(&call.split(' ').next().unwrap_or_default())
+    }
+
     /// Sends a signal such as TERM; a process that is over gets none.
     pub fn signal(&self, name: &str) {
         let kill = format!("kill -{name} {} 2>&1", self.pid());
