@@ -466,15 +466,20 @@ fn warn_of_clock_skew(source_micros: i64) {
 }
 
 /// Candles, and rows of which the source has newer versions, are expected to change. Elsewhere a known key with other content means that the key
-/// does not name a row, and that one of the two rows is in the target only.
+/// does not name a row, and that one of the two rows is in the target only; without a key, that rows were changed, or exchanged, in the source.
 fn warn_of_changed_rows(table: &Table, rows: Option<u64>) {
-    let changes = table.key.is_empty() || table.query.is_some() || table.is_final || table.version_column.is_some();
-    if let Some(rows @ 1..) = rows.filter(|_| !changes) {
-        tracing::warn!(
+    let changes = table.query.is_some() || table.is_final || table.version_column.is_some();
+    let Some(rows @ 1..) = rows.filter(|_| !changes) else { return };
+    match table.key.as_slice() {
+        [] => tracing::warn!(
             rows,
-            key = table.key.join(", "),
+            "rows that the target holds with other content were left as they are: their cursor and the columns that sort the source are the same"
+        ),
+        key => tracing::warn!(
+            rows,
+            key = key.join(", "),
             "rows whose key is in the target with other content were left as they are; if the key is not unique, they are missing there"
-        );
+        ),
     }
 }
 

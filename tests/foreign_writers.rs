@@ -293,7 +293,11 @@ fn p13_a_merge_beside_which_others_commit_compares_again() {
         case.pass();
         case.sql("INSERT INTO trades (exchange_timestamp, symbol) VALUES ('2024-03-10 10:00:00.001', 'LATE')");
         case.run(&["watermark", "reset", "--table", "trades", "--yes", "--to-earliest"]).expect(0);
-        let output = disturbed_pass(&case, act, Instant::BeforeCommit).expect(code).says(&["trying again"]);
+        let output = disturbed_pass(&case, act, Instant::BeforeCommit).says(&["trying again"]);
+        let output = match changed {
+            0 => output.expect(code),
+            _ => output.expect_warning("with other content were left"),
+        };
         let table = only_table(&output.json());
         assert_eq!(
             (&table["rows_written"], &table["rows_changed"]),
