@@ -117,6 +117,7 @@ impl Route<'_> {
         };
         let found =
             self.target.row_files(merger.file_io, &self.table.target, self.cursor(), reach, &self.table.key).await?;
+        let found = found.iter().filter_map(|file| file.within(reach)).collect();
         let (levels, identity) = self.levels(&source, found)?;
         let (wanted, found) = (Vec::new(), Vec::new());
         let mut merge = Merge { merger, window: chunk.window, reach, source, levels, identity, wanted, found };
