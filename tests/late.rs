@@ -215,6 +215,27 @@ fn rows_whose_values_changed_are_not_added_with_a_late_one() {
     }
 }
 
+/// A file that others wrote anew has a column that came later, and null in it for older rows: rows are looked for with it first.
+#[test]
+fn p21_a_row_that_differs_by_a_later_column_is_added_beside_a_file_of_others() {
+    let case = case_with("rewritten", "ts DateTime64(3), price UInt32) ENGINE = MergeTree ORDER BY ts", "");
+    let insert = |values: &str| case.sql(&format!("INSERT INTO rows SELECT {}, {values}", ago(4, 0)));
+    case.sql(&format!("INSERT INTO rows SELECT {}, 7", ago(5, 0)));
+    case.pass();
+    case.sql("ALTER TABLE rows ADD COLUMN id UInt32, MODIFY ORDER BY (ts, id)");
+    insert("7, 101");
+    insert("7, 103");
+    case.pass();
+    case.target("rows").ask("change", json!({"filter": "price == 7 and id > 100", "column": "price", "value": 7}));
+    insert("7, 100");
+    case.sql("OPTIMIZE TABLE rows FINAL");
+    assert_eq!(numbers(&case.pass_one()), [1, 1, 0]);
+    let ids = case.target("rows").icebergs("SELECT id FROM");
+    let mut ids: Vec<&str> = ids.lines().filter(|id| id.len() == 3).collect();
+    ids.sort_unstable();
+    assert_eq!(ids, ["100", "101", "103"]);
+}
+
 #[test]
 fn a_default_that_is_another_at_each_reading_doubles_nothing() {
     let case = case_with("default", "ts DateTime64(3), id UInt32) ENGINE = MergeTree ORDER BY (ts, id)", "");

@@ -63,6 +63,11 @@ struct Level {
     files: Vec<RowFile>,
     /// What is compared.
     schema: SchemaRef,
+    fields: BTreeSet<i32>,
+    /// Of them those that others, who wrote the files, did not have to make up.
+    lasting: BTreeSet<i32>,
+    /// Whether their rows have been looked for by more columns before.
+    again: bool,
 }
 
 /// A merge under way.
@@ -164,17 +169,30 @@ impl Route<'_> {
         let mut own = source.fields.clone();
         own.remove(&PARTITION_ID);
         let common = found.iter().fold(own.clone(), |all, file| &all & &file.fields);
-        let mut levels: Vec<(BTreeSet<i32>, Vec<RowFile>)> = Vec::new();
-        for file in found {
-            let fields = &own & &file.fields;
-            match levels.iter_mut().find(|(known, _)| *known == fields) {
-                Some((_, files)) => files.push(file),
-                None => levels.push((fields, vec![file])),
+        let mut levels: Vec<Level> = Vec::new();
+        let mut add = |fields: &BTreeSet<i32>, lasting: &BTreeSet<i32>, again: bool, file: RowFile| -> Result<()> {
+            let of = |level: &&mut Level| (&level.fields, &level.lasting, level.again) == (fields, lasting, again);
+            match levels.iter_mut().find(of) {
+                Some(level) => level.files.push(file),
+                None => levels.push(Level {
+                    files: vec![file],
+                    schema: pruned(self.schema(), fields)?,
+                    fields: fields.clone(),
+                    lasting: lasting.clone(),
+                    again,
+                }),
             }
+            Ok(())
+        };
+        for file in found {
+            let (all, lasting) = (&own & &file.all_fields, &own & &file.fields);
+            if all != lasting {
+                add(&lasting, &lasting, true, file.clone())?;
+            }
+            add(&all, &lasting, false, file)?;
         }
-        levels.sort_by_key(|(fields, _)| std::cmp::Reverse(fields.len()));
-        let level = |(fields, files)| Ok(Level { files, schema: pruned(self.schema(), &fields)? });
-        Ok((levels.into_iter().map(level).collect::<Result<_>>()?, self.identity(&common, mode)?))
+        levels.sort_by_key(|level| (level.again, std::cmp::Reverse(level.fields.len())));
+        Ok((levels, self.identity(&common, mode)?))
     }
 
     /// Looks for the source's rows among the target's, by all that both have.
@@ -183,28 +201,51 @@ impl Route<'_> {
         while let Some((_, ticks)) = read.next().await? {
             merge.wanted.extend(ticks.iter().map(|tick| tick.is_some_and(|tick| merge.window.contains(tick))));
         }
-        let mut found = vec![false; merge.wanted.len()];
+        // At which level each row was found.
+        let mut found: Vec<Option<usize>> = vec![None; merge.wanted.len()];
         let rows = self.rows_held(merge.merger.file_io, merge.reach).await?;
-        for level in &merge.levels {
+        for (number, level) in merge.levels.iter().enumerate() {
+            let same_files = |other: &Level| {
+                level.again && !other.again && other.fields != other.lasting && other.lasting == level.lasting
+            };
+            let before: Vec<usize> =
+                (0..number).filter(|other| merge.levels.get(*other).is_some_and(same_files)).collect();
             for slice in slices(merge.merger, rows)? {
                 let mut held = self.held(merge, level, slice, chunk).await?;
-                let mut number = 0;
-                let mut read = self.read_source(merge, &level.schema)?;
-                while let Some((columns, ticks)) = read.next().await? {
-                    for image in merge.merger.imager.rows(&columns, ticks.len())? {
-                        let found = found.get_mut(number).ok_or_else(other_rows)?;
-                        *found = *found || (slice.contains(&image) && held.take(&image));
-                        number += 1;
-                    }
-                    tokio::task::yield_now().await;
+                // Of these files, rows that were found by more columns are not there once more.
+                for other in &before {
+                    self.take(merge, level, slice, &mut held, &mut found, (Some(*other), Some(*other))).await?;
                 }
-                if number != found.len() {
-                    return Err(other_rows());
-                }
+                self.take(merge, level, slice, &mut held, &mut found, (None, Some(number))).await?;
             }
         }
-        merge.found = found;
+        merge.found = found.iter().map(Option::is_some).collect();
         Ok(())
+    }
+
+    /// Takes the rows of the source that were found `at` a level, or not yet, from those of the target: they are found there.
+    async fn take(
+        &self,
+        merge: &Merge<'_>,
+        level: &Level,
+        slice: Slice,
+        held: &mut Held,
+        found: &mut [Option<usize>],
+        (at, there): (Option<usize>, Option<usize>),
+    ) -> Result<()> {
+        let mut number = 0;
+        let mut read = self.read_source(merge, &level.schema)?;
+        while let Some((columns, ticks)) = read.next().await? {
+            for image in merge.merger.imager.rows(&columns, ticks.len())? {
+                let found = found.get_mut(number).ok_or_else(other_rows)?;
+                number += 1;
+                if *found == at && slice.contains(&image) && held.take(&image) {
+                    *found = there;
+                }
+            }
+            tokio::task::yield_now().await;
+        }
+        if number == found.len() { Ok(()) } else { Err(other_rows()) }
     }
 
     fn read_source(&self, merge: &Merge<'_>, schema: &SchemaRef) -> Result<Rows> {
@@ -225,7 +266,7 @@ impl Route<'_> {
             let images = merge.merger.imager.rows(&columns, ticks.len())?;
             for (tick, image) in ticks.iter().zip(images) {
                 if is_within(tick, merge.reach) && slice.contains(&image) {
-                    chunk.held += u64::from(is_within(tick, merge.window));
+                    chunk.held += u64::from(!level.again && is_within(tick, merge.window));
                     held.add(image);
                 }
             }
@@ -246,7 +287,7 @@ impl Route<'_> {
             open.filter(|(_, identity)| slice.contains(identity)).for_each(|(_, identity)| identities.add(*identity));
             number += ticks.len();
         }
-        let files = merge.levels.iter().flat_map(|level| &level.files);
+        let files = merge.levels.iter().filter(|level| !level.again).flat_map(|level| &level.files);
         let mut read = read_rows(merge.merger.file_io, files, schema, self.cursor())?;
         while let Some((columns, ticks)) = read.next().await? {
             merge.identity.check_labels(&columns)?;

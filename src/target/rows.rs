@@ -42,6 +42,8 @@ pub struct RowFile {
     pub ticks: Option<(Tick, Tick)>,
     /// The ids of the flat fields, at any depth, that it holds and that tell its rows apart.
     pub fields: BTreeSet<i32>,
+    /// Of a file that others wrote also those that are null for older rows, whatever the source says of them.
+    pub all_fields: BTreeSet<i32>,
     /// As many rows as are decoded at once.
     batch_rows: usize,
     groups: Vec<Group>,
@@ -98,9 +100,10 @@ impl Target {
             }
             if fields.contains(&id) {
                 let batch_rows = rows_of_a_batch(metadata.row_groups());
+                let all_fields = fields.clone();
                 let fields = if is_ours(Path::new(&task.data_file_path)) { fields } else { &fields & &lasting };
                 let groups = groups(&metadata, id, cursor.kind);
-                files.push(RowFile { task, ticks: bounds(&groups), fields, batch_rows, groups });
+                files.push(RowFile { task, ticks: bounds(&groups), fields, all_fields, batch_rows, groups });
             } else if is_partition_value(&self.metadata, id) {
                 return Err(cursor_is_null(cursor));
             }
@@ -123,7 +126,7 @@ impl RowFile {
             .with_case_sensitive(true)
             .build();
         let (fields, batch_rows) = (scratch.fields.clone(), scratch.batch_rows);
-        Self { task, ticks: None, fields, batch_rows, groups: Vec::new() }
+        Self { task, ticks: None, all_fields: fields.clone(), fields, batch_rows, groups: Vec::new() }
     }
 
     /// Whether it may hold rows of a window.
