@@ -120,6 +120,22 @@ fn a_budget_that_is_too_small_takes_more_readings_and_gives_the_same() {
     case.target("trades").holds_for_all_readers("trades");
 }
 
+/// P26: of a tick, neither the rows that are there nor those that are missing fit at once.
+#[test]
+fn p26_a_tick_that_does_not_fit_is_merged_in_slices() {
+    let case = Case::new("slices");
+    case.sql("CREATE TABLE ticks (ts DateTime, n UInt32) ENGINE = MergeTree ORDER BY n");
+    case.config("[defaults]\nsettle_delay = '0s'\nmerge_memory = '1MB'\n[[table]]\nsource = 'ticks'\ntarget = 'cold.ticks'\ncursor = 'ts'\n");
+    case.init_tables();
+    case.sql("INSERT INTO ticks SELECT '2024-03-10 12:00:00', number FROM numbers(30000)");
+    case.pass();
+    // A third of them are equal to one that is there.
+    case.sql("INSERT INTO ticks SELECT '2024-03-10 12:00:00', 20000 + number FROM numbers(30000)");
+    reset(&case, "ticks", &["--to-earliest"]);
+    assert_eq!(rows(&case.pass_one())[1..], [30_000, 0]);
+    case.target("ticks").holds_for_all_readers("ticks");
+}
+
 #[test]
 fn a_key_that_is_there_with_other_content_is_counted_and_left() {
     let case = Case::new("keyed");
