@@ -49,6 +49,8 @@ impl Piece {
         match self.counted {
             _ if now.rows == 0 || !self.differs(now) => Lateness::None,
             Some(counted) if held < counted.target => Lateness::LeftAlone,
+            // P23: counted in the target.
+            None if now.hash == 0 && held == now.rows => Lateness::None,
             None if !is_whole => Lateness::LeftAlone,
             _ => Lateness::Late,
         }
@@ -58,6 +60,29 @@ impl Piece {
 /// Whether nobody ever deleted rows of the target in a window, as far as is known; `is_deleted` rows are missing there now.
 pub fn is_whole(marker: &Marker, is_deleted: bool, window: Window) -> bool {
     !is_deleted && marker.deleted_to.is_none_or(|to| window.low.is_some_and(|low| to <= low))
+}
+
+/// Windows, each with all of the commits that it touches and that tell how many rows they found: what is left of a commit would be told by nobody.
+pub fn whole(markers: &[Marker], windows: &[Window], watermark: Tick, skipped: &[(Tick, Tick)]) -> Vec<Window> {
+    let told: Vec<Window> = pieces(markers, (Tick::MIN, watermark), skipped)
+        .into_iter()
+        .filter_map(|piece| piece.counted.map(|_| piece.window))
+        .collect();
+    let mut whole: Vec<Window> = Vec::new();
+    for window in windows {
+        let touches = |piece: &&Window| {
+            piece.low.is_none_or(|low| low < window.high) && window.low.is_none_or(|low| low < piece.high)
+        };
+        let window = told.iter().filter(touches).fold(*window, |all, piece| Window {
+            low: all.low.zip(piece.low).map(|(a, b)| a.min(b)),
+            high: all.high.max(piece.high),
+        });
+        match whole.last_mut() {
+            Some(last) if window.low.is_none_or(|low| low <= last.high) => last.high = last.high.max(window.high),
+            _ => whole.push(window),
+        }
+    }
+    whole
 }
 
 /// Cuts what is looked at for `[from, watermark)` into pieces, ascending and disjoint, given our markers from the newest to the oldest. What was
@@ -163,6 +188,20 @@ mod tests {
     }
 
     #[test]
+    fn what_is_repaired_are_whole_commits() {
+        let markers = [
+            commit(Mode::Append, Some(900), 1000, 3),
+            commit(Mode::Append, Some(500), 900, 2),
+            commit(Mode::Append, None, 500, 1),
+        ];
+        let window = |low, high| Window { low: Some(low), high };
+        let of = |windows: &[Window]| whole(&markers, windows, 1000, &[(600, 650)]);
+        assert_eq!(of(&[window(910, 920)]), [window(900, 1000)]);
+        assert_eq!(of(&[window(400, 420), window(910, 920)]), [Window { low: None, high: 500 }, window(900, 1000)]);
+        assert_eq!(of(&[window(700, 720)]), [window(700, 720)], "of what was skipped in part, nobody tells");
+    }
+
+    #[test]
     fn rows_that_somebody_deleted_do_not_come_back() {
         let rows = |rows| Fingerprint { rows, hash: 0 };
         let window = Window { low: Some(1), high: 9 };
@@ -178,6 +217,7 @@ mod tests {
         let untold = Piece { window, counted: None };
         assert_eq!(untold.lateness(rows(1), 9, true), Lateness::Late);
         assert_eq!(untold.lateness(rows(1), 9, false), Lateness::LeftAlone);
+        assert_eq!(untold.lateness(rows(9), 9, false), Lateness::None, "as many as there are");
     }
 
     #[test]

@@ -23,6 +23,7 @@ use crate::cursor::{Tick, micros_of};
 use crate::error::{Error, Kind, Result, worst_exit};
 use crate::failpoint::{self, Action, Failpoint};
 use crate::guard::Guard;
+use crate::late::whole;
 use crate::plan::{Situation, Window, lower_bound};
 use crate::progress::Progress;
 use crate::report::{RunReport, RunTable};
@@ -32,7 +33,7 @@ use crate::source::{Server, new_run_id};
 use crate::state::{Finished, State};
 use crate::stop::Stop;
 use crate::storage::local_file_io;
-use crate::target::{Catalog, Target, deleted_by_others};
+use crate::target::{Catalog, Target, deleted_by_others, markers};
 use crate::telemetry::Telemetry;
 use crate::ttl;
 use crate::watermark::{Marker, Mode};
@@ -205,6 +206,7 @@ impl<'a> Pass<'a> {
 
         let cursor = route.cursor();
         let watermark = marker.as_ref().map(|marker| marker.watermark);
+        let offloaded_to = marker.as_ref().map(|marker| marker.offloaded_to);
         let low = lower_bound(watermark, table.start_at, cursor.kind, route.step)?;
         let clock = failpoint::hit(Failpoint::Facts)?;
         let mut facts = self.stop.or(route.source.facts(cursor, low)).await?;
@@ -216,7 +218,7 @@ impl<'a> Pass<'a> {
         let situation = Situation {
             cursor: cursor.kind,
             watermark,
-            offloaded_to: marker.as_ref().map(|marker| marker.offloaded_to),
+            offloaded_to,
             low,
             source_clock_micros: facts.clock_micros,
             settle_delay: table.settle_delay,
@@ -228,7 +230,7 @@ impl<'a> Pass<'a> {
         if progress.is_new() {
             // P20: the cache feeds this alarm only. Without it, a table that was quiet for longer than its TTL may alarm once.
             let checked_to = self.state.table(&table.target.to_string()).and_then(|state| state.checked_to);
-            progress.lost(ttl::guard(table, cursor.kind, watermark.and(watermark.max(checked_to)), &facts));
+            progress.lost(ttl::guard(table, cursor.kind, offloaded_to.and(offloaded_to.max(checked_to)), &facts));
         }
         progress.deleted(marker.as_ref().and_then(|marker| deleted_by_others(&route.target.metadata, marker)));
         progress.seen(cursor.kind, marker, facts.future);
@@ -270,9 +272,10 @@ impl<'a> Pass<'a> {
         self.chunk(catalog, route, &mut Chunk::of_nothing(rest), progress).await
     }
 
-    /// However much there is to compare, new rows leave in the other half of a pass.
+    /// However much there is to compare, new rows leave in the other half of the time that is left.
     fn merge_deadline(&self) -> Option<Duration> {
-        self.deadline.map(|deadline| deadline / 2)
+        let now = self.started.elapsed();
+        self.deadline.map(|deadline| now + deadline.saturating_sub(now) / 2)
     }
 
     /// One try of a repair.
@@ -289,11 +292,12 @@ impl<'a> Pass<'a> {
         let database = &self.config.clickhouse.database;
         let mut route = self.stop.or(Route::open(server, database, table, target)).await?;
         route.check(marker.as_ref())?;
-        let low = windows.first().and_then(|window| window.low);
-        route.check_merge(marker.as_ref(), low)?;
+        let Some(newest) = &marker else { return Ok(()) };
+        let windows = whole(&markers(&route.target.metadata)?, windows, newest.watermark, &newest.skipped);
+        route.check_merge(marker.as_ref(), windows.first().and_then(|window| window.low))?;
         progress.seen(route.cursor().kind, marker, None);
         for window in windows {
-            self.window(catalog, &mut route, (*window, Mode::Merge), self.deadline, progress).await?;
+            self.window(catalog, &mut route, (window, Mode::Merge), self.deadline, progress).await?;
         }
         Ok(())
     }
@@ -333,11 +337,25 @@ impl<'a> Pass<'a> {
     ) -> Result<()> {
         let Some(marker) = progress.marker() else { return Ok(()) };
         let Some(late) = self.stop.or(route.late(&self.file_io, marker, until)).await? else { return Ok(()) };
-        progress.looked_for_late_rows(&late.left_alone);
-        for window in late.windows {
-            self.window(catalog, route, (window, Mode::Late), self.merge_deadline(), progress).await?;
+        if !late.left_alone.is_empty() {
+            tracing::warn!(
+                ranges = late.left_alone.len(),
+                "rows may have come late, and are not added, because others deleted rows there; `audit --repair` adds both"
+            );
         }
-        Ok(())
+        progress.looked_for_late_rows(&late.left_alone);
+        let deadline = self.merge_deadline();
+        let mut first = Ok(());
+        for window in late.windows {
+            let merged = self.window(catalog, route, (window, Mode::Late), deadline, progress).await;
+            let is_over = merged.as_ref().is_err_and(|error| matches!(error.kind(), Kind::Stopped | Kind::Deadline));
+            first = first.and(merged);
+            // One that is refused does not hold the others back.
+            if is_over {
+                break;
+            }
+        }
+        first
     }
 
     /// Reads, writes and commits one chunk, or leaves nothing of it.
@@ -466,15 +484,20 @@ fn warn_of_clock_skew(source_micros: i64) {
 }
 
 /// Candles, and rows of which the source has newer versions, are expected to change. Elsewhere a known key with other content means that the key
-/// does not name a row, and that one of the two rows is in the target only.
+/// does not name a row, and that one of the two rows is in the target only; without a key, that rows were changed, or exchanged, in the source.
 fn warn_of_changed_rows(table: &Table, rows: Option<u64>) {
-    let changes = table.key.is_empty() || table.query.is_some() || table.is_final || table.version_column.is_some();
-    if let Some(rows @ 1..) = rows.filter(|_| !changes) {
-        tracing::warn!(
+    let changes = table.query.is_some() || table.is_final || table.version_column.is_some();
+    let Some(rows @ 1..) = rows.filter(|_| !changes) else { return };
+    match table.key.as_slice() {
+        [] => tracing::warn!(
             rows,
-            key = table.key.join(", "),
+            "rows that the target holds with other content were left as they are: their cursor and the columns that sort the source are the same"
+        ),
+        key => tracing::warn!(
+            rows,
+            key = key.join(", "),
             "rows whose key is in the target with other content were left as they are; if the key is not unique, they are missing there"
-        );
+        ),
     }
 }
 

@@ -129,8 +129,9 @@ impl Situation<'_> {
             }
             Standing::Filled(_) | Standing::Empty => self.marker().and_then(|marker| marker.adopted_to),
         };
-        let acknowledged = if self.deleted { from } else { self.marker().and_then(|marker| marker.deleted_to) };
-        let deleted_to = acknowledged.map(|tick| tick.min(to));
+        // Passes take from it what they compare, because that is asked for.
+        let before = self.marker().and_then(|marker| marker.deleted_to);
+        let deleted_to = if self.deleted { before.max(from) } else { before };
         Ok(Reset { from, to, offloaded_to, adopted_to, deleted_to, mode, source: self.source.clone(), never, skipped })
     }
 }
@@ -232,7 +233,7 @@ mod tests {
             situation.plan(to).unwrap().marker(0).deleted_to
         };
         assert_eq!([deleted_to(true, 1000), deleted_to(true, 3000)], [Some(1000); 2]);
-        assert_eq!(deleted_to(true, 400), Some(400), "what lies above is asked for");
+        assert_eq!(deleted_to(true, 400), Some(1000), "passes take away what they compare");
         assert_eq!(deleted_to(false, 1000), None);
     }
 

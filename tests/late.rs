@@ -97,7 +97,8 @@ fn p24_rows_deleted_from_the_first_commit_do_not_come_back() {
                 .unwrap(),
         ],
     );
-    let table = case.pass_one();
+    let output = case.run(&["--format", "json", "run"]).expect_warning("rows may have come late, and are not added");
+    let table = only_table(&output.json());
     assert_eq!(
         (numbers(&table), table["left_alone"].as_array().map(Vec::len)),
         ([0; 3], Some(1)),
@@ -161,7 +162,7 @@ fn p21_rows_that_differ_by_a_label_only_are_two_rows() {
     // Renamed, it is no other row.
     case.sql("ALTER TABLE rows MODIFY COLUMN side Enum8('bought' = 1, 'SELL' = 2) SETTINGS mutations_sync = 2");
     case.sql(&format!("INSERT INTO rows SELECT {}, 'SELL', 8", ago(4, 0)));
-    assert_eq!(numbers(&case.pass_one()), [1, 1, 5]);
+    assert_eq!(numbers(&case.warned_pass_one()), [1, 1, 5]);
 }
 
 #[test]
@@ -194,23 +195,22 @@ fn p21_a_renamed_label_in_the_key_is_refused_and_new_rows_leave() {
 /// Rows whose values change by themselves, or by a mutation, are the same rows: one late row brings itself only.
 #[test]
 fn rows_whose_values_changed_are_not_added_with_a_late_one() {
-    let mutation = "ALTER TABLE rows UPDATE note = 'other' WHERE 1 SETTINGS mutations_sync = 2";
-    let cases = [
-        (
-            "expired",
-            "ts DateTime64(3), id UInt32, note String TTL toDateTime(ts) + INTERVAL 1 SECOND) ENGINE = MergeTree ORDER BY (ts, id)",
-            "OPTIMIZE TABLE rows FINAL",
-        ),
-        ("updated", "ts DateTime64(3), id UInt32, note String) ENGINE = MergeTree ORDER BY (ts, id)", mutation),
+    let update = ["ALTER TABLE rows UPDATE note = 'other' WHERE 1 SETTINGS mutations_sync = 2"];
+    let expire = [
+        "ALTER TABLE rows MODIFY COLUMN note String TTL toDateTime(ts) + INTERVAL 1 SECOND",
+        "OPTIMIZE TABLE rows FINAL",
     ];
-    for (name, columns, change) in cases {
-        let case = case_with(name, columns, "");
+    for (name, changes) in [("updated", &update[..]), ("expired", &expire)] {
+        let case =
+            case_with(name, "ts DateTime64(3), id UInt32, note String) ENGINE = MergeTree ORDER BY (ts, id)", "");
         case.sql(&format!("INSERT INTO rows SELECT {}, number, 'note' FROM numbers(51)", ago(4, 0)));
         case.pass();
-        case.sql(change);
+        changes.iter().for_each(|change| {
+            case.sql(change);
+        });
         case.sql(&format!("INSERT INTO rows SELECT {}, 777, 'late'", ago(4, 0)));
-        let written = numbers(&case.pass_one());
-        assert_eq!(written[..2], [1, 1], "{name}");
+        let written = numbers(&case.warned_pass_one());
+        assert_eq!(written, [1, 1, 51], "{name}");
         assert_eq!(case.target("rows").count(), 52, "{name}");
     }
 }
@@ -222,7 +222,7 @@ fn a_default_that_is_another_at_each_reading_doubles_nothing() {
     case.sql("ALTER TABLE rows ADD COLUMN seen DateTime64(6) DEFAULT now64(6)");
     case.pass();
     case.sql(&format!("INSERT INTO rows (ts, id) SELECT {}, 777", ago(4, 0)));
-    assert_eq!(numbers(&case.pass_one())[..2], [1, 1]);
+    assert_eq!(numbers(&case.warned_pass_one())[..2], [1, 1]);
     assert_eq!(case.target("rows").count(), 52);
 }
 

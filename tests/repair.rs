@@ -35,7 +35,11 @@ fn what_is_missing_is_added_and_nothing_else() {
         assert!(table["buckets"].as_array().unwrap().iter().all(|bucket| bucket["verdict"] == "equal"), "{table:#}");
         case.target("trades").holds_for_all_readers("trades");
         assert_eq!(audit(&case, arguments, 0)["rows_repaired"], Value::Null, "nothing is left to do");
-        // All is there again: nobody needs to acknowledge anything.
+        // All is there again; that others deleted rows stays told until it is acknowledged.
+        case.alarmed_pass_one("were deleted from the target");
+        let to = case.run(&["--format", "json", "watermark", "show"]).expect(0).json();
+        let to = only_table(&to)["watermark"].as_str().unwrap().to_owned();
+        case.run(&["watermark", "reset", "--table", "trades", "--to", &to, "--yes"]).expect(0);
         assert_eq!(case.pass_one()["status"], "nothing");
     }
 }

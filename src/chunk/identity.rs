@@ -11,6 +11,7 @@ use super::Route;
 use crate::error::{Error, Kind, Result};
 use crate::rows::{Image, Imager};
 use crate::schema::pruned;
+use crate::watermark::Mode;
 
 /// What makes the identity of a row.
 pub(super) struct Identity {
@@ -23,8 +24,10 @@ pub(super) struct Identity {
 }
 
 impl Route<'_> {
-    /// What makes the identity of a row, where all files have these fields.
-    pub(super) fn identity(&self, common: &BTreeSet<i32>) -> Result<Identity> {
+    /// What makes the identity of a row, where all files have these fields: its key. Without a key it is all that does not change by itself, as labels
+    /// do, and columns with a TTL or a DEFAULT. Among rows that nobody asked for, of a source that is sorted by more than its cursor, it is
+    /// less: what no UPDATE can change, because it must never double a row that was updated.
+    pub(super) fn identity(&self, common: &BTreeSet<i32>, mode: Mode) -> Result<Identity> {
         let field = |name: &String| {
             let field = self.schema().field_by_name(name)?;
             (field.field_type.is_primitive() && common.contains(&field.id)).then_some(field.id)
@@ -44,9 +47,12 @@ impl Route<'_> {
         }
         let cursor = field(&self.cursor().name);
         if key.is_empty() {
-            // Without labels, which may be renamed.
-            let fixed = self.source.fixed_columns().iter().filter(|name| labels(name).is_none());
-            ids = fixed.filter_map(field).chain(cursor).collect();
+            let names = self.source.columns.iter().map(|column| &column.name);
+            let stable = names.filter(|name| labels(name).is_none() && !self.source.changes_by_itself(name));
+            let stable: BTreeSet<i32> = stable.filter_map(field).chain(cursor).collect();
+            let fixed = self.source.fixed_columns().iter().filter_map(field).chain(cursor);
+            let fixed: BTreeSet<i32> = fixed.filter(|id| stable.contains(id)).collect();
+            ids = if mode == Mode::Late && fixed.len() > 1 { fixed } else { stable };
         }
         // Rows are read with their cursor in any case.
         let schema = pruned(self.schema(), &ids.iter().copied().chain(cursor).collect())?;

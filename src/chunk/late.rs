@@ -60,12 +60,11 @@ impl Route<'_> {
         Some(floor(kind.tick_at(at.saturating_sub(lookback)), self.step))
     }
 
-    /// What windows hold now; those of a query are asked for span by span, as it is read.
+    /// What windows hold now; a query of which no input is told is asked for each by itself, as it is read.
     async fn fingerprints(&self, windows: &[Window]) -> Result<Vec<Fingerprint>> {
-        let span = self.span.filter(|_| self.source.is_query());
-        let of = |window: &Window| span.map(|span| floor(window.low.unwrap_or(Tick::MIN), span));
+        let alone = self.source.is_query() && self.table.input.is_none();
         let mut found = Vec::with_capacity(windows.len());
-        for windows in windows.chunk_by(|a, b| of(a) == of(b)) {
+        for windows in windows.chunk_by(|_, _| !alone) {
             found.extend(self.source.fingerprints(self.cursor(), windows).await?);
         }
         Ok(found)

@@ -28,6 +28,7 @@ use crate::rows::Imager;
 use crate::schema::pruned;
 use crate::source::{Source, partition_values};
 use crate::target::{RowFile, Rows, markers, read_rows};
+use crate::watermark::Mode;
 use crate::write::{Encoder, PARTITION, Placement, Scratch, ScratchWriter, Written};
 
 /// Field id of the partition of a row of the source, which no table has: below those that Iceberg reserves, above all others.
@@ -117,12 +118,13 @@ impl Route<'_> {
         };
         let found =
             self.target.row_files(merger.file_io, &self.table.target, self.cursor(), reach, &self.table.key).await?;
-        let (levels, identity) = self.levels(&source, found)?;
+        let found = found.iter().filter_map(|file| file.within(reach)).collect();
+        let (levels, identity) = self.levels(&source, found, chunk.mode)?;
         let (wanted, found) = (Vec::new(), Vec::new());
         let mut merge = Merge { merger, window: chunk.window, reach, source, levels, identity, wanted, found };
         self.look_for(&mut merge, chunk).await?;
         let rows_read = merge.wanted.iter().filter(|wanted| **wanted).count() as u64;
-        if self.source.is_query() {
+        if chunk.partitions.is_empty() {
             chunk.partitions = vec![Partition { key: Vec::new(), rows: rows_read, kept: rows_read, rejected: 0 }];
         }
         let open = (0..merge.found.len()).filter(|row| merge.is_open(*row)).count() as u64;
@@ -158,7 +160,7 @@ impl Route<'_> {
     }
 
     /// The target's files by the columns that they hold, most first, and the columns that make the identity of a row.
-    fn levels(&self, source: &Scratch, found: Vec<RowFile>) -> Result<(Vec<Level>, Identity)> {
+    fn levels(&self, source: &Scratch, found: Vec<RowFile>, mode: Mode) -> Result<(Vec<Level>, Identity)> {
         let mut own = source.fields.clone();
         own.remove(&PARTITION_ID);
         let common = found.iter().fold(own.clone(), |all, file| &all & &file.fields);
@@ -172,7 +174,7 @@ impl Route<'_> {
         }
         levels.sort_by_key(|(fields, _)| std::cmp::Reverse(fields.len()));
         let level = |(fields, files)| Ok(Level { files, schema: pruned(self.schema(), &fields)? });
-        Ok((levels.into_iter().map(level).collect::<Result<_>>()?, self.identity(&common)?))
+        Ok((levels.into_iter().map(level).collect::<Result<_>>()?, self.identity(&common, mode)?))
     }
 
     /// Looks for the source's rows among the target's, by all that both have.

@@ -106,8 +106,19 @@ impl Chunk {
     fn watermark_after(&self, planned_on: Option<&Marker>) -> Tick {
         match planned_on {
             None => self.window.high,
-            Some(marker) if marker.watermark < marker.offloaded_to && self.mode == Mode::Append => marker.watermark,
+            // An aggregate's window may end before the next one begins; of what is still to be compared nothing may be left out.
+            Some(marker) if marker.watermark < marker.offloaded_to && self.window.low > Some(marker.watermark) => {
+                marker.watermark
+            }
             Some(marker) => marker.watermark.max(self.window.high),
+        }
+    }
+
+    /// Up to where others deleted rows that do not come back by themselves: what was compared because somebody asked for it is whole again.
+    fn deleted_to_after(&self, before: Tick) -> Tick {
+        match self.mode {
+            Mode::Merge if self.window.high >= before => before.min(self.window.low.unwrap_or(Tick::MIN)),
+            _ => before,
         }
     }
 
@@ -127,7 +138,7 @@ impl Chunk {
             rows: self.held + files.rows(),
             total_records: planned_on.and_then(|marker| marker.total_records),
             adopted_to: planned_on.and_then(|marker| marker.adopted_to),
-            deleted_to: planned_on.and_then(|marker| marker.deleted_to),
+            deleted_to: planned_on.and_then(|marker| marker.deleted_to).map(|to| self.deleted_to_after(to)),
             // The first chunk begins where `start_at` says, which may change later.
             skipped: match (planned_on, self.window.low) {
                 (Some(marker), low) => remove_range(&marker.skipped, (low.unwrap_or(Tick::MIN), self.window.high)),
@@ -199,6 +210,7 @@ impl<'a> Route<'a> {
         let fields = fields.or_else(|error| evolution.check().and(Err(error)))?;
         let kind = identity.cursor.kind;
         let step = step(table.window, kind)?;
+        source.check_input(kind, step)?;
         let span = table.chunk_span.map(|span| span_ticks("chunk_span", span, kind)).transpose()?;
         Ok(Self { table, source, target, identity, step, span, evolution, fields })
     }

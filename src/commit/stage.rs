@@ -98,11 +98,8 @@ pub(crate) fn committed(
     let failed = |e| classify(e, format!("write the commit of `{}`", commit.name));
     let added: u64 = commit.files.iter().map(DataFile::record_count).sum();
     let (expected, live) = (commit.marker.total_records, live_records(metadata));
-    let total_records = match commit.marker.mode {
-        // What it brings may be what others deleted.
-        Mode::Merge => expected.max(live.map(|live| live + added)),
-        _ => expected.max(live).map(|total| total + added),
-    };
+    // What it brings may be what others deleted; that they did stays told until a reset acknowledges it.
+    let total_records = expected.max(live).map(|total| total + added);
     let marker = Marker { total_records, ..commit.marker.clone() }.encode()?;
     let snapshot = Snapshot::builder()
         .with_snapshot_id(snapshot_id)

@@ -268,7 +268,8 @@ impl Comparison<'_> {
         grid: Grid,
         add: &mut impl FnMut(Tick, &Image, &Image) -> bool,
     ) -> Result<bool> {
-        self.read(files.iter().filter(|file| file.may_hold(window)), columns, window, grid, add).await
+        let files: Vec<RowFile> = files.iter().filter_map(|file| file.within(window)).collect();
+        self.read(files.iter(), columns, window, grid, add).await
     }
 
     /// Reads files, and tells bucket, key and image of each row in the window, until that wants no more; `false` where it did not want all.

@@ -13,7 +13,7 @@ use super::Source;
 use super::relation::{Origin, Relation};
 use super::sql::{bounded, identifier, ticks, within};
 use crate::cursor::{Cursor, CursorType, Tick};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::plan::Window;
 use crate::watermark::Fingerprint;
 
@@ -37,6 +37,25 @@ struct FingerprintRow {
 }
 
 impl Source<'_> {
+    /// Refuses an input whose time is too coarse to tell the windows of the query apart, whose bounds are multiples of `step` ticks.
+    pub fn check_input(&self, cursor: CursorType, step: Tick) -> Result<()> {
+        let Some(input) = &self.relation.input else { return Ok(()) };
+        let [tick, step] =
+            [input.cursor.kind.micros_at(1), cursor.micros_at(step)].map(|micros| micros.unwrap_or(1).max(1));
+        if step % tick == 0 {
+            return Ok(());
+        }
+        let name = &input.cursor.name;
+        Err(Error::new(
+            Kind::Config,
+            format!(
+                "input_cursor `{name}` ({:?}) is too coarse for the cursor and `window` of the query",
+                input.cursor.kind
+            ),
+        )
+        .hint("choose a column of the input that tells the windows of the query apart"))
+    }
+
     /// What ascending, disjoint windows hold: one query tells for thousands.
     pub async fn fingerprints(&self, cursor: &Cursor, windows: &[Window]) -> Result<Vec<Fingerprint>> {
         let mut found = Vec::with_capacity(windows.len());

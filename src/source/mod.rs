@@ -369,6 +369,12 @@ impl Source<'_> {
         self.stream(&query, settings::compared(&self.server.settings))
     }
 
+    /// Whether a column may have another value at the next reading, although nobody changed it: by a TTL of its own, or by a DEFAULT that parts without it
+    /// take anew.
+    pub fn changes_by_itself(&self, name: &str) -> bool {
+        self.described.iter().any(|row| row.is_of(name) && row.changes_by_itself())
+    }
+
     /// The columns that no UPDATE changes, because the table is sorted or partitioned by them.
     pub fn fixed_columns(&self) -> &[String] {
         &self.definition.fixed_columns

@@ -22,6 +22,18 @@ pub(super) struct DescribeRow {
     name: String,
     r#type: String,
     default_type: String,
+    #[serde(default)]
+    ttl_expression: String,
+}
+
+impl DescribeRow {
+    pub fn is_of(&self, name: &str) -> bool {
+        self.name == name
+    }
+
+    pub fn changes_by_itself(&self) -> bool {
+        !self.ttl_expression.is_empty() || !self.default_type.is_empty()
+    }
 }
 
 #[derive(Deserialize)]

@@ -14,7 +14,7 @@ use iceberg::io::FileIO;
 use iceberg::scan::{ArrowRecordBatchStream, FileScanTask};
 use iceberg::spec::{DataFileFormat, Schema, SchemaRef, TableMetadata};
 use parquet::basic::{LogicalType, TimeUnit};
-use parquet::file::metadata::{FooterTail, ParquetMetaData, ParquetMetaDataReader};
+use parquet::file::metadata::{FooterTail, ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData};
 use parquet::file::statistics::Statistics;
 
 use super::orphans::is_ours;
@@ -31,6 +31,8 @@ use crate::write::{Scratch, field_ids, rows_of_a_batch};
 const BATCH_ROWS: usize = 8192;
 /// Length of what ends a Parquet file: the footer's length, and magic.
 const TRAILER: u64 = 8;
+/// Length of what begins a Parquet file.
+const MAGIC: u64 = 4;
 
 /// A file whose rows can be read.
 #[derive(Debug, Clone)]
@@ -42,6 +44,15 @@ pub struct RowFile {
     pub fields: BTreeSet<i32>,
     /// As many rows as are decoded at once.
     batch_rows: usize,
+    groups: Vec<Group>,
+}
+
+/// A row group.
+#[derive(Debug, Clone, Copy)]
+struct Group {
+    bytes: u64,
+    /// First and last tick that its statistics allow; `None` where they say nothing.
+    ticks: Option<(Tick, Tick)>,
 }
 
 /// Rows on their way.
@@ -88,7 +99,8 @@ impl Target {
             if fields.contains(&id) {
                 let batch_rows = rows_of_a_batch(metadata.row_groups());
                 let fields = if is_ours(Path::new(&task.data_file_path)) { fields } else { &fields & &lasting };
-                files.push(RowFile { task, ticks: bounds(&metadata, id, cursor.kind), fields, batch_rows });
+                let groups = groups(&metadata, id, cursor.kind);
+                files.push(RowFile { task, ticks: bounds(&groups), fields, batch_rows, groups });
             } else if is_partition_value(&self.metadata, id) {
                 return Err(cursor_is_null(cursor));
             }
@@ -110,13 +122,39 @@ impl RowFile {
             .with_project_field_ids(Vec::new())
             .with_case_sensitive(true)
             .build();
-        Self { task, ticks: None, fields: scratch.fields.clone(), batch_rows: scratch.batch_rows }
+        let (fields, batch_rows) = (scratch.fields.clone(), scratch.batch_rows);
+        Self { task, ticks: None, fields, batch_rows, groups: Vec::new() }
     }
 
     /// Whether it may hold rows of a window.
     pub fn may_hold(&self, window: Window) -> bool {
-        self.ticks.is_none_or(|(first, last)| first < window.high && window.low.is_none_or(|low| low <= last))
+        may_hold(self.ticks, window)
     }
+
+    /// The part of it that may hold rows of a window: from the first such row group to the last; `None` where there is none. A file with deletes stays
+    /// whole, because they count rows from its beginning.
+    pub fn within(&self, window: Window) -> Option<Self> {
+        if !may_hold(self.ticks, window) {
+            return None;
+        }
+        let holds = |group: &Group| may_hold(group.ticks, window);
+        let mut part = self.clone();
+        if self.task.deletes.is_empty() && !self.groups.is_empty() {
+            let first = self.groups.iter().position(holds)?;
+            let last = self.groups.iter().rposition(holds)?;
+            let bytes =
+                |groups: Option<&[Group]>| groups.unwrap_or_default().iter().map(|group| group.bytes).sum::<u64>();
+            // As iceberg counts them: one after the other, behind the magic.
+            part.task.start = MAGIC + bytes(self.groups.get(..first));
+            part.task.length = bytes(self.groups.get(first..=last));
+        }
+        Some(part)
+    }
+}
+
+/// Whether rows of which the first and the last tick are known lie in a window, if they are.
+fn may_hold(ticks: Option<(Tick, Tick)>, window: Window) -> bool {
+    ticks.is_none_or(|(first, last)| first < window.high && window.low.is_none_or(|low| low <= last))
 }
 
 /// Reads files one after the other: the fields of `schema`, in its order.
@@ -194,25 +232,32 @@ async fn footer(file_io: &FileIO, task: &FileScanTask) -> Result<ParquetMetaData
     ParquetMetaDataReader::decode_metadata(&bytes).or_error(Kind::Refused, what())
 }
 
-/// First and last tick of a file by its statistics, where every row group has them.
-fn bounds(metadata: &ParquetMetaData, id: i32, kind: CursorType) -> Option<(Tick, Tick)> {
+/// The row groups of a file, with the ticks that their statistics tell.
+fn groups(metadata: &ParquetMetaData, id: i32, kind: CursorType) -> Vec<Group> {
     let leaves = metadata.file_metadata().schema_descr();
     let is_cursor = |leaf: usize| leaves.column(leaf).self_type().get_basic_info().id() == id;
-    let leaf = (0..leaves.num_columns()).find(|leaf| is_cursor(*leaf))?;
-    let of_micros =
-        matches!(leaves.column(leaf).logical_type_ref(), Some(LogicalType::Timestamp { unit: TimeUnit::MICROS, .. }));
-    let mut all: Option<(Tick, Tick)> = None;
-    for group in metadata.row_groups() {
-        let (first, last) = match (kind, group.column(leaf).statistics()?) {
-            (CursorType::Date, Statistics::Int32(days)) => ((*days.min_opt()?).into(), (*days.max_opt()?).into()),
+    let leaf = (0..leaves.num_columns()).find(|leaf| is_cursor(*leaf));
+    let ticks = |group: &RowGroupMetaData| {
+        let leaf = leaf?;
+        let column = leaves.column(leaf);
+        let of_micros =
+            matches!(column.logical_type_ref(), Some(LogicalType::Timestamp { unit: TimeUnit::MICROS, .. }));
+        match (kind, group.column(leaf).statistics()?) {
+            (CursorType::Date, Statistics::Int32(days)) => Some(((*days.min_opt()?).into(), (*days.max_opt()?).into())),
             (CursorType::DateTime | CursorType::DateTime64 { .. }, Statistics::Int64(micros)) if of_micros => {
-                (kind.tick_at(*micros.min_opt()?), kind.tick_at(*micros.max_opt()?))
+                Some((kind.tick_at(*micros.min_opt()?), kind.tick_at(*micros.max_opt()?)))
             }
-            _ => return None,
-        };
-        all = Some(all.map_or((first, last), |(low, high)| (low.min(first), high.max(last))));
-    }
-    all
+            _ => None,
+        }
+    };
+    let size = |group: &RowGroupMetaData| u64::try_from(group.compressed_size()).unwrap_or(0);
+    metadata.row_groups().iter().map(|group| Group { bytes: size(group), ticks: ticks(group) }).collect()
+}
+
+/// First and last tick of all row groups; `None` where one does not tell.
+fn bounds(groups: &[Group]) -> Option<(Tick, Tick)> {
+    let ticks: Option<Vec<(Tick, Tick)>> = groups.iter().map(|group| group.ticks).collect();
+    ticks?.into_iter().reduce(|all, next| (all.0.min(next.0), all.1.max(next.1)))
 }
 
 #[cfg(test)]

@@ -133,6 +133,11 @@ impl Case {
         only_table(&self.pass())
     }
 
+    /// One pass over the only table that finds rows with other content, and warns.
+    pub fn warned_pass_one(&self) -> Value {
+        only_table(&self.run(&["--format", "json", "run"]).expect_warning("with other content were left").json())
+    }
+
     /// One pass over the only table that moves its rows and ends with exit code 3, saying this.
     pub fn alarmed_pass_one(&self, said: &str) -> Value {
         only_table(&self.run(&["--format", "json", "run"]).expect(3).says(&[said]).json())
