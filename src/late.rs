@@ -221,6 +221,16 @@ mod tests {
     }
 
     #[test]
+    fn what_others_deleted_is_told_until_and_after_a_reset_acknowledges_it() {
+        let of = |deleted_to, is_deleted, low| {
+            is_whole(&Marker { deleted_to, ..marker(1, 1000) }, is_deleted, Window { low, high: 900 })
+        };
+        assert!(of(None, false, None) && of(Some(500), false, Some(500)));
+        assert!(!of(None, true, Some(500)), "not acknowledged: they may be missing anywhere");
+        assert!(!of(Some(500), false, Some(499)) && !of(Some(500), false, None));
+    }
+
+    #[test]
     fn duplicates_were_dropped_within_whole_commits() {
         let markers = [
             commit(Mode::Append, Some(900), 1000, 3),

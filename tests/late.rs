@@ -151,7 +151,7 @@ fn p27_a_duplicate_that_was_dropped_stays_dropped() {
 fn p21_rows_that_differ_by_a_label_only_are_two_rows() {
     let case = case_with(
         "labels",
-        "ts DateTime64(3), side Enum8('BUY' = 1, 'SELL' = 2), price UInt32) ENGINE = MergeTree ORDER BY ts",
+        "ts DateTime64(3), side Enum8('BUY' = 1, 'SELL' = 2), price UInt32) ENGINE = MergeTree ORDER BY (ts, side)",
         "",
     );
     case.sql(&format!("INSERT INTO rows SELECT {}, 'SELL', 7 FROM numbers(10)", ago(4, 0)));
