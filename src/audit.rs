@@ -104,6 +104,8 @@ pub struct Counts {
     pub skipped: bool,
     /// Whether the next pass will add what is missing.
     pub late: bool,
+    /// Whether the source's TTL explains every extra row, where that is known of the rows themselves.
+    pub expired: Option<bool>,
     /// How the rows themselves differ, where they were compared.
     pub rows: Option<Differing>,
 }
@@ -153,6 +155,7 @@ pub fn pair(section: Section, source: &[(Bucket, u64)], target: &[Bucket]) -> Ve
         target,
         skipped,
         late,
+        expired: None,
         rows: None,
     });
     counts.collect()
@@ -175,6 +178,11 @@ impl Counts {
         self.rows.map(|rows| rows.changed)
     }
 
+    /// The newest of the extra rows, where rows were compared and none is missing.
+    pub fn last_extra(&self) -> Option<Tick> {
+        self.rows.filter(|rows| rows.missing == 0 && !self.skipped)?.last_extra
+    }
+
     /// What they say, where rows up to the tick `outlived_to` have begun to expire in the source.
     pub fn verdict(&self, outlived_to: Option<Tick>) -> Verdict {
         if self.skipped {
@@ -185,7 +193,9 @@ impl Counts {
             (0, 0) => Verdict::Equal,
             (1.., _) if self.late => Verdict::Pending,
             (1.., _) => Verdict::Missing,
-            _ if outlived_to.is_some_and(|tick| self.low <= tick) => Verdict::ExpiredInSource,
+            _ if self.expired.unwrap_or_else(|| outlived_to.is_some_and(|tick| self.low <= tick)) => {
+                Verdict::ExpiredInSource
+            }
             _ => Verdict::Extra,
         }
     }
@@ -251,7 +261,7 @@ mod tests {
     #[test]
     fn counts_give_a_verdict() {
         let verdict = |source, target, skipped, outlived_to| {
-            Counts { low: 10, high: 20, source, duplicates: 0, target, skipped, late: false, rows: None }
+            Counts { low: 10, high: 20, source, duplicates: 0, target, skipped, late: false, expired: None, rows: None }
                 .verdict(outlived_to)
         };
         assert_eq!(verdict(5, 5, false, None), Verdict::Equal);
@@ -263,13 +273,33 @@ mod tests {
         assert_eq!(verdict(0, 6, true, None), Verdict::Skipped);
         assert_eq!(verdict(6, 0, true, None), Verdict::Skipped);
         let keyed = |target| {
-            Counts { low: 10, high: 20, source: 5, duplicates: 2, target, skipped: false, late: false, rows: None }
-                .verdict(None)
+            Counts {
+                low: 10,
+                high: 20,
+                source: 5,
+                duplicates: 2,
+                target,
+                skipped: false,
+                late: false,
+                expired: None,
+                rows: None,
+            }
+            .verdict(None)
         };
         assert_eq!([4, 5, 7, 8].map(keyed), [Verdict::Missing, Verdict::Equal, Verdict::Equal, Verdict::Extra]);
         let late = |source, target| {
-            Counts { low: 10, high: 20, source, duplicates: 0, target, skipped: false, late: true, rows: None }
-                .verdict(None)
+            Counts {
+                low: 10,
+                high: 20,
+                source,
+                duplicates: 0,
+                target,
+                skipped: false,
+                late: true,
+                expired: None,
+                rows: None,
+            }
+            .verdict(None)
         };
         assert_eq!([late(6, 5), late(5, 5), late(5, 6)], [Verdict::Pending, Verdict::Equal, Verdict::Extra]);
         let mismatches = [Verdict::Missing, Verdict::Extra];
@@ -282,15 +312,41 @@ mod tests {
     #[test]
     fn rows_give_a_verdict_whatever_the_counts_are() {
         let verdict = |missing, extra, changed, outlived_to| {
-            let rows = Some(Differing { missing, extra, changed });
-            Counts { low: 10, high: 20, source: 5, duplicates: 9, target: 5, skipped: false, late: false, rows }
-                .verdict(outlived_to)
+            let rows = Some(Differing { missing, extra, changed, last_extra: None });
+            Counts {
+                low: 10,
+                high: 20,
+                source: 5,
+                duplicates: 9,
+                target: 5,
+                skipped: false,
+                late: false,
+                expired: None,
+                rows,
+            }
+            .verdict(outlived_to)
         };
         assert_eq!(verdict(0, 0, 0, None), Verdict::Equal);
         assert_eq!(verdict(1, 1, 0, Some(99)), Verdict::Missing, "nothing explains a row that is there");
         assert_eq!(verdict(0, 1, 1, None), Verdict::Extra);
         assert_eq!(verdict(0, 1, 1, Some(10)), Verdict::ExpiredInSource);
         assert_eq!(verdict(0, 0, 1, Some(10)), Verdict::Changed);
+        let rows = Some(Differing { missing: 0, extra: 1, changed: 0, last_extra: Some(15) });
+        let of = |expired| {
+            Counts {
+                low: 10,
+                high: 20,
+                source: 5,
+                duplicates: 0,
+                target: 6,
+                skipped: false,
+                late: false,
+                expired,
+                rows,
+            }
+            .verdict(Some(10))
+        };
+        assert_eq!([of(Some(false)), of(Some(true)), of(None)].map(|v| v == Verdict::Extra), [true, false, false]);
     }
 
     #[test]

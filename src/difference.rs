@@ -63,12 +63,15 @@ pub struct Differing {
     pub extra: u64,
     /// Rows of the target whose key the source has, with other content.
     pub changed: u64,
+    /// The newest tick of the extra rows.
+    pub last_extra: Option<Tick>,
 }
 
 /// Equal rows of a bucket.
 #[derive(Debug, Clone, Copy)]
 struct Entry {
     bucket: Tick,
+    tick: Tick,
     key: Image,
     image: Image,
     rows: [u64; 2],
@@ -101,7 +104,7 @@ impl Difference {
     }
 
     /// Adds a row, if it is in the slice; `false` when memory is full: more slices are needed. Without a key, `key` is the image.
-    pub fn add(&mut self, side: Side, bucket: Tick, key: &Image, image: &Image) -> bool {
+    pub fn add(&mut self, side: Side, (bucket, tick): (Tick, Tick), key: &Image, image: &Image) -> bool {
         if !self.slice.contains(key) {
             return true;
         }
@@ -119,7 +122,7 @@ impl Difference {
         }
         let mut rows = [0; 2];
         rows[side as usize] = 1;
-        self.entries.push(Entry { bucket, key: *key, image: *image, rows });
+        self.entries.push(Entry { bucket, tick, key: *key, image: *image, rows });
         true
     }
 
@@ -145,7 +148,7 @@ impl Difference {
         let mut buckets: BTreeMap<Tick, Differing> = BTreeMap::new();
         for rows in self.entries.chunk_by(|a, b| (a.bucket, a.key) == (b.bucket, b.key)) {
             let Some(first) = rows.first() else { continue };
-            let differing = if self.keyed { of_one_key(rows) } else { of_equal_rows(first.rows) };
+            let differing = if self.keyed { of_one_key(rows) } else { of_equal_rows(first) };
             if differing != Differing::default() {
                 buckets.entry(first.bucket).or_default().add(differing);
             }
@@ -154,8 +157,11 @@ impl Difference {
     }
 }
 
-fn of_equal_rows([source, target]: [u64; 2]) -> Differing {
-    Differing { missing: source.saturating_sub(target), extra: target.saturating_sub(source), changed: 0 }
+fn of_equal_rows(entry: &Entry) -> Differing {
+    let [source, target] = entry.rows;
+    let extra = target.saturating_sub(source);
+    let last_extra = (extra > 0).then_some(entry.tick);
+    Differing { missing: source.saturating_sub(target), extra, changed: 0, last_extra }
 }
 
 /// The rows of one key. The source's rows leave once for each SELECT that sees them (protocol.md P27): the target has at least one of them, and
@@ -168,7 +174,7 @@ fn of_one_key(rows: &[Entry]) -> Differing {
     let in_source = is_on(Side::Source);
     let each = rows.iter().map(|entry| match entry.rows {
         [0, target] if in_source => Differing { changed: target, ..Differing::default() },
-        [source, target] => Differing { extra: target.saturating_sub(source), ..Differing::default() },
+        _ => Differing { missing: 0, ..of_equal_rows(entry) },
     });
     each.fold(Differing::default(), |mut all, one| {
         all.add(one);
@@ -182,6 +188,7 @@ impl Differing {
         self.missing = self.missing.saturating_add(other.missing);
         self.extra = self.extra.saturating_add(other.extra);
         self.changed = self.changed.saturating_add(other.changed);
+        self.last_extra = self.last_extra.max(other.last_extra);
     }
 }
 
@@ -225,7 +232,7 @@ mod tests {
                 for (bucket, key, content) in rows {
                     let row = image(u64::from(*key) << 8 | u64::from(*content));
                     let key = if keyed { image(u64::from(*key)) } else { row };
-                    if !difference.add(side, *bucket, &key, &row) {
+                    if !difference.add(side, (*bucket, *bucket), &key, &row) {
                         return None;
                     }
                     assert!(difference.entries.capacity() as u64 <= places);
@@ -241,7 +248,8 @@ mod tests {
     fn one(source: &[(u8, u8)], target: &[(u8, u8)], keyed: bool) -> (u64, u64, u64) {
         let rows = |rows: &[(u8, u8)]| rows.iter().map(|(key, content)| (0, *key, *content)).collect::<Vec<_>>();
         let all = compare(&rows(source), &rows(target), keyed, 100, 1);
-        let Differing { missing, extra, changed } = all.get(&0).copied().unwrap_or_default();
+        let Differing { missing, extra, changed, last_extra } = all.get(&0).copied().unwrap_or_default();
+        assert_eq!(last_extra.is_some(), extra > 0);
         (missing, extra, changed)
     }
 

@@ -303,6 +303,34 @@ fn rows_that_the_sources_ttl_has_deleted_are_no_mismatch() {
     assert_eq!(verdicts(3).last().unwrap(), "extra: 0 1 0");
 }
 
+/// Of an hour in which rows expire, the TTL explains those whose time is over and no other.
+#[test]
+fn a_row_that_went_before_its_time_is_extra() {
+    let case = Case::with_trades("before");
+    case.config(&format!("{TRADES}late_lookback = '0s'\n"));
+    // The hour that began two hours before this one: what lies in its first half has expired.
+    let bound = "toStartOfHour(now('UTC')) - INTERVAL 90 MINUTE";
+    let insert = |minutes: i32| {
+        case.sql(&format!(
+            "INSERT INTO trades (exchange_timestamp, symbol) SELECT {bound} + toIntervalMinute({minutes}), 'A'"
+        ))
+    };
+    for minutes in [-20, -10, 20, 100] {
+        insert(minutes);
+    }
+    case.pass();
+    let seconds = case.sql(&format!("SELECT toUnixTimestamp(now()) - toUnixTimestamp({bound})"));
+    case.sql(&format!("ALTER TABLE trades MODIFY TTL toDateTime(exchange_timestamp) + INTERVAL {seconds} SECOND"));
+    case.sql("OPTIMIZE TABLE trades FINAL");
+    assert_eq!(case.sql("SELECT count() FROM trades"), "2");
+    let since = case.sql("SELECT formatDateTime(now('UTC') - INTERVAL 5 HOUR, '%Y-%m-%dT%H:%i:%SZ', 'UTC')");
+    let verdicts = |code| found_with(&case, code, &["--since", &since]);
+    assert!(verdicts(0)[0].ends_with("expired_in_source: 0 2 0"), "{:?}", verdicts(0));
+    case.sql(&format!("DELETE FROM trades WHERE exchange_timestamp < {bound} + INTERVAL 30 MINUTE"));
+    assert!(verdicts(3)[0].ends_with("extra: 0 3 0"), "{:?}", verdicts(3));
+    case.run(&["audit", "--since", &since]).expect(0).says(&["expired_in_source"]);
+}
+
 #[test]
 fn p25_what_was_skipped_is_not_compared() {
     let case = offloaded("skipped");

@@ -129,7 +129,7 @@ impl Job<'_> {
         for _ in 0..MAX_LOOKS {
             let sections = audit::sections(range, &marker.skipped, &late);
             let Some((range, counted)) = sides.count(range, sections).await? else { return Ok(None) };
-            let counts: Vec<Counts> = match self.args.checksum {
+            let mut counts: Vec<Counts> = match self.args.checksum {
                 false => counted.into_iter().flat_map(|(_, counts)| counts).collect(),
                 true => {
                     route.evolution.check()?;
@@ -144,7 +144,11 @@ impl Job<'_> {
                     continue;
                 }
             }
-            let outlived_to = match is(Verdict::Extra) {
+            let is_extra = is(Verdict::Extra);
+            if is_extra {
+                sides.explain(&mut counts).await?;
+            }
+            let outlived_to = match is_extra {
                 true if route.source.is_query() => audit::first_of_source(&counts),
                 true => sides.outlived_to(range, clock_micros).await?,
                 false => None,
@@ -256,6 +260,15 @@ impl Sides<'_> {
             rows.extend(source.leaving_histogram(cursor, window, width).await?);
         }
         Ok(rows)
+    }
+
+    /// Tells of hours whose rows were compared whether the TTL explains even the newest extra row, where it depends on the cursor only.
+    async fn explain(&self, counts: &mut [Counts]) -> Result<()> {
+        let ticks: Vec<Tick> = counts.iter().filter_map(Counts::last_extra).collect();
+        let Some(expired) = self.route.source.have_expired(self.route.cursor(), &ticks).await? else { return Ok(()) };
+        let told = counts.iter_mut().filter(|counts| counts.last_extra().is_some());
+        told.zip(expired).for_each(|(counts, expired)| counts.expired = Some(expired));
+        Ok(())
     }
 
     /// How far the source's TTL explains that rows are gone; `None` where it has none. Rows up to its clock tell how long a row lives: of a

@@ -116,6 +116,7 @@ impl Comparison<'_> {
             target: target.rows,
             skipped: false,
             late: false,
+            expired: None,
             rows: Some(differences.get(&low).copied().unwrap_or_default()),
         });
         Ok(counts.collect())
@@ -128,7 +129,7 @@ impl Comparison<'_> {
         for window in &stretch.windows {
             let Some(scratch) = self.receive(*window, Reading::Leaving).await? else { continue };
             let of_both = self.columns(stretch, Some(&scratch))?;
-            let mut add = |bucket, _: &Image, image: &Image| {
+            let mut add = |(bucket, _), _: &Image, image: &Image| {
                 sums.add(Side::Source, bucket, image);
                 true
             };
@@ -139,7 +140,7 @@ impl Comparison<'_> {
             return Ok(sums);
         }
         let columns = columns.map_or_else(|| self.columns(stretch, None), Ok)?;
-        let mut add = |bucket, _: &Image, image: &Image| {
+        let mut add = |(bucket, _), _: &Image, image: &Image| {
             sums.add(Side::Target, bucket, image);
             true
         };
@@ -200,8 +201,8 @@ impl Comparison<'_> {
         for number in 0..slices {
             let mut difference = Difference::new(self.memory, Slice { number, of: slices }, again.keyed);
             for side in [Side::Source, Side::Target] {
-                let mut add = |bucket: Tick, key: &Image, image: &Image| {
-                    !again.buckets.contains(&bucket) || difference.add(side, bucket, key, image)
+                let mut add = |at: (Tick, Tick), key: &Image, image: &Image| {
+                    !again.buckets.contains(&at.0) || difference.add(side, at, key, image)
                 };
                 let (columns, grid) = (&again.columns, again.grid);
                 let fits = match side {
@@ -253,7 +254,7 @@ impl Comparison<'_> {
         scratches: &[Scratch],
         columns: &Columns,
         grid: Grid,
-        add: &mut impl FnMut(Tick, &Image, &Image) -> bool,
+        add: &mut impl FnMut((Tick, Tick), &Image, &Image) -> bool,
     ) -> Result<bool> {
         let file = |scratch| RowFile::of_scratch(scratch, columns.schema.clone());
         let files: Vec<RowFile> = scratches.iter().map(file).collect();
@@ -266,20 +267,20 @@ impl Comparison<'_> {
         columns: &Columns,
         window: Window,
         grid: Grid,
-        add: &mut impl FnMut(Tick, &Image, &Image) -> bool,
+        add: &mut impl FnMut((Tick, Tick), &Image, &Image) -> bool,
     ) -> Result<bool> {
         let files: Vec<RowFile> = files.iter().filter_map(|file| file.within(window)).collect();
         self.read(files.iter(), columns, window, grid, add).await
     }
 
-    /// Reads files, and tells bucket, key and image of each row in the window, until that wants no more; `false` where it did not want all.
+    /// Reads files, and tells bucket and tick, key and image of each row in the window, until that wants no more; `false` where it did not want all.
     async fn read<'f>(
         &self,
         files: impl Iterator<Item = &'f RowFile>,
         columns: &Columns,
         window: Window,
         grid: Grid,
-        add: &mut impl FnMut(Tick, &Image, &Image) -> bool,
+        add: &mut impl FnMut((Tick, Tick), &Image, &Image) -> bool,
     ) -> Result<bool> {
         let mut rows = read_rows(self.file_io, files, &columns.schema, self.route.cursor())?;
         while let Some((batch, ticks)) = rows.next().await? {
@@ -296,7 +297,7 @@ impl Comparison<'_> {
                 let Some(tick) = tick.filter(|tick| window.contains(*tick)) else { continue };
                 let bucket = grid.bucket(tick).low;
                 let bucket = bucket.ok_or_else(|| Error::new(Kind::Internal, "a bucket has no beginning"))?;
-                if !add(bucket, key, image) {
+                if !add((bucket, tick), key, image) {
                     return Ok(false);
                 }
             }

@@ -148,6 +148,7 @@ mod tests {
             target: 1,
             skipped: false,
             late: false,
+            expired: None,
             rows: None,
         };
         buckets.iter().map(bucket).collect()

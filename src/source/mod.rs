@@ -135,6 +135,11 @@ struct LeavingRow {
 }
 
 #[derive(Row, Deserialize)]
+struct ExpiredRow {
+    expired: Vec<u8>,
+}
+
+#[derive(Row, Deserialize)]
 struct LifetimeRow {
     seconds: Option<i64>,
 }
@@ -272,6 +277,17 @@ impl Source<'_> {
                 Ok(None)
             }
             row => Ok(row?.seconds),
+        }
+    }
+
+    /// Whether rows of these ticks have expired by now; `None` without a TTL, and where it depends on more than the cursor.
+    pub async fn have_expired(&self, cursor: &Cursor, ticks: &[Tick]) -> Result<Option<Vec<bool>>> {
+        let Some(ttl) = self.ttl.as_ref().filter(|_| !ticks.is_empty()) else { return Ok(None) };
+        let (_, column) = self.column(&cursor.name, "cursor")?;
+        let query = self.relation.have_expired(cursor, &column.source_type, ticks, ttl);
+        match self.server.fetch_one::<ExpiredRow>(&query, &self.what("expired")).await {
+            Err(error) if !error.kind().policy().retry => Ok(None),
+            row => Ok(Some(row?.expired.into_iter().map(|expired| expired > 0).collect())),
         }
     }
 

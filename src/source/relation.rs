@@ -196,6 +196,19 @@ impl Relation {
         )
     }
 
+    /// Whether rows of these ticks, of which nothing else is known, have expired.
+    pub fn have_expired(&self, cursor: &Cursor, source_type: &str, ticks: &[Tick], ttl: &str) -> String {
+        let values: Vec<String> = ticks.iter().map(|tick| literal(*tick, cursor.kind)).collect();
+        format!(
+            "SELECT arrayMap(row -> row.2, arraySort(groupArray((k2_number, toUInt8(ifNull({ttl} <= toUnixTimestamp(now()), 0)))))) AS expired \
+             FROM (SELECT k2_row.1 AS k2_number, CAST(k2_row.2, {}) AS {} FROM (SELECT arrayJoin(arrayZip(range({}), [{}])) AS k2_row))",
+            string(source_type),
+            identifier(&cursor.name),
+            ticks.len(),
+            values.join(", ")
+        )
+    }
+
     /// Compressed bytes and rows of the table's parts.
     pub fn size(&self) -> String {
         format!(
