@@ -192,6 +192,44 @@ fn p21_a_renamed_label_in_the_key_is_refused_and_new_rows_leave() {
     assert_eq!(marker["watermark"], marker["offloaded_to"]);
 }
 
+/// A window that cannot be merged holds neither new rows back nor the late rows of others.
+#[test]
+fn one_refused_window_does_not_hold_others_back() {
+    let case = case_with(
+        "refused",
+        "ts DateTime64(3), id UInt32, side Enum8('BUY' = 1, 'SELL' = 2)) ENGINE = MergeTree ORDER BY ts",
+        "key = ['id', 'side']\n",
+    );
+    for (hours, side) in [(8, "BUY"), (4, "SELL")] {
+        case.sql(&format!(
+            "INSERT INTO rows SELECT {} + number, {hours}00 + number, '{side}' FROM numbers(5)",
+            ago(hours, 0)
+        ));
+        case.pass();
+    }
+    case.sql("ALTER TABLE rows MODIFY COLUMN side Enum8('bought' = 1, 'SELL' = 2) SETTINGS mutations_sync = 2");
+    for hours in [8, 4, 1] {
+        case.sql(&format!("INSERT INTO rows SELECT {}, 9{hours}, 'SELL'", ago(hours, 0)));
+    }
+    let output = case.run(&["--format", "json", "run"]).expect(3).says(&["a label of an Enum in the key"]);
+    assert_eq!(numbers(&only_table(&output.json())), [2, 1, 0]);
+}
+
+/// Rows that have left are no rows that wait for the TTL.
+#[test]
+fn a_reset_back_over_rows_that_expired_alarms_nobody() {
+    let case = case_with("expired", PLAIN, "");
+    insert(&case, 30, 0..10);
+    insert(&case, 4, 10..20);
+    case.pass();
+    case.sql("ALTER TABLE rows MODIFY TTL toDateTime(ts) + INTERVAL 24 HOUR");
+    case.sql("OPTIMIZE TABLE rows FINAL");
+    let time = case.sql(&format!("SELECT formatDateTime({}, '%Y-%m-%dT%H:%i:%SZ', 'UTC')", ago(40, 0)));
+    reset(&case, &["--to", &time]);
+    assert_eq!(numbers(&case.pass_one()), [0; 3]);
+    assert_eq!(case.target("rows").count(), 20);
+}
+
 /// Rows whose values change by themselves, or by a mutation, are the same rows: one late row brings itself only.
 #[test]
 fn rows_whose_values_changed_are_not_added_with_a_late_one() {

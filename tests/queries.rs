@@ -221,6 +221,23 @@ fn p11_a_window_that_changes_and_bounds_that_do_not_align_are_refused() {
 }
 
 #[test]
+fn an_input_that_cannot_tell_the_windows_apart_is_refused() {
+    let input = |cursor: &str| {
+        format!(
+            "{KEYS}input = 'SELECT exchange_timestamp, toDate(exchange_timestamp) AS day, symbol FROM trades'\ninput_cursor = '{cursor}'\n"
+        )
+    };
+    let case = with_candles("input", &input("day"));
+    case.run(&["run"]).expect(2).says(&["input_cursor `day` (Date) is too coarse", "hint: "]);
+    case.config(&table(CANDLES, &input("symbol")));
+    case.run(&["run"]).expect(2).says(&["input_cursor `symbol` has type String, which is not time"]);
+    case.config(&table(CANDLES, &input("nobody")));
+    case.run(&["run"]).expect(2).says(&["input_cursor `nobody` is no column of the input"]);
+    case.config(&table(CANDLES, &input("exchange_timestamp")));
+    assert_eq!(case.pass_one()["rows_written"], 12);
+}
+
+#[test]
 fn a_mutation_of_a_table_that_a_query_names_makes_the_chunk_be_planned_again() {
     let case = with_candles("mutation", KEYS);
     case.sql("ALTER TABLE trades UPDATE price = throwIf(1) WHERE 1 SETTINGS mutations_sync = 0");

@@ -392,3 +392,30 @@ impl<'a> Route<'a> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::watermark::tests::marker;
+
+    /// The watermark, offloaded-to and the bound of what others deleted after a chunk, where a reset had put the watermark back from 1000 to 400.
+    fn after(mode: Mode, low: Tick, high: Tick) -> (Tick, Tick, Option<Tick>) {
+        let back = Marker { watermark: 400, deleted_to: Some(1000), ..marker(1, 1000) };
+        let chunk = Chunk::new(Window { low: Some(low), high }, mode);
+        let marker = chunk.marker(&back.source, Some(&back), &Files::default());
+        (marker.watermark, marker.offloaded_to, marker.deleted_to)
+    }
+
+    #[test]
+    fn nothing_carries_the_watermark_over_what_is_still_to_be_compared() {
+        assert_eq!(after(Mode::Merge, 400, 700), (700, 1000, Some(1000)));
+        assert_eq!(after(Mode::Merge, 700, 800), (400, 1000, Some(1000)), "a repair that a reset overtook");
+        assert_eq!(after(Mode::Append, 1000, 1100), (400, 1100, Some(1000)));
+    }
+
+    #[test]
+    fn what_others_deleted_may_come_back_where_it_was_asked_for() {
+        assert_eq!(after(Mode::Merge, 400, 1000), (1000, 1000, Some(400)));
+        assert_eq!(after(Mode::Late, 300, 400).2, Some(1000));
+    }
+}
