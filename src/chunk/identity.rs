@@ -11,6 +11,7 @@ use super::Route;
 use crate::error::{Error, Kind, Result};
 use crate::rows::{Image, Imager};
 use crate::schema::pruned;
+use crate::target::no_key_column;
 use crate::watermark::Mode;
 
 /// What makes the identity of a row.
@@ -39,11 +40,7 @@ impl Route<'_> {
         let key = &self.table.key;
         let mut ids = BTreeSet::new();
         for name in key {
-            ids.insert(field(name).ok_or_else(|| {
-                Error::refused(format!("the target has files without the key column `{name}`")).hint(
-                    "compact the table, which writes their rows with it (Spark: `CALL system.rewrite_data_files`)",
-                )
-            })?);
+            ids.insert(field(name).ok_or_else(|| no_key_column(name))?);
         }
         let cursor = field(&self.cursor().name);
         if key.is_empty() {

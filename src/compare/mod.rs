@@ -21,7 +21,7 @@ use crate::error::{Error, Kind, Result};
 use crate::plan::{Window, span_ticks};
 use crate::rows::{Image, Imager};
 use crate::schema::pruned;
-use crate::target::{RowFile, read_rows};
+use crate::target::{RowFile, no_key_column, read_rows};
 use crate::write::{Scratch, ScratchWriter};
 
 /// Buckets that are read a second time together: each may be a file of its own.
@@ -239,13 +239,7 @@ impl Comparison<'_> {
         };
         let schema = pruned(schema, &fields)?;
         let position = |name: &String| schema.as_struct().fields().iter().position(|field| field.name == *name);
-        let key = self.route.table.key.iter().map(|name| {
-            position(name).ok_or_else(|| {
-                Error::refused(format!("the target has files without the key column `{name}`")).hint(
-                    "compact the table, which writes their rows with it (Spark: `CALL system.rewrite_data_files`)",
-                )
-            })
-        });
+        let key = self.route.table.key.iter().map(|name| position(name).ok_or_else(|| no_key_column(name)));
         Ok(Columns { key: key.collect::<Result<_>>()?, schema })
     }
 

@@ -9,6 +9,7 @@ mod open;
 mod projection;
 mod reject;
 mod relation;
+mod select;
 mod server;
 mod settings;
 mod sql;

@@ -22,7 +22,7 @@ pub use self::catalog::{Catalog, Swap, SwapError};
 pub use self::history::{Fate, Rollback, ancestors, deleted_by_others, fate, live_records, markers};
 pub use self::orphans::{MIN_AGE, Orphan};
 pub use self::register::{Relation, locate, version_of};
-pub use self::rows::{RowFile, Rows, read_rows};
+pub use self::rows::{RowFile, Rows, no_key_column, read_rows};
 pub use self::scan::ticks;
 use crate::config::{Table as TableConfig, TableName};
 use crate::error::{Error, Kind, Result};

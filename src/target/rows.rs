@@ -155,6 +155,12 @@ impl RowFile {
     }
 }
 
+/// The error of rows that their key cannot tell apart.
+pub fn no_key_column(name: &str) -> Error {
+    Error::refused(format!("the target has files without the key column `{name}`"))
+        .hint("compact the table, which writes their rows with it (Spark: `CALL system.rewrite_data_files`)")
+}
+
 /// Whether rows of which the first and the last tick are known lie in a window, if they are.
 fn may_hold(ticks: Option<(Tick, Tick)>, window: Window) -> bool {
     ticks.is_none_or(|(first, last)| first < window.high && window.low.is_none_or(|low| low <= last))
