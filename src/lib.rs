@@ -29,6 +29,7 @@
 pub mod audit;
 pub mod chunk;
 pub mod cli;
+pub mod clock;
 pub mod commands;
 pub mod commit;
 pub mod compare;

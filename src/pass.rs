@@ -10,13 +10,14 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use chrono::{SecondsFormat, Utc};
+use chrono::Utc;
 use futures::{FutureExt, StreamExt, stream};
 use iceberg::io::FileIO;
 use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::chunk::{Chunk, Files, Merger, Route};
+use crate::clock::now;
 use crate::commit::{self, Base, Commit, Failure};
 use crate::config::{Config, Table};
 use crate::cursor::{Tick, micros_of};
@@ -33,7 +34,7 @@ use crate::source::{Server, new_run_id};
 use crate::state::{Finished, State};
 use crate::stop::Stop;
 use crate::storage::local_file_io;
-use crate::target::{Catalog, Target, deleted_by_others, markers};
+use crate::target::{Catalog, Target, deleted_by_others, live_records, markers};
 use crate::telemetry::Telemetry;
 use crate::ttl;
 use crate::watermark::{Marker, Mode};
@@ -177,9 +178,16 @@ impl<'a> Pass<'a> {
         let free = failpoint::hit(Failpoint::Guard)? == Action::Skip || self.options.dry_run;
         let _guard = if free { None } else { Some(Guard::acquire(&self.config.catalog, &table.target, &self.run_id)?) };
         if !self.options.dry_run {
-            self.state.begin(&table.target.to_string());
+            self.state.begin(&table.target.to_string(), &self.run_id, &self.started_at);
         }
-        let offloaded = self.retry(async || Box::pin(self.offload(table, server, &mut catalog, progress)).await).await;
+        let tried = async || {
+            let tried = Box::pin(self.offload(table, server, &mut catalog, progress)).await;
+            if tried.as_ref().is_err_and(|error| error.kind() == Kind::Conflict) {
+                progress.conflict();
+            }
+            tried
+        };
+        let offloaded = self.retry(tried).await;
         // Rows first, alarm afterwards; also where something else went wrong after a commit, because the next pass cannot tell any more.
         match (progress.alarm(), offloaded) {
             (Some(lost), Ok(())) => Err(lost),
@@ -215,6 +223,8 @@ impl<'a> Pass<'a> {
             facts.clock_micros += micros;
         }
         warn_of_clock_skew(facts.clock_micros);
+        progress.asked(table, cursor.kind, route.step, &facts);
+        progress.target_rows(live_records(&route.target.metadata));
         let until = self.options.until_micros.map(|until| cursor.kind.tick_at(until));
         let situation = Situation {
             cursor: cursor.kind,
@@ -230,7 +240,7 @@ impl<'a> Pass<'a> {
         let plan = situation.plan();
         if progress.is_new() {
             // P20: the cache feeds this alarm only. Without it, a table that was quiet for longer than its TTL may alarm once.
-            let checked_to = self.state.table(&table.target.to_string()).and_then(|state| state.checked_to);
+            let checked_to = self.state.checked_to(&table.target.to_string());
             progress.lost(ttl::guard(table, cursor.kind, offloaded_to.and(offloaded_to.max(checked_to)), &facts));
         }
         progress.deleted(marker.as_ref().and_then(|marker| deleted_by_others(&route.target.metadata, marker)));
@@ -385,6 +395,7 @@ impl<'a> Pass<'a> {
                     tracing::info!(changes = schema_changes.join("; "), "the target's schema changed");
                     progress.schema_changes(&schema_changes);
                 }
+                progress.target_rows(live_records(&route.target.metadata));
                 progress.committed(chunk, &files, snapshot_id, marker);
                 failpoint::hit(Failpoint::Committed).map(|_| ())
             }
@@ -500,10 +511,6 @@ fn warn_of_changed_rows(table: &Table, rows: Option<u64>) {
             "rows whose key is in the target with other content were left as they are; if the key is not unique, they are missing there"
         ),
     }
-}
-
-fn now() -> String {
-    Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
 fn millis(since: Instant) -> u64 {

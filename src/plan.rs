@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
-use crate::cursor::{CursorType, Tick, micros_of};
+use crate::cursor::{CursorType, MICROS_PER_SECOND, Tick, micros_of};
 use crate::error::{Error, Kind, Result};
 
 /// What a window is planned from.
@@ -126,8 +126,8 @@ impl Situation {
     /// `until`, so that neither a wrong clock nor a row from the future carries the watermark with it; of aggregates it ends with the last
     /// window that has closed (P11).
     pub fn plan(&self) -> Plan {
-        let settled = self.cursor.tick_at(self.source_clock_micros.saturating_sub(micros_of(self.settle_delay)));
-        let bound = floor(self.until.map_or(settled, |until| until.min(settled)), self.step);
+        let reachable = reachable(self.cursor, self.source_clock_micros, self.settle_delay, self.step);
+        let bound = self.until.map_or(reachable, |until| floor(until, self.step).min(reachable));
         if self.low.is_some_and(|low| bound <= low) {
             return Plan { merge: None, window: None, checked_to: self.watermark };
         }
@@ -140,6 +140,17 @@ impl Situation {
             .filter(|window| low.is_none_or(|low| window.high > low));
         Plan { merge, window, checked_to: Some(bound) }
     }
+}
+
+/// The highest bound that a pass can reach by now: nothing below it is still to settle, or in an open window.
+pub fn reachable(cursor: CursorType, clock_micros: i64, settle_delay: Duration, step: Tick) -> Tick {
+    floor(cursor.tick_at(clock_micros.saturating_sub(micros_of(settle_delay))), step)
+}
+
+/// Seconds between two bounds, 0 where `to` is not above `from`; `None` for a tick that is no instant.
+pub fn seconds_between(cursor: CursorType, from: Tick, to: Tick) -> Option<i64> {
+    let micros = cursor.micros_at(to)?.checked_sub(cursor.micros_at(from)?)?;
+    Some((micros / MICROS_PER_SECOND).max(0))
 }
 
 /// Rows of a window that share their partition values.

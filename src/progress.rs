@@ -1,11 +1,13 @@
 //! What a pass has done about a table so far, and its report. It outlives failed tries: what was committed stays committed.
 
 use crate::chunk::{Chunk, Files};
+use crate::clock::now;
 use crate::config::Table;
 use crate::cursor::{CursorType, Tick};
 use crate::error::{Error, Kind};
-use crate::plan::Window;
-use crate::report::{ErrorReport, LeftAlone, PlannedChunk, RunStatus, RunTable};
+use crate::plan::{Window, reachable, seconds_between};
+use crate::report::{CommittedChunk, ErrorReport, LeftAlone, PlannedChunk, RunStatus, RunTable};
+use crate::source::Facts;
 use crate::ttl;
 use crate::watermark::{Marker, Mode};
 
@@ -27,8 +29,14 @@ pub struct Progress {
     left_alone: Vec<Window>,
     bytes: u64,
     files: u64,
-    chunks: u64,
-    snapshot_id: Option<i64>,
+    commits: Vec<CommittedChunk>,
+    conflicts: u64,
+    target_rows: Option<u64>,
+    /// The highest bound that the pass could reach.
+    reachable: Option<Tick>,
+    ttl_seconds_left: Option<i64>,
+    /// How long the TTL lets a row live, seconds after its cursor; the source's clock, microseconds since 1970.
+    lifetime: Option<(i64, i64)>,
     planned: Vec<Chunk>,
     schema_changes: Vec<String>,
     lost: Option<Window>,
@@ -66,7 +74,7 @@ impl Progress {
 
     /// Whether a chunk was committed.
     pub fn has_committed(&self) -> bool {
-        self.chunks > 0
+        !self.commits.is_empty()
     }
 
     /// Source and target were looked at.
@@ -76,6 +84,23 @@ impl Progress {
         self.marker = marker;
         self.rows_future = rows_future;
         self.planned.clear();
+    }
+
+    /// What the source said of its clock and its TTL.
+    pub fn asked(&mut self, table: &Table, cursor: CursorType, step: Tick, facts: &Facts) {
+        self.reachable = Some(reachable(cursor, facts.clock_micros, table.settle_delay, step));
+        self.ttl_seconds_left = ttl::seconds_left(facts);
+        self.lifetime = facts.lifetime_seconds.map(|lifetime| (lifetime, facts.clock_micros));
+    }
+
+    /// The target holds so many rows.
+    pub fn target_rows(&mut self, rows: Option<u64>) {
+        self.target_rows = rows;
+    }
+
+    /// Somebody else changed what a try had planned on.
+    pub fn conflict(&mut self) {
+        self.conflicts += 1;
     }
 
     /// A commit changes this in the target's schema, or with `--dry-run` would.
@@ -118,8 +143,18 @@ impl Progress {
         }
         self.bytes += files.bytes();
         self.files += files.finished.len() as u64;
-        self.chunks += 1;
-        self.snapshot_id = Some(snapshot_id);
+        let time = |tick: Option<Tick>| Some(self.cursor?.format(tick?));
+        let commit = CommittedChunk {
+            mode: chunk.mode,
+            low: time(chunk.window.low),
+            high: time(Some(chunk.window.high)),
+            rows: files.rows(),
+            files: files.finished.len() as u64,
+            bytes: files.bytes(),
+            snapshot_id,
+            committed_at: now(),
+        };
+        self.commits.push(commit);
     }
 
     fn extend(&mut self, chunk: Window) {
@@ -143,11 +178,25 @@ impl Progress {
         self.checked_to
     }
 
+    /// See [`RunTable::lag_seconds`].
+    fn lag_seconds(&self) -> Option<i64> {
+        seconds_between(self.cursor?, self.checked_to?, self.reachable?)
+    }
+
+    /// See [`RunTable::ttl_seconds_left`].
+    fn ttl_seconds_left(&self, has_moved_all: bool) -> Option<i64> {
+        let (lifetime, clock_micros) = self.lifetime?;
+        match self.cursor.zip(self.checked_to).filter(|_| has_moved_all) {
+            Some((cursor, next)) => Some(lifetime.saturating_sub(seconds_between(cursor, next, cursor.tick_at(clock_micros))?)),
+            None => self.ttl_seconds_left,
+        }
+    }
+
     fn status(&self, error: Option<&Error>) -> RunStatus {
         match error {
             Some(error) if error.kind() == Kind::Locked => RunStatus::Skipped,
             Some(_) => RunStatus::Failed,
-            None if self.chunks > 0 => RunStatus::Offloaded,
+            None if self.has_committed() => RunStatus::Offloaded,
             None if !self.planned.is_empty() => RunStatus::Planned,
             None => RunStatus::Nothing,
         }
@@ -191,8 +240,13 @@ impl Progress {
             rows_future: self.rows_future,
             bytes_written: self.bytes,
             files: self.files,
-            chunks: self.chunks,
-            snapshot_id: self.snapshot_id,
+            chunks: self.commits.len() as u64,
+            snapshot_id: self.commits.last().map(|commit| commit.snapshot_id),
+            commits: self.commits.clone(),
+            conflicts: self.conflicts,
+            target_rows: self.target_rows,
+            lag_seconds: self.lag_seconds(),
+            ttl_seconds_left: self.ttl_seconds_left(error.is_none()),
             duration_ms,
             planned: planned.collect(),
             schema_changes: self.schema_changes.clone(),

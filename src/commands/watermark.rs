@@ -7,9 +7,9 @@ use iceberg::io::FileIO;
 use super::select;
 use crate::cli::{Format, Show};
 use crate::config::{Config, Table};
-use crate::cursor::{CursorType, MICROS_PER_SECOND, Tick, micros_of};
+use crate::cursor::{CursorType, Tick};
 use crate::error::{Kind, Result, worst_exit};
-use crate::plan::{floor, lower_bound, step};
+use crate::plan::{lower_bound, reachable, seconds_between, step};
 use crate::report::{self, ErrorReport, WatermarkReport, WatermarkTable};
 use crate::source::{Facts, Server, new_run_id};
 use crate::state::{State, TableState};
@@ -29,6 +29,7 @@ pub async fn show(config: &Config, args: &Show, format: Format) -> Result<u8> {
     let mut exits = Vec::new();
     for table in tables {
         let remembered = state.table(&table.target.to_string()).unwrap_or_default();
+        let last_offload = state.last_offload(&table.target.to_string());
         let marker = match &catalog {
             Ok(catalog) => marker(catalog, table, &file_io).await,
             Err(error) => Err(error.repeat()),
@@ -38,7 +39,7 @@ pub async fn show(config: &Config, args: &Show, format: Format) -> Result<u8> {
             Ok(server) => Now::ask(server, config, table, known.map(|marker| marker.watermark)).await,
             Err(error) => Err(error.repeat()),
         };
-        let mut entry = describe(table, remembered, known, now.as_ref().ok());
+        let mut entry = describe(table, (remembered, last_offload), known, now.as_ref().ok());
         ttl::warn(table, entry.ttl_seconds_left);
         if let Some(error) = marker.as_ref().err().or(now.as_ref().err()) {
             entry.error = Some(ErrorReport::from(error));
@@ -71,10 +72,8 @@ impl Now {
 
     /// Seconds between what a pass could have looked at by now and `checked_to`.
     fn lag_seconds(&self, settle_delay: Duration, checked_to: Tick) -> Option<i64> {
-        let settled = self.cursor.tick_at(self.facts.clock_micros.saturating_sub(micros_of(settle_delay)));
-        let reachable = floor(settled, self.step);
-        let lag = self.cursor.micros_at(reachable)?.checked_sub(self.cursor.micros_at(checked_to)?)?;
-        Some((lag / MICROS_PER_SECOND).max(0))
+        let reachable = reachable(self.cursor, self.facts.clock_micros, settle_delay, self.step);
+        seconds_between(self.cursor, checked_to, reachable)
     }
 }
 
@@ -83,13 +82,18 @@ async fn marker(catalog: &Catalog, table: &Table, file_io: &FileIO) -> Result<Op
     target.marker(file_io, &table.target).await
 }
 
-fn describe(table: &Table, remembered: TableState, marker: Option<&Marker>, now: Option<&Now>) -> WatermarkTable {
+fn describe(
+    table: &Table,
+    (remembered, last_offload): (TableState, Option<(String, i64)>),
+    marker: Option<&Marker>,
+    now: Option<&Now>,
+) -> WatermarkTable {
     let kind = marker.map(|marker| marker.source.cursor.kind).or(now.map(|now| now.cursor));
     let time = |tick: Option<Tick>| Some(kind?.format(tick?));
     let watermark = marker.map(|marker| marker.watermark);
     // checked_to is a cache: without it, the watermark is what is known to have been looked at (invariant 1).
     let checked_to = remembered.checked_to.max(watermark);
-    let (last_offload_at, last_offload_rows) = remembered.last_offload.unzip();
+    let (last_offload_at, last_offload_rows) = last_offload.unzip();
     WatermarkTable {
         source: table.source.clone(),
         target: table.target.to_string(),

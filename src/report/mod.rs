@@ -15,7 +15,7 @@ pub use self::audit::{AuditBucket, AuditReport, AuditTable};
 pub use self::init::{InitReport, InitStatus, InitTable, Seam};
 pub use self::orphans::{OrphanFile, OrphanReport, OrphanTable};
 pub use self::reset::{ResetReport, ResetStatus, confirm};
-pub use self::run::{LeftAlone, PlannedChunk, RunReport, RunStatus, RunTable};
+pub use self::run::{CommittedChunk, LeftAlone, PlannedChunk, RunReport, RunStatus, RunTable};
 pub use self::watermark::{WatermarkReport, WatermarkTable};
 use crate::cli::Format;
 use crate::error::{Error, Kind};

@@ -4,6 +4,7 @@ use indicatif::{HumanBytes, HumanCount};
 use serde::Serialize;
 
 use super::{ErrorReport, Report, or_dash};
+use crate::watermark::Mode;
 
 /// What a pass did about a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -67,6 +68,18 @@ pub struct RunTable {
     pub chunks: u64,
     /// The last commit's snapshot.
     pub snapshot_id: Option<i64>,
+    /// The commits, in their order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub commits: Vec<CommittedChunk>,
+    /// Tries that found the source or the target changed meanwhile, and were planned again or given up.
+    pub conflicts: u64,
+    /// Rows in the target after the pass; null where it does not say.
+    pub target_rows: Option<u64>,
+    /// Seconds between what the pass could have looked at and `checked_to`; null where nothing has left or the source was not asked.
+    pub lag_seconds: Option<i64>,
+    /// Seconds until the source's TTL deletes the first row that has not left; after a pass that moved all, until it would delete the next one
+    /// to come. Null where it deletes none.
+    pub ttl_seconds_left: Option<i64>,
     /// Duration of the table.
     pub duration_ms: u64,
     /// `--dry-run`: the chunks that would be committed.
@@ -101,6 +114,27 @@ pub struct PlannedChunk {
     pub files: u64,
     /// Whether they have left, and would be compared with the target.
     pub compared: bool,
+}
+
+/// One commit of a pass.
+#[derive(Debug, Clone, Serialize)]
+pub struct CommittedChunk {
+    /// New rows (`append`), or rows that had left and were compared (`merge`, `late`).
+    pub mode: Mode,
+    /// Inclusive lower bound; null where it has none.
+    pub low: Option<String>,
+    /// Exclusive upper bound.
+    pub high: Option<String>,
+    /// Rows that it added.
+    pub rows: u64,
+    /// New data files.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Its snapshot.
+    pub snapshot_id: i64,
+    /// When it had landed.
+    pub committed_at: String,
 }
 
 /// The document of `run`.

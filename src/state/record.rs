@@ -1,0 +1,243 @@
+//! What passes and audits leave in the cache.
+
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use rusqlite::{OptionalExtension, Row, Transaction, params};
+use serde::Serialize;
+
+use super::State;
+use crate::clock::rfc3339;
+use crate::cursor::Tick;
+use crate::error::Kind;
+use crate::report::RunTable;
+
+/// `error_kind` of a pass that left no record of its end.
+const DIED: &str = "died";
+
+/// The end of a pass over a table.
+#[derive(Debug)]
+pub struct Finished<'a> {
+    /// The pass.
+    pub run_id: &'a str,
+    /// Its start, RFC 3339.
+    pub started_at: &'a str,
+    /// What it says of the table.
+    pub report: &'a RunTable,
+    /// The bound up to which it looked at the source.
+    pub checked_to: Option<Tick>,
+}
+
+impl State {
+    /// A pass over `target` begins, whose lock it holds. One that began and left no record of its end has died.
+    pub fn begin(&self, target: &str, run_id: &str, started_at: &str) {
+        self.write(|transaction| {
+            let query = "SELECT run_id, started_at FROM target_state WHERE target = ?1 AND status = 'running'";
+            let pass = |row: &Row<'_>| Ok((row.get::<_, Option<String>>(0)?, row.get::<_, Option<String>>(1)?));
+            if let Some((Some(run_id), Some(started_at))) = transaction.query_row(query, [target], pass).optional()? {
+                died(transaction, target, &run_id, &started_at)?;
+            }
+            transaction.execute(
+                "INSERT INTO target_state (target, status, run_id, started_at) VALUES (?1, 'running', ?2, ?3) \
+                 ON CONFLICT (target) DO UPDATE SET status = 'running', run_id = ?2, started_at = ?3",
+                [target, run_id, started_at],
+            )
+        });
+    }
+
+    /// A pass over a table has ended.
+    pub fn finish(&self, finished: &Finished<'_>) {
+        let now = Utc::now();
+        self.write(|transaction| {
+            finished.append_to_history(transaction)?;
+            // A pass that found the table locked knows nothing of it.
+            if finished.error_kind() == Some(Kind::Locked) {
+                return Ok(0);
+            }
+            finished.add_what_was_seen(transaction, now)?;
+            finished.update_status(transaction, now)
+        });
+    }
+
+    /// A pass has ended; what began earlier than `keep` ago is forgotten.
+    pub fn end_pass(&self, duration_ms: u64, keep: Duration) {
+        let now = Utc::now();
+        let oldest = TimeDelta::from_std(keep).ok().and_then(|keep| now.checked_sub_signed(keep));
+        self.write(|transaction| {
+            if let Some(oldest) = oldest.map(rfc3339) {
+                transaction.execute(
+                    "DELETE FROM chunks WHERE EXISTS (SELECT 1 FROM passes WHERE passes.started_at < ?1 AND passes.target = chunks.target \
+                     AND passes.started_at = chunks.started_at AND passes.run_id = chunks.run_id)",
+                    [&oldest],
+                )?;
+                transaction.execute("DELETE FROM passes WHERE started_at < ?1", [&oldest])?;
+            }
+            transaction.execute(
+                "INSERT OR REPLACE INTO last_pass VALUES (0, ?1, ?2)",
+                params![now.timestamp_millis(), integer(duration_ms)],
+            )
+        });
+    }
+
+    /// An audit has compared `target`, and found so many hours (or days) in which rows are missing or extra.
+    pub fn audited(&self, target: &str, mismatches: u64) {
+        let now = Utc::now().timestamp_millis();
+        self.write(|transaction| {
+            transaction.execute(
+                "INSERT INTO target_state (target, status, audited_ms, audit_mismatches) VALUES (?1, 'initialized', ?2, ?3) \
+                 ON CONFLICT (target) DO UPDATE SET audited_ms = ?2, audit_mismatches = ?3",
+                params![target, now, integer(mismatches)],
+            )
+        });
+    }
+}
+
+impl Finished<'_> {
+    fn error_kind(&self) -> Option<Kind> {
+        self.report.error.as_ref().map(|error| error.kind)
+    }
+
+    /// Totals go on; of what was not seen now, what was seen last stays.
+    fn add_what_was_seen(&self, transaction: &Transaction<'_>, now: DateTime<Utc>) -> rusqlite::Result<usize> {
+        let report = self.report;
+        let now = now.timestamp_millis();
+        let caught_up = report.lag_seconds.map(|lag| now.saturating_sub(lag.saturating_mul(1000)));
+        // A pass that moved all, and found nothing that the TTL would take, has as much time as before.
+        let has_ttl = report.error.is_none() || report.ttl_seconds_left.is_some();
+        let counted = !matches!(self.error_kind(), Some(Kind::Stopped));
+        transaction.execute("INSERT OR IGNORE INTO target_state (target, status) VALUES (?1, 'initialized')", [&report.target])?;
+        transaction.execute(
+            "UPDATE target_state SET last_pass_ms = ?2, watermark = ifnull(?3, watermark), checked_to_at = ifnull(?4, checked_to_at), \
+             target_rows = ifnull(?5, target_rows), caught_up_ms = ifnull(?6, caught_up_ms), \
+             ttl_seconds_left = ifnull(?7, ttl_seconds_left), ttl_seen_ms = iif(?8, ?2, ttl_seen_ms), passes = passes + ?9, \
+             rows = rows + ?10, rows_late = rows_late + ?11, rows_duplicate = rows_duplicate + ?12, rows_rejected = rows_rejected + ?13, \
+             bytes = bytes + ?14, files = files + ?15, conflicts = conflicts + ?16 WHERE target = ?1",
+            params![
+                report.target,
+                now,
+                report.watermark,
+                report.checked_to,
+                report.target_rows.map(integer),
+                caught_up,
+                report.ttl_seconds_left,
+                has_ttl,
+                counted,
+                integer(report.rows_written),
+                integer(report.rows_late.unwrap_or(0)),
+                integer(report.rows_duplicate),
+                integer(report.rows_rejected),
+                integer(report.bytes_written),
+                integer(report.files),
+                integer(report.conflicts),
+            ],
+        )
+    }
+
+    /// A signal is no failure.
+    fn update_status(&self, transaction: &Transaction<'_>, now: DateTime<Utc>) -> rusqlite::Result<usize> {
+        let RunTable { target, duration_ms, error, .. } = self.report;
+        let Some(error) = error else {
+            return transaction.execute(
+                "UPDATE target_state SET status = 'success', checked_to = ?2, last_success_at = ?3, last_duration_ms = ?4, \
+                 failure_count = 0, last_error = NULL, last_hint = NULL WHERE target = ?1",
+                params![target, self.checked_to, rfc3339(now), integer(*duration_ms)],
+            );
+        };
+        if error.kind == Kind::Stopped {
+            return transaction.execute(
+                "UPDATE target_state SET status = CASE WHEN failure_count > 0 THEN 'failed' \
+                 WHEN last_success_at IS NOT NULL THEN 'success' ELSE 'initialized' END WHERE target = ?1",
+                [target],
+            );
+        }
+        count_error(transaction, target, &word(error.kind).unwrap_or_default())?;
+        transaction.execute(
+            "UPDATE target_state SET status = 'failed', checked_to = max(ifnull(checked_to, ?2), ifnull(?2, checked_to)), \
+             last_error = ?3, last_hint = ?4, last_duration_ms = ?5, failure_count = failure_count + 1 WHERE target = ?1",
+            params![target, self.checked_to, error.message, error.hint, integer(*duration_ms)],
+        )
+    }
+
+    fn append_to_history(&self, transaction: &Transaction<'_>) -> rusqlite::Result<usize> {
+        let report = self.report;
+        let error = report.error.as_ref();
+        for (number, commit) in (0_i64..).zip(&report.commits) {
+            transaction.execute(
+                "INSERT OR REPLACE INTO chunks VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+                params![
+                    report.target,
+                    self.started_at,
+                    self.run_id,
+                    number,
+                    word(commit.mode),
+                    commit.low,
+                    commit.high,
+                    integer(commit.rows),
+                    integer(commit.files),
+                    integer(commit.bytes),
+                    commit.snapshot_id,
+                    commit.committed_at,
+                ],
+            )?;
+        }
+        transaction.execute(
+            "INSERT OR REPLACE INTO passes (run_id, target, started_at, duration_ms, status, low, high, watermark, rows_read, rows_written, \
+             bytes_written, files, chunks, error_kind, error, rows_late, rows_duplicate, rows_rejected, hint) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)",
+            params![
+                self.run_id,
+                report.target,
+                self.started_at,
+                integer(report.duration_ms),
+                word(report.status),
+                report.low,
+                report.high,
+                report.watermark,
+                integer(report.rows_read),
+                integer(report.rows_written),
+                integer(report.bytes_written),
+                integer(report.files),
+                integer(report.chunks),
+                error.and_then(|error| word(error.kind)),
+                error.map(|error| &error.message),
+                report.rows_late.map(integer),
+                integer(report.rows_duplicate),
+                integer(report.rows_rejected),
+                error.map(|error| &error.hint),
+            ],
+        )
+    }
+}
+
+/// A failure like others: a pass that is killed for its memory must not look like none.
+fn died(transaction: &Transaction<'_>, target: &str, run_id: &str, started_at: &str) -> rusqlite::Result<usize> {
+    let message = format!("the pass that began at {started_at} left no record of its end");
+    let hint = "it was killed, ran out of memory or lost power, or the state cache could not be written; what it had committed stays";
+    count_error(transaction, target, DIED)?;
+    transaction.execute(
+        "INSERT OR IGNORE INTO passes (run_id, target, started_at, duration_ms, status, rows_read, rows_written, bytes_written, files, \
+         chunks, error_kind, error, hint) VALUES (?1, ?2, ?3, 0, 'failed', 0, 0, 0, 0, 0, ?4, ?5, ?6)",
+        [run_id, target, started_at, DIED, &message, hint],
+    )?;
+    transaction.execute(
+        "UPDATE target_state SET failure_count = failure_count + 1, passes = passes + 1, last_error = ?2, last_hint = ?3 WHERE target = ?1",
+        [target, &message, hint],
+    )
+}
+
+fn count_error(transaction: &Transaction<'_>, target: &str, kind: &str) -> rusqlite::Result<usize> {
+    transaction.execute(
+        "INSERT INTO errors VALUES (?1, ?2, 1) ON CONFLICT (target, kind) DO UPDATE SET passes = passes + 1",
+        [target, kind],
+    )
+}
+
+/// As the JSON of `run` spells it.
+fn word(value: impl Serialize) -> Option<String> {
+    serde_json::to_value(value).ok()?.as_str().map(str::to_owned)
+}
+
+/// SQLite's integers are signed.
+fn integer(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
