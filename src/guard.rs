@@ -39,7 +39,7 @@ impl Guard {
             Err(TryLockError::Error(e)) => return Err(failed(e)),
         }
         let since = Utc::now().to_rfc3339_opts(SecondsFormat::Secs, true);
-        let holder = format!("pid {} on {}, run {run_id}, since {since}\n", std::process::id(), host());
+        let holder = format!("pid {} on {}, run {run_id}, since {since}\n", std::process::id(), host_name());
         // Who holds it is only told, never decided on: a note that cannot be written must not stop a pass.
         let _ = file.set_len(0).and_then(|()| file.write_all(holder.as_bytes()));
         Ok(Self { _file: file })
@@ -53,7 +53,8 @@ fn lock_file(catalog: &Catalog, table: &TableName) -> Result<PathBuf> {
     Ok(PathBuf::from(folder).join(format!("{}.{table}.lock", catalog.name.replace('/', "_"))))
 }
 
-fn host() -> String {
+/// This host, as logs and locks name it.
+pub fn host_name() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname")
         .map_or_else(|_| "this host".to_owned(), |h| h.trim().to_owned())
 }

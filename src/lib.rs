@@ -19,6 +19,7 @@
 //! | [`target`] | catalog and read side of the Iceberg table |
 //! | [`commit`] | the only changer of a target: the exactly-once argument, and what a commit writes and lets go |
 //! | [`guard`], [`storage`], [`state`] | lock, durable files, cache |
+//! | [`metrics`], [`notify`] | what monitoring sees, and who is told, once a pass is over |
 //! | `simulation` | in tests only: random schedules of two hosts, crashes, resets and strangers, which drive the decisions of all these |
 //! | [`failpoint`] | where tests make a pass fail, die or wait; empty in release builds |
 //!
@@ -40,7 +41,10 @@ pub mod error;
 pub mod failpoint;
 pub mod guard;
 pub mod histogram;
+pub mod http;
 pub mod late;
+pub mod metrics;
+pub mod notify;
 pub mod partition;
 pub mod pass;
 pub mod plan;

@@ -7,20 +7,22 @@
 //! Crash safety: before *write* nothing is durable. Between *write* and *commit* only files exist that nothing refers to; they are deleted
 //! when the pass fails, and left behind by kill -9. After *commit* the next pass reads the watermark from the table.
 
+mod telling;
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use chrono::Utc;
 use futures::{FutureExt, StreamExt, stream};
 use iceberg::io::FileIO;
 use tracing::Instrument;
 use uuid::Uuid;
 
+use self::telling::{tell_differences, tell_end, tell_table, warn_of_changed_rows, warn_of_clock_skew};
 use crate::chunk::{Chunk, Files, Merger, Route};
 use crate::clock::now;
 use crate::commit::{self, Base, Commit, Failure};
 use crate::config::{Config, Table};
-use crate::cursor::{Tick, micros_of};
+use crate::cursor::Tick;
 use crate::error::{Error, Kind, Result, worst_exit};
 use crate::failpoint::{self, Action, Failpoint};
 use crate::guard::Guard;
@@ -29,13 +31,12 @@ use crate::plan::{Situation, Window, lower_bound};
 use crate::progress::Progress;
 use crate::report::{RunReport, RunTable};
 use crate::rows::Imager;
-use crate::schema::Evolution;
 use crate::source::{Server, new_run_id};
 use crate::state::{Finished, State};
 use crate::stop::Stop;
 use crate::storage::local_file_io;
 use crate::target::{Catalog, Target, deleted_by_others, live_records, markers};
-use crate::telemetry::Telemetry;
+use crate::telemetry::{TableBar, Telemetry};
 use crate::ttl;
 use crate::watermark::{Marker, Mode};
 
@@ -43,8 +44,6 @@ use crate::watermark::{Marker, Mode};
 const TRIES: u32 = 3;
 /// Wait before the second try; doubled before each further one.
 const BACKOFF: Duration = Duration::from_millis(500);
-/// Two hosts whose clocks differ by more are worth a warning.
-const CLOCK_SKEW: Duration = Duration::from_secs(300);
 
 /// What a pass was asked for.
 #[derive(Debug, Clone, Copy, Default)]
@@ -60,14 +59,21 @@ pub async fn run(
     config: &Config,
     tables: &[&Table],
     options: Options,
+    state: &State,
     stop: &Stop,
     telemetry: &Telemetry,
 ) -> RunReport {
-    let pass = Pass::new(config, options, stop, telemetry);
+    let pass = Pass::new(config, options, state, stop, telemetry);
     let tables = pass.layers(tables).instrument(tracing::info_span!("pass", run_id = pass.run_id)).await;
     let exit = worst_exit(tables.iter().map(RunTable::exit_code));
     let exit = if exit == Kind::Stopped.policy().exit { stop.exit_code().unwrap_or(exit) } else { exit };
-    RunReport { duration_ms: millis(pass.started), run_id: pass.run_id, started_at: pass.started_at, exit, tables }
+    let report =
+        RunReport { duration_ms: millis(pass.started), run_id: pass.run_id, started_at: pass.started_at, exit, tables };
+    tell_end(&report);
+    if !options.dry_run {
+        state.end_pass(report.duration_ms, config.history_keep);
+    }
+    report
 }
 
 /// Adds what the target of a table does not hold of windows that have left (`audit --repair`): the merge of passes, under their guard, and as long as
@@ -77,10 +83,11 @@ pub async fn repair(
     table: &Table,
     server: &Server,
     windows: &[Window],
+    state: &State,
     stop: &Stop,
     telemetry: &Telemetry,
 ) -> Result<RunTable> {
-    let pass = Pass { deadline: None, ..Pass::new(config, Options::default(), stop, telemetry) };
+    let pass = Pass { deadline: None, ..Pass::new(config, Options::default(), state, stop, telemetry) };
     let mut catalog = Catalog::open(&config.catalog)?;
     let _guard = Guard::acquire(&config.catalog, &table.target, &pass.run_id)?;
     let mut progress = Progress::default();
@@ -98,7 +105,7 @@ struct Pass<'a> {
     started_at: String,
     run_id: String,
     file_io: FileIO,
-    state: State,
+    state: &'a State,
     stop: &'a Stop,
     telemetry: &'a Telemetry,
     /// Of the images of rows: nobody outside can make two rows alike.
@@ -106,7 +113,7 @@ struct Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
-    fn new(config: &'a Config, options: Options, stop: &'a Stop, telemetry: &'a Telemetry) -> Self {
+    fn new(config: &'a Config, options: Options, state: &'a State, stop: &'a Stop, telemetry: &'a Telemetry) -> Self {
         Self {
             config,
             options,
@@ -115,7 +122,7 @@ impl<'a> Pass<'a> {
             started_at: now(),
             run_id: new_run_id(),
             file_io: local_file_io(),
-            state: State::open(&config.state),
+            state,
             stop,
             telemetry,
             seed: Uuid::new_v4().as_u64_pair().0,
@@ -169,7 +176,11 @@ impl<'a> Pass<'a> {
         };
         let report = progress.report(table, result.as_ref().err(), millis(started));
         warn_of_changed_rows(table, report.rows_changed);
-        self.remember(&report, &progress, result.err());
+        tell_table(&report);
+        if !self.options.dry_run && failpoint::hit(Failpoint::Remember).is_ok() {
+            let (run_id, started_at) = (&self.run_id, &self.started_at);
+            self.state.finish(&Finished { run_id, started_at, report: &report, checked_to: progress.checked_to() });
+        }
         report
     }
 
@@ -210,7 +221,7 @@ impl<'a> Pass<'a> {
         let database = &self.config.clickhouse.database;
         let mut route = self.stop.or(Route::open(server, database, table, target)).await?;
         route.check(marker.as_ref())?;
-        self.tell_differences(&route);
+        tell_differences(&route, self.state, !self.options.dry_run);
 
         let cursor = route.cursor();
         let watermark = marker.as_ref().map(|marker| marker.watermark);
@@ -280,7 +291,8 @@ impl<'a> Pass<'a> {
         if self.options.dry_run || rest.is_empty() {
             return Ok(());
         }
-        self.chunk(catalog, route, &mut Chunk::of_nothing(rest), progress).await
+        let bar = self.telemetry.bar(&route.table.target.to_string(), 0);
+        self.chunk(catalog, route, &mut Chunk::of_nothing(rest), &bar, progress).await
     }
 
     /// However much there is to compare, new rows leave in the other half of the time that is left.
@@ -323,6 +335,7 @@ impl<'a> Pass<'a> {
         progress: &mut Progress,
     ) -> Result<()> {
         let mut chunks = self.stop.or(route.chunks(window, mode, self.merger().rows())).await?;
+        let bar = self.telemetry.bar(&route.table.target.to_string(), chunks.rows);
         while let Some(mut chunk) = self.stop.or(route.next_chunk(&mut chunks)).await? {
             if self.options.dry_run {
                 self.stop.or(route.count_unread(&mut chunk)).await?;
@@ -333,7 +346,7 @@ impl<'a> Pass<'a> {
             if deadline.is_some_and(|deadline| self.started.elapsed() > deadline) {
                 return Err(Error::new(Kind::Deadline, "pass_deadline is over"));
             }
-            self.chunk(catalog, route, &mut chunk, progress).await?;
+            self.chunk(catalog, route, &mut chunk, &bar, progress).await?;
         }
         Ok(())
     }
@@ -375,13 +388,12 @@ impl<'a> Pass<'a> {
         catalog: &mut Catalog,
         route: &mut Route<'_>,
         chunk: &mut Chunk,
+        bar: &TableBar,
         progress: &mut Progress,
     ) -> Result<()> {
         failpoint::hit(Failpoint::Counted)?;
         let mut files = Files::default();
-        let bar = self.telemetry.bar(&route.table.target.to_string());
-        let written = self.stop.or(route.write(chunk, &mut files, self.merger(), &bar)).await;
-        bar.finish_and_clear();
+        let written = self.stop.or(route.write(chunk, &mut files, self.merger(), bar)).await;
         let committed = match written {
             // What a query holds is only known now.
             Ok(()) if chunk.source_rows() == 0 && !chunk.mode.is_merge() => return Ok(()),
@@ -446,70 +458,6 @@ impl<'a> Pass<'a> {
             memory: self.config.merge_memory / self.config.parallel_tables.max(1) as u64,
             imager: Imager::new(self.seed),
         }
-    }
-
-    /// Warns of what stays different between source and target, once: as long as the cache remembers that it was told.
-    fn tell_differences(&self, route: &Route<'_>) {
-        let Evolution { differences, renames, .. } = &route.evolution;
-        let text = differences.join("; ");
-        let is_new = self.state.tell_drift(&route.table.target.to_string(), &text, !self.options.dry_run);
-        if is_new && !text.is_empty() {
-            let all: Vec<&str> = differences.iter().chain(renames).map(String::as_str).collect();
-            tracing::warn!(differences = all.join("; "), "source and target differ, going on");
-        }
-    }
-
-    /// Tells the log and the state cache.
-    fn remember(&self, report: &RunTable, progress: &Progress, error: Option<Error>) {
-        match error {
-            None => {
-                tracing::info!(
-                    status = ?report.status,
-                    rows = report.rows_written,
-                    duration_ms = report.duration_ms,
-                    "done"
-                );
-            }
-            Some(error) => match error.kind() {
-                Kind::Locked | Kind::Stopped => tracing::info!(%error, "not done"),
-                Kind::Unavailable | Kind::Conflict | Kind::Unknown | Kind::Busy | Kind::Deadline => {
-                    tracing::warn!(%error, "failed, the next pass tries again")
-                }
-                Kind::Refused | Kind::Internal | Kind::Config => tracing::error!(%error, "failed"),
-            },
-        }
-        if !self.options.dry_run && failpoint::hit(Failpoint::Remember).is_ok() {
-            let (run_id, started_at) = (&self.run_id, &self.started_at);
-            self.state.finish(&Finished { run_id, started_at, report, checked_to: progress.checked_to() });
-        }
-    }
-}
-
-fn warn_of_clock_skew(source_micros: i64) {
-    let skew = source_micros.abs_diff(Utc::now().timestamp_micros());
-    if skew > micros_of(CLOCK_SKEW).unsigned_abs() {
-        tracing::warn!(
-            skew_seconds = skew / 1_000_000,
-            "this host's clock and the source's differ; the source's counts"
-        );
-    }
-}
-
-/// Candles, and rows of which the source has newer versions, are expected to change. Elsewhere a known key with other content means that the key
-/// does not name a row, and that one of the two rows is in the target only; without a key, that rows were changed, or exchanged, in the source.
-fn warn_of_changed_rows(table: &Table, rows: Option<u64>) {
-    let changes = table.query.is_some() || table.is_final || table.version_column.is_some();
-    let Some(rows @ 1..) = rows.filter(|_| !changes) else { return };
-    match table.key.as_slice() {
-        [] => tracing::warn!(
-            rows,
-            "rows that the target holds with other content were left as they are: their cursor and the columns that sort the source are the same"
-        ),
-        key => tracing::warn!(
-            rows,
-            key = key.join(", "),
-            "rows whose key is in the target with other content were left as they are; if the key is not unique, they are missing there"
-        ),
     }
 }
 

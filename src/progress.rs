@@ -187,7 +187,9 @@ impl Progress {
     fn ttl_seconds_left(&self, has_moved_all: bool) -> Option<i64> {
         let (lifetime, clock_micros) = self.lifetime?;
         match self.cursor.zip(self.checked_to).filter(|_| has_moved_all) {
-            Some((cursor, next)) => Some(lifetime.saturating_sub(seconds_between(cursor, next, cursor.tick_at(clock_micros))?)),
+            Some((cursor, next)) => {
+                Some(lifetime.saturating_sub(seconds_between(cursor, next, cursor.tick_at(clock_micros))?))
+            }
             None => self.ttl_seconds_left,
         }
     }

@@ -1,13 +1,17 @@
 //! Logs and progress, both on stderr.
 
+use std::cell::Cell;
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::cli::{Cli, LogFormat};
+
+/// How often a bar is drawn.
+const TICK: Duration = Duration::from_millis(100);
 
 /// Draws progress on a terminal and keeps logs and bars apart.
 #[derive(Debug, Clone)]
@@ -44,17 +48,64 @@ impl Telemetry {
         telemetry
     }
 
-    /// A spinner for one table, which counts bytes.
-    pub fn bar(&self, table: &str) -> ProgressBar {
-        let bar = self.bars.add(ProgressBar::new_spinner());
-        if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}  {bytes}  {bytes_per_sec}  {elapsed}") {
+    /// A bar for one table, of which so many rows are to come; 0 where that is not known.
+    pub fn bar(&self, table: &str, rows: u64) -> TableBar {
+        if self.bars.is_hidden() {
+            return TableBar { bar: None, rows: Cell::new(0), bytes: Cell::new(0) };
+        }
+        let (bar, template) = match rows {
+            0 => (ProgressBar::new_spinner(), "{spinner} {prefix}  {human_pos} rows  {msg}  {elapsed}"),
+            _ => (
+                ProgressBar::new(rows),
+                "{prefix}  {wide_bar}  {human_pos}/{human_len} rows  {per_sec}  {msg}  eta {eta}",
+            ),
+        };
+        let bar = self.bars.add(bar).with_prefix(table.to_owned());
+        if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }
-        bar.set_message(table.to_owned());
-        if !self.bars.is_hidden() {
-            bar.enable_steady_tick(Duration::from_millis(100));
+        bar.enable_steady_tick(TICK);
+        TableBar { bar: Some(bar), rows: Cell::new(0), bytes: Cell::new(0) }
+    }
+}
+
+/// The progress of one table, on a terminal; elsewhere nothing. It goes with the value.
+#[derive(Debug)]
+pub struct TableBar {
+    bar: Option<ProgressBar>,
+    /// Of the files that are complete.
+    rows: Cell<u64>,
+    /// Of all.
+    bytes: Cell<u64>,
+}
+
+impl TableBar {
+    /// Bytes came. How many rows they are is known when their file is complete; until then they count as those before.
+    pub fn bytes(&self, bytes: usize) {
+        let Some(bar) = &self.bar else { return };
+        let (rows, before) = (self.rows.get(), bar.position());
+        self.bytes.set(self.bytes.get() + bytes as u64);
+        bar.set_message(format!("{}", HumanBytes(self.bytes.get())));
+        if rows > 0 {
+            let more = u128::from(rows) * bytes as u128 / u128::from(self.bytes.get());
+            let to = before.saturating_add(u64::try_from(more).unwrap_or(0));
+            bar.set_position(bar.length().map_or(to, |length| to.min(length)));
         }
-        bar
+    }
+
+    /// A file with so many rows is complete, or so many rows were compared.
+    pub fn rows(&self, rows: u64) {
+        let Some(bar) = &self.bar else { return };
+        self.rows.set(self.rows.get() + rows);
+        bar.set_position(self.rows.get());
+    }
+}
+
+impl Drop for TableBar {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
     }
 }
 

@@ -21,6 +21,8 @@ const MAX_UNASKED_SPANS: i64 = 4;
 /// A window on its way to be cut.
 #[derive(Debug)]
 pub struct Chunks {
+    /// Rows of the window; 0 where they were not counted.
+    pub rows: u64,
     mode: Mode,
     rest: Window,
     histogram: Histogram,
@@ -53,9 +55,13 @@ impl Route<'_> {
             (None, None) => (day, usize::MAX),
             (None, Some(unit)) => (if self.step > 1 { day } else { unit }, MAX_UNITS_PER_CHUNK),
         };
-        let buckets = match self.few_spans(window) {
-            Some(buckets) => buckets,
-            None => self.source.histogram(cursor, window, &[], &[], width).await?,
+        let (buckets, rows) = match self.few_spans(window) {
+            Some(buckets) => (buckets, 0),
+            None => {
+                let buckets = self.source.histogram(cursor, window, &[], &[], width).await?;
+                let rows = buckets.iter().map(|bucket| bucket.rows).sum();
+                (buckets, rows)
+            }
         };
         let rows_per_file = match self.keeps_partitions_whole() {
             true => None,
@@ -67,7 +73,7 @@ impl Route<'_> {
             true => self.table.chunk_rows.min(merge_rows),
             false => self.table.chunk_rows,
         };
-        Ok(Chunks { mode, rest: window, histogram, unit: width, max_units, max_rows, rows_per_file })
+        Ok(Chunks { rows, mode, rest: window, histogram, unit: width, max_units, max_rows, rows_per_file })
     }
 
     /// Whether the rows of a chunk and partition leave by one SELECT: within it duplicates are dropped (protocol.md P27), and no aggregate is split.

@@ -10,7 +10,6 @@ mod query;
 use std::collections::BTreeMap;
 
 use iceberg::spec::{DataFile, Literal, SchemaRef, Struct};
-use indicatif::ProgressBar;
 use uuid::Uuid;
 
 use crate::config::Table;
@@ -23,6 +22,7 @@ use crate::schema::{Evolution, evolve};
 use crate::source::{Counting, Server, Source, partition_values};
 use crate::storage::delete_own_file;
 use crate::target::Target;
+use crate::telemetry::TableBar;
 use crate::watermark::{Fingerprint, Marker, Mode, SourceIdentity, VERSION, remove_range};
 use crate::write::{HOLD_BACK, Metrics, Passthrough, Placement, Written};
 
@@ -262,13 +262,7 @@ impl<'a> Route<'a> {
     }
 
     /// Reads a chunk into data files, and checks that nothing was missed or moved (protocol.md P6 to P8).
-    pub async fn write(
-        &self,
-        chunk: &mut Chunk,
-        files: &mut Files,
-        merger: Merger<'_>,
-        bar: &ProgressBar,
-    ) -> Result<()> {
+    pub async fn write(&self, chunk: &mut Chunk, files: &mut Files, merger: Merger<'_>, bar: &TableBar) -> Result<()> {
         let changed = |what: &str| {
             Err(Error::new(Kind::Conflict, format!("the source changed while it was read: {what}"))
                 .hint("nothing was committed; the chunk is planned again"))
@@ -279,6 +273,7 @@ impl<'a> Route<'a> {
         }
         let read = match (chunk.mode.is_merge(), self.source.is_query()) {
             (true, _) => self.write_merge(chunk, files, merger).await.map(|rows| {
+                bar.rows(rows);
                 files.read.insert(Vec::new(), rows);
             }),
             (false, true) => self.write_query(chunk, files, bar).await,
@@ -329,7 +324,7 @@ impl<'a> Route<'a> {
     }
 
     /// Streams one SELECT per piece into one file each.
-    async fn write_table(&self, chunk: &Chunk, files: &mut Files, bar: &ProgressBar) -> Result<()> {
+    async fn write_table(&self, chunk: &Chunk, files: &mut Files, bar: &TableBar) -> Result<()> {
         for (number, piece) in chunk.pieces.iter().enumerate() {
             let name = format!("k2-offload-{}-{number}.parquet", chunk.commit_id);
             self.write_file(piece, &name, files, bar).await?;
@@ -337,7 +332,7 @@ impl<'a> Route<'a> {
         Ok(())
     }
 
-    async fn write_file(&self, piece: &Piece, name: &str, files: &mut Files, bar: &ProgressBar) -> Result<()> {
+    async fn write_file(&self, piece: &Piece, name: &str, files: &mut Files, bar: &TableBar) -> Result<()> {
         let values = partition_values(&self.fields, &piece.key)?;
         let placement = self.placement(&values, name)?;
         files.begun.push(placement.location.clone());
@@ -346,12 +341,13 @@ impl<'a> Route<'a> {
             let mut stream = self.source.parquet(self.cursor(), piece.window, &self.fields, &values, self.table)?;
             let mut file = Passthrough::create(&placement.location, hold_back)?;
             while let Some(bytes) = stream.next().await? {
-                bar.inc(bytes.len() as u64);
+                bar.bytes(bytes.len());
                 file.write(bytes)?;
             }
             match file.finish(&placement).await? {
                 Written::File(file) => {
                     *files.read.entry(piece.key.clone()).or_default() += file.record_count();
+                    bar.rows(file.record_count());
                     files.finished.push(*file);
                     return Ok(());
                 }

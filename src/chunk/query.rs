@@ -4,7 +4,6 @@
 //! SELECT sees one state, so it is its own count (protocol.md P6, P7), and it tells how far its rows go (P9).
 
 use arrow_array::RecordBatch;
-use indicatif::ProgressBar;
 
 use super::cut::MAX_FILES_PER_CHUNK;
 use super::{Chunk, Files, Route};
@@ -13,6 +12,7 @@ use crate::error::{Error, Kind, Result};
 use crate::plan::{Partition, Piece, ceil};
 use crate::source::{Counting, partition_values};
 use crate::target::ticks;
+use crate::telemetry::TableBar;
 use crate::write::{COPIES, Encoder, PARTITION, Spool, Written};
 
 impl Route<'_> {
@@ -36,12 +36,12 @@ impl Route<'_> {
     }
 
     /// Reads a chunk; what it holds is known afterwards.
-    pub(super) async fn write_query(&self, chunk: &mut Chunk, files: &mut Files, bar: &ProgressBar) -> Result<()> {
+    pub(super) async fn write_query(&self, chunk: &mut Chunk, files: &mut Files, bar: &TableBar) -> Result<()> {
         let spool = format!("{}/data/k2-offload-{}.spool", self.target.metadata.location(), chunk.commit_id);
         let mut spool = Spool::create(&spool)?;
         let mut stream = self.source.whole(self.cursor(), chunk.window, &self.fields, (PARTITION, COPIES))?;
         while let Some(bytes) = stream.next().await? {
-            bar.inc(bytes.len() as u64);
+            bar.bytes(bytes.len());
             spool.write(&bytes)?;
         }
         let mut runs = spool.read()?;
@@ -79,6 +79,7 @@ impl Route<'_> {
                         .hint("offload fewer columns or a shorter chunk_span"));
                 }
             }
+            bar.rows(partition.kept);
             chunk.partitions.push(partition);
         }
         self.end_above(chunk, newest);

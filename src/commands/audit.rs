@@ -19,11 +19,13 @@ use crate::plan::{Window, ceil, floor};
 use crate::report::{self, AuditBucket, AuditReport, AuditTable, ErrorReport};
 use crate::rows::Imager;
 use crate::source::{Server, new_run_id};
+use crate::state::{Audited, State};
 use crate::stop::Stop;
 use crate::storage::local_file_io;
 use crate::target::{Catalog, Target};
 use crate::telemetry::Telemetry;
 use crate::watermark::Marker;
+use crate::{metrics, notify};
 
 /// How often a range is compared while rows go on coming late into it.
 const MAX_LOOKS: u32 = 5;
@@ -35,7 +37,8 @@ pub async fn execute(config: &Config, args: &Audit, format: Format, telemetry: &
     let tables = select(config, &args.tables)?;
     let stop = Stop::listen()?;
     let server = stop.or(Server::connect(&config.clickhouse, &new_run_id())).await;
-    let job = Job { config, args, file_io: local_file_io(), stop: &stop, telemetry };
+    let state = State::open(&config.state);
+    let job = Job { config, args, file_io: local_file_io(), state: &state, stop: &stop, telemetry };
     let mut entries = Vec::with_capacity(tables.len());
     for table in tables {
         let compared = match &server {
@@ -48,7 +51,23 @@ pub async fn execute(config: &Config, args: &Audit, format: Format, telemetry: &
     }
     let report = AuditReport::new(entries);
     report::print(&report, format);
+    leave_word(config, args, &state, &report).await;
     Ok(stop.exit_code().unwrap_or(report.exit_code()))
+}
+
+/// What the state cache remembers, monitoring sees and somebody is told of what was compared.
+async fn leave_word(config: &Config, args: &Audit, state: &State, report: &AuditReport) {
+    let is_whole = args.since.is_none() && args.last.is_none();
+    for table in &report.tables {
+        let Some(mismatches) = table.mismatches() else { continue };
+        let from = table.from.as_deref().filter(|_| !is_whole);
+        let first = table.first_mismatch();
+        state.audited(&table.target, &Audited { mismatches, first, from, is_cut: args.until.is_some() });
+    }
+    metrics::publish(config, state, None).await;
+    let observed =
+        report.tables.iter().filter_map(|table| notify::of_audit(table, state.table(&table.target).as_ref()));
+    notify::tell(config, state, &observed.collect::<Vec<_>>()).await;
 }
 
 /// A table of which nothing is known yet.
@@ -70,6 +89,7 @@ struct Job<'a> {
     config: &'a Config,
     args: &'a Audit,
     file_io: FileIO,
+    state: &'a State,
     stop: &'a Stop,
     telemetry: &'a Telemetry,
 }
@@ -112,7 +132,8 @@ impl Job<'_> {
             let found = self.stop.or(self.compare(&route, server, &marker)).await?;
             let missing = found.as_ref().map(|found| found.missing(route.step)).unwrap_or_default();
             if self.args.repair && rows_repaired.is_none() && !missing.is_empty() {
-                let repaired = pass::repair(self.config, table, server, &missing, self.stop, self.telemetry).await?;
+                let Self { config, state, stop, telemetry, .. } = *self;
+                let repaired = pass::repair(config, table, server, &missing, state, stop, telemetry).await?;
                 rows_repaired = Some(repaired.rows_written);
                 continue;
             }

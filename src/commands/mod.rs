@@ -18,7 +18,7 @@ pub async fn dispatch(cli: &Cli, telemetry: &Telemetry) -> Result<u8> {
     let config = Config::load(&config::find(cli.config.clone())?)?;
     match &cli.command {
         Command::InitTables(args) => init_tables::execute(&config, args, cli.format).await,
-        Command::Run(args) => run::execute(&config, args, cli.format, telemetry).await,
+        Command::Run(args) => run::execute(&config, args, cli, telemetry).await,
         Command::Audit(args) if args.orphans => orphans::execute(&config, args, cli.format).await,
         Command::Audit(args) => audit::execute(&config, args, cli.format, telemetry).await,
         Command::Watermark(Watermark::Show(args)) => watermark::show(&config, args, cli.format).await,

@@ -1,20 +1,44 @@
 //! `run`: one pass.
 
+use chrono::Utc;
+
 use super::select;
-use crate::cli::{Format, Run};
+use crate::cli::{Cli, Format, Run};
 use crate::config::{Config, Table};
 use crate::error::{Error, Kind, Result};
 use crate::pass::{self, Options};
-use crate::report;
+use crate::report::{self, RunReport};
+use crate::state::{LastPass, State};
 use crate::stop::Stop;
 use crate::telemetry::Telemetry;
+use crate::{metrics, notify};
 
-pub async fn execute(config: &Config, args: &Run, format: Format, telemetry: &Telemetry) -> Result<u8> {
+pub async fn execute(config: &Config, args: &Run, cli: &Cli, telemetry: &Telemetry) -> Result<u8> {
     let tables = of_layers(select(config, &args.tables)?, &args.layers)?;
     let options = Options { dry_run: args.dry_run, until_micros: args.until.map(|until| until.timestamp_micros()) };
-    let report = pass::run(config, &tables, options, &Stop::listen()?, telemetry).await;
-    report::print(&report, format);
+    let state = State::open(&config.state);
+    let report = pass::run(config, &tables, options, &state, &Stop::listen()?, telemetry).await;
+    match (cli.quiet, cli.format) {
+        (true, Format::Text) => report::print(&report.news(), cli.format),
+        _ => report::print(&report, cli.format),
+    }
+    if !args.dry_run {
+        leave_word(config, &state, &report).await;
+    }
     Ok(report.exit)
+}
+
+/// Once all is done and said: what monitoring sees, and who is told.
+async fn leave_word(config: &Config, state: &State, report: &RunReport) {
+    let ended_ms = Utc::now().timestamp_millis();
+    let duration_ms = i64::try_from(report.duration_ms).unwrap_or(i64::MAX);
+    metrics::publish(config, state, Some(LastPass { ended_ms, duration_ms })).await;
+    let max_lag = config.lag_limit();
+    let observed = report
+        .tables
+        .iter()
+        .flat_map(|table| notify::of_pass(table, state.table(&table.target).as_ref(), max_lag, ended_ms));
+    notify::tell(config, state, &observed.collect::<Vec<_>>()).await;
 }
 
 fn of_layers<'a>(tables: Vec<&'a Table>, layers: &[String]) -> Result<Vec<&'a Table>> {

@@ -3,6 +3,7 @@
 //! Below this module nothing is optional or unchecked. Unknown keys are errors everywhere. Secrets never stand in the
 //! file: it names an environment variable or a file.
 
+mod outlets;
 mod raw;
 mod rows;
 mod validate;
@@ -32,11 +33,17 @@ pub struct Config {
     pub catalog: Catalog,
     /// SQLite file of the state cache.
     pub state: PathBuf,
+    /// How long passes are remembered there.
+    pub history_keep: Duration,
+    /// Where metrics go.
+    pub metrics: Metrics,
+    /// Who is told of troubles.
+    pub notify: Notify,
     /// Tables of a layer that are offloaded side by side.
     pub parallel_tables: usize,
     /// No chunk is started later than this after the start of a pass.
     pub pass_deadline: Duration,
-    /// Lag above which `watermark show` exits with 3.
+    /// Lag above which a table is not well; [`Config::lag_limit`] where none is given.
     pub max_lag: Option<Duration>,
     /// Bytes that the images of rows may take while they are compared.
     pub merge_memory: u64,
@@ -74,6 +81,28 @@ pub struct Catalog {
     pub name: String,
     /// `file:///` URI below which new tables are created.
     pub warehouse: String,
+}
+
+/// Where metrics go after each pass and audit.
+#[derive(Debug, Clone, Default)]
+pub struct Metrics {
+    /// File for the textfile collector of Prometheus' node_exporter.
+    pub textfile: Option<PathBuf>,
+    /// URL of an OpenTelemetry collector that takes OTLP as JSON over HTTP.
+    pub otlp: Option<String>,
+    /// Longest wait for that collector.
+    pub timeout: Duration,
+}
+
+/// Who is told of troubles, each once.
+#[derive(Debug, Clone, Default)]
+pub struct Notify {
+    /// Program and arguments; the document comes on its standard input.
+    pub command: Vec<String>,
+    /// URL that the document is posted to.
+    pub webhook: Option<Secret>,
+    /// Longest wait for either.
+    pub timeout: Duration,
 }
 
 /// A source and its target.
@@ -230,7 +259,15 @@ pub fn find(given: Option<PathBuf>) -> Result<PathBuf> {
     })
 }
 
+/// The freshness that K2 asks for, where the configuration names none.
+const DEFAULT_MAX_LAG: Duration = Duration::from_secs(30 * 60);
+
 impl Config {
+    /// Lag above which `status` and notifications call a table late.
+    pub fn lag_limit(&self) -> Duration {
+        self.max_lag.unwrap_or(DEFAULT_MAX_LAG)
+    }
+
     /// Reads and validates a file. Relative paths in it are relative to its folder.
     pub fn load(file: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(file).or_error(Kind::Config, format!("read {}", file.display()))?;
@@ -281,6 +318,9 @@ mod tests {
         assert_eq!(format!("{:?}", all.clickhouse), format!("{:?}", default.clickhouse));
         assert_eq!(format!("{:?}", all.catalog), format!("{:?}", default.catalog));
         assert_eq!((all.state, all.pass_deadline), (default.state, default.pass_deadline));
+        assert_eq!(all.history_keep, default.history_keep);
+        assert_eq!(format!("{:?}", all.metrics), format!("{:?}", default.metrics));
+        assert_eq!(format!("{:?}", all.notify), format!("{:?}", default.notify));
         assert_eq!(all.merge_memory, default.merge_memory);
         assert_eq!(all.tables[0].settle_delay, default.tables[0].settle_delay);
         assert_eq!(all.tables[0].ttl_margin, default.tables[0].ttl_margin);
@@ -299,7 +339,7 @@ mod tests {
     #[test]
     fn the_shipped_file_names_every_key() {
         let shipped = include_str!("../../offload.toml");
-        for section in ["[clickhouse]", "[catalog]", "[state]", "[defaults]", "[[table]]"] {
+        for section in ["[clickhouse]", "[catalog]", "[state]", "[metrics]", "[notify]", "[defaults]", "[[table]]"] {
             let error = parse(&format!("{section}\nnothing = 1\n")).unwrap_err().to_string();
             let (_, known) = error.split_once("expected").unwrap();
             let (known, _) = known.rsplit_once(" in ").unwrap();

@@ -15,6 +15,10 @@ pub struct RawFile {
     #[serde(default)]
     pub state: RawState,
     #[serde(default)]
+    pub metrics: RawMetrics,
+    #[serde(default)]
+    pub notify: RawNotify,
+    #[serde(default)]
     pub defaults: RawDefaults,
     #[serde(default)]
     pub table: Vec<RawTable>,
@@ -75,11 +79,41 @@ impl Default for RawCatalog {
 #[serde(deny_unknown_fields, default)]
 pub struct RawState {
     pub path: PathBuf,
+    pub history_keep: String,
 }
 
 impl Default for RawState {
     fn default() -> Self {
-        Self { path: "state.db".into() }
+        Self { path: "state.db".into(), history_keep: "90d".into() }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawMetrics {
+    pub textfile: Option<PathBuf>,
+    pub otlp: Option<String>,
+    pub timeout: String,
+}
+
+impl Default for RawMetrics {
+    fn default() -> Self {
+        Self { textfile: None, otlp: None, timeout: "5s".into() }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawNotify {
+    pub command: Vec<String>,
+    pub webhook_env: Option<String>,
+    pub webhook_file: Option<PathBuf>,
+    pub timeout: String,
+}
+
+impl Default for RawNotify {
+    fn default() -> Self {
+        Self { command: Vec::new(), webhook_env: None, webhook_file: None, timeout: "10s".into() }
     }
 }
 

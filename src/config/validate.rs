@@ -1,12 +1,12 @@
 //! Raw keys in, checked values out.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::raw::{RawCatalog, RawClickHouse, RawDefaults, RawFile, RawTable};
-use super::rows;
 use super::{Catalog, ClickHouse, Compression, Config, Secret, Table, TableName};
+use super::{outlets, rows};
 use crate::cursor::parse_instant;
 use crate::partition::PartitionBy;
 use crate::schema::SchemaEvolution;
@@ -24,7 +24,7 @@ impl Problems {
     }
 
     /// A duration that bounds a wait; ClickHouse counts in seconds, and takes 0 for no limit.
-    fn timeout(&mut self, key: &str, text: &str) -> Duration {
+    pub(super) fn timeout(&mut self, key: &str, text: &str) -> Duration {
         let known = self.0.len();
         let timeout = self.duration(key, text);
         if timeout < Duration::from_secs(1) && self.0.len() == known {
@@ -57,6 +57,50 @@ impl Problems {
         number
     }
 
+    /// What the variable `env`, or the file `file`, holds; `None` where neither is named.
+    pub(super) fn secret(
+        &mut self,
+        key: &str,
+        env: Option<String>,
+        file: Option<PathBuf>,
+        folder: &Path,
+        environment: &impl Fn(&str) -> Option<String>,
+    ) -> Option<Secret> {
+        match (env, file) {
+            (None, None) => return None,
+            (Some(_), Some(_)) => {
+                let name = key.rsplit('.').next().unwrap_or(key);
+                self.add(&format!("{key}_env"), format_args!("give either {name}_env or {name}_file"));
+            }
+            (Some(name), None) => match environment(&name) {
+                Some(secret) => return Some(Secret(secret)),
+                None => {
+                    // Who puts the secret itself there must not find it in a log.
+                    let is_name = name.chars().all(|c| matches!(c, 'A'..='Z' | '0'..='9' | '_'));
+                    let variable =
+                        if is_name { format!("variable `{name}`") } else { "variable that it names".to_owned() };
+                    self.add(&format!("{key}_env"), format_args!("the {variable} is not set"));
+                }
+            },
+            (None, Some(file)) => {
+                let file = folder.join(file);
+                match std::fs::read_to_string(&file) {
+                    Ok(text) => return Some(Secret(text.trim_end_matches(['\r', '\n']).to_owned())),
+                    Err(e) => self.add(&format!("{key}_file"), format_args!("cannot read {}: {e}", file.display())),
+                }
+            }
+        }
+        Some(Secret::default())
+    }
+
+    /// The URL itself is not repeated: it may hold a secret.
+    pub(super) fn http_url(&mut self, key: &str, text: &str) {
+        let url = url::Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+        if url.is_none() {
+            self.add(key, "is no http or https URL");
+        }
+    }
+
     pub(super) fn duration(&mut self, key: &str, text: &str) -> Duration {
         humantime::parse_duration(text).unwrap_or_else(|e| {
             self.add(key, format_args!("`{text}` is no duration such as 90s, 5m or 24h ({e})"));
@@ -72,7 +116,7 @@ pub fn validate(
     environment: impl Fn(&str) -> Option<String>,
     problems: &mut Problems,
 ) -> Config {
-    let clickhouse = validate_clickhouse(raw.clickhouse, folder, environment, problems);
+    let clickhouse = validate_clickhouse(raw.clickhouse, folder, &environment, problems);
     let catalog = validate_catalog(raw.catalog, folder, problems);
     let mut tables: Vec<Table> = Vec::with_capacity(raw.table.len());
     for (number, table) in (1..).zip(raw.table) {
@@ -96,6 +140,9 @@ pub fn validate(
         clickhouse,
         catalog,
         state,
+        history_keep: problems.duration("state.history_keep", &raw.state.history_keep),
+        metrics: outlets::metrics(raw.metrics, folder, problems),
+        notify: outlets::notify(raw.notify, folder, &environment, problems),
         parallel_tables: problems.at_least_one("defaults.parallel_tables", raw.defaults.parallel_tables),
         pass_deadline: problems.duration("defaults.pass_deadline", &raw.defaults.pass_deadline),
         max_lag: raw.defaults.max_lag.map(|text| problems.duration("defaults.max_lag", &text)),
@@ -115,7 +162,7 @@ fn by_layer(tables: Vec<Table>) -> Vec<Table> {
 fn validate_clickhouse(
     raw: RawClickHouse,
     folder: &Path,
-    environment: impl Fn(&str) -> Option<String>,
+    environment: &impl Fn(&str) -> Option<String>,
     problems: &mut Problems,
 ) -> ClickHouse {
     // The URL itself is not repeated: it may hold a password.
@@ -132,28 +179,9 @@ fn validate_clickhouse(
         Ok(_) => {}
         Err(e) => problems.add("clickhouse.url", format_args!("is no URL ({e})")),
     }
-    let password = match (raw.password_env, raw.password_file) {
-        (None, None) => Secret::default(),
-        (Some(_), Some(_)) => {
-            problems.add("clickhouse.password_env", "give either password_env or password_file");
-            Secret::default()
-        }
-        (Some(name), None) => environment(&name).map(Secret).unwrap_or_else(|| {
-            // Who puts the password itself there must not find it in a log.
-            let is_name = name.chars().all(|c| matches!(c, 'A'..='Z' | '0'..='9' | '_'));
-            let variable = if is_name { format!("variable `{name}`") } else { "variable that it names".to_owned() };
-            problems.add("clickhouse.password_env", format_args!("the {variable} is not set"));
-            Secret::default()
-        }),
-        (None, Some(file)) => {
-            let file = folder.join(file);
-            let text = std::fs::read_to_string(&file).unwrap_or_else(|e| {
-                problems.add("clickhouse.password_file", format_args!("cannot read {}: {e}", file.display()));
-                String::new()
-            });
-            Secret(text.trim_end_matches(['\r', '\n']).to_owned())
-        }
-    };
+    let password = problems
+        .secret("clickhouse.password", raw.password_env, raw.password_file, folder, environment)
+        .unwrap_or_default();
     for (key, text) in [("clickhouse.user", raw.user.as_str()), ("clickhouse.password", password.expose())] {
         if text.contains(char::is_control) {
             problems.add(key, "holds a line break or another control character");

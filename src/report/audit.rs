@@ -76,11 +76,22 @@ impl AuditReport {
 
 impl AuditTable {
     fn exit_code(&self) -> u8 {
-        match &self.error {
-            Some(error) => error.kind.policy().exit,
-            None if self.buckets.iter().any(|bucket| bucket.verdict.is_mismatch()) => Kind::Refused.policy().exit,
-            None => 0,
+        match (&self.error, self.mismatches()) {
+            (Some(error), _) => error.kind.policy().exit,
+            (None, Some(1..)) => Kind::Refused.policy().exit,
+            (None, _) => 0,
         }
+    }
+
+    /// Buckets with missing or extra rows; `None` where it could not be compared.
+    pub fn mismatches(&self) -> Option<u64> {
+        let mismatches = self.buckets.iter().filter(|bucket| bucket.verdict.is_mismatch()).count();
+        self.error.is_none().then_some(mismatches as u64)
+    }
+
+    /// Where the first such bucket begins.
+    pub fn first_mismatch(&self) -> Option<&str> {
+        self.buckets.iter().find(|bucket| bucket.verdict.is_mismatch()).map(|bucket| bucket.from.as_str())
     }
 
     fn summary(&self) -> String {

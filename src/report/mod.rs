@@ -53,7 +53,8 @@ pub fn print(report: &impl Report, format: Format) {
             let _ = writeln!(io::stdout(), "{}", serde_json::to_string_pretty(report).unwrap_or_default());
         }
         Format::Text => {
-            let _ = writeln!(io::stdout(), "{}", report.lines().join("\n"));
+            let lines: String = report.lines().into_iter().map(|line| line + "\n").collect();
+            let _ = io::stdout().write_all(lines.as_bytes());
             for (table, error) in report.errors() {
                 let _ = writeln!(io::stderr(), "k2-offload: {table}: {}\nhint: {}", error.message, error.hint);
             }

@@ -152,6 +152,14 @@ pub struct RunReport {
     pub tables: Vec<RunTable>,
 }
 
+impl RunReport {
+    /// Without the tables that had nothing new.
+    pub fn news(&self) -> Self {
+        let tables = self.tables.iter().filter(|table| table.status != RunStatus::Nothing).cloned().collect();
+        Self { run_id: self.run_id.clone(), started_at: self.started_at.clone(), tables, ..*self }
+    }
+}
+
 impl Report for RunReport {
     fn lines(&self) -> Vec<String> {
         self.tables.iter().flat_map(RunTable::lines).collect()

@@ -16,7 +16,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
 
 pub use self::incidents::Incident;
 pub use self::read::{Day, Filter, LastPass, PastChunk, PastPass, Recent, TableState, Totals};
-pub use self::record::Finished;
+pub use self::record::{Audited, Finished};
 
 /// How long a statement waits for another process. Passes hold the file for milliseconds; whoever holds it longer is not waited for again.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -54,7 +54,8 @@ impl State {
     /// Whether this differs from the drift that was told last, empty for none; with `remember` it is what was told last from now on.
     pub fn tell_drift(&self, target: &str, drift: &str, remember: bool) -> bool {
         let query = "SELECT told_drift FROM target_state WHERE target = ?1";
-        let told = |connection: &Connection| connection.query_row(query, [target], |row| row.get::<_, String>(0)).optional();
+        let told =
+            |connection: &Connection| connection.query_row(query, [target], |row| row.get::<_, String>(0)).optional();
         let is_new = self.read(told).flatten().unwrap_or_default() != drift;
         if is_new && remember {
             self.write(|transaction| {

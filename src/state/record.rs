@@ -28,6 +28,38 @@ pub struct Finished<'a> {
     pub checked_to: Option<Tick>,
 }
 
+/// What an audit found in a table. Bounds are RFC 3339, as the audit reports them.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Audited<'a> {
+    /// Hours (days of a Date cursor) with missing or extra rows.
+    pub mismatches: u64,
+    /// Where the first of them begins.
+    pub first: Option<&'a str>,
+    /// Where the audit began; `None` where it looked at all that there is.
+    pub from: Option<&'a str>,
+    /// Whether it ended before the watermark.
+    pub is_cut: bool,
+}
+
+impl Audited<'_> {
+    fn alone(&self) -> (i64, Option<String>) {
+        (integer(self.mismatches), self.first.map(str::to_owned))
+    }
+
+    /// What is known after it, where an audit before had found `mismatches`, of which the earliest begins at `first`: what it did not look at
+    /// stays as it was.
+    fn after(&self, mismatches: i64, first: &str) -> (i64, Option<String>) {
+        let looked_there = !self.is_cut && self.from.is_none_or(|from| from <= first);
+        match looked_there {
+            true => self.alone(),
+            false => (
+                integer(self.mismatches).max(mismatches),
+                Some(self.first.map_or(first, |own| own.min(first)).to_owned()),
+            ),
+        }
+    }
+}
+
 impl State {
     /// A pass over `target` begins, whose lock it holds. One that began and left no record of its end has died.
     pub fn begin(&self, target: &str, run_id: &str, started_at: &str) {
@@ -79,14 +111,20 @@ impl State {
         });
     }
 
-    /// An audit has compared `target`, and found so many hours (or days) in which rows are missing or extra.
-    pub fn audited(&self, target: &str, mismatches: u64) {
+    /// An audit has compared `target`.
+    pub fn audited(&self, target: &str, audited: &Audited<'_>) {
         let now = Utc::now().timestamp_millis();
         self.write(|transaction| {
+            let query = "SELECT audit_mismatches, audit_first FROM target_state WHERE target = ?1";
+            let before = |row: &Row<'_>| Ok((row.get::<_, Option<i64>>(0)?, row.get::<_, Option<String>>(1)?));
+            let (mismatches, first) = match transaction.query_row(query, [target], before).optional()? {
+                Some((Some(mismatches @ 1..), Some(first))) => audited.after(mismatches, &first),
+                _ => audited.alone(),
+            };
             transaction.execute(
-                "INSERT INTO target_state (target, status, audited_ms, audit_mismatches) VALUES (?1, 'initialized', ?2, ?3) \
-                 ON CONFLICT (target) DO UPDATE SET audited_ms = ?2, audit_mismatches = ?3",
-                params![target, now, integer(mismatches)],
+                "INSERT INTO target_state (target, status, audited_ms, audit_mismatches, audit_first) VALUES (?1, 'initialized', ?2, ?3, ?4) \
+                 ON CONFLICT (target) DO UPDATE SET audited_ms = ?2, audit_mismatches = ?3, audit_first = ?4",
+                params![target, now, mismatches, first],
             )
         });
     }
@@ -105,7 +143,10 @@ impl Finished<'_> {
         // A pass that moved all, and found nothing that the TTL would take, has as much time as before.
         let has_ttl = report.error.is_none() || report.ttl_seconds_left.is_some();
         let counted = !matches!(self.error_kind(), Some(Kind::Stopped));
-        transaction.execute("INSERT OR IGNORE INTO target_state (target, status) VALUES (?1, 'initialized')", [&report.target])?;
+        transaction.execute(
+            "INSERT OR IGNORE INTO target_state (target, status) VALUES (?1, 'initialized')",
+            [&report.target],
+        )?;
         transaction.execute(
             "UPDATE target_state SET last_pass_ms = ?2, watermark = ifnull(?3, watermark), checked_to_at = ifnull(?4, checked_to_at), \
              target_rows = ifnull(?5, target_rows), caught_up_ms = ifnull(?6, caught_up_ms), \
@@ -240,4 +281,23 @@ fn word(value: impl Serialize) -> Option<String> {
 /// SQLite's integers are signed.
 fn integer(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_audit_says_nothing_of_what_it_did_not_look_at() {
+        let found = Audited { mismatches: 2, first: Some("2026-11-10T05:00:00Z"), ..Audited::default() };
+        let (mismatches, first) = found.alone();
+        let after = |audited: Audited<'_>| audited.after(mismatches, first.as_deref().unwrap());
+        assert_eq!(after(Audited::default()), (0, None), "all of it");
+        assert_eq!(after(Audited { from: Some("2026-11-10T05:00:00Z"), ..Audited::default() }), (0, None));
+        let last_night = Audited { from: Some("2026-11-19T00:00:00Z"), ..Audited::default() };
+        assert_eq!(after(last_night), (2, first.clone()));
+        assert_eq!(after(Audited { is_cut: true, ..Audited::default() }), (2, first.clone()));
+        let more = Audited { mismatches: 3, first: Some("2026-11-19T05:00:00Z"), ..last_night };
+        assert_eq!(after(more), (3, first));
+    }
 }

@@ -1,0 +1,37 @@
+//! `[metrics]` and `[notify]`: where a pass leaves word beside its tables.
+
+use std::path::Path;
+
+use super::raw::{RawMetrics, RawNotify};
+use super::validate::Problems;
+use super::{Metrics, Notify, Secret};
+
+pub(super) fn metrics(raw: RawMetrics, folder: &Path, problems: &mut Problems) -> Metrics {
+    if let Some(url) = &raw.otlp {
+        problems.http_url("metrics.otlp", url);
+    }
+    let textfile = raw.textfile.map(|file| folder.join(file));
+    if textfile.as_ref().is_some_and(|file| file.extension().is_none_or(|extension| extension != "prom")) {
+        problems.add("metrics.textfile", "does not end in .prom, and node_exporter reads no other files");
+    }
+    Metrics { textfile, otlp: raw.otlp, timeout: problems.timeout("metrics.timeout", &raw.timeout) }
+}
+
+pub(super) fn notify(
+    raw: RawNotify,
+    folder: &Path,
+    environment: &impl Fn(&str) -> Option<String>,
+    problems: &mut Problems,
+) -> Notify {
+    let webhook = problems.secret("notify.webhook", raw.webhook_env, raw.webhook_file, folder, environment);
+    if let Some(url) = webhook.as_ref().map(Secret::expose).filter(|url| !url.is_empty()) {
+        problems.http_url("notify.webhook", url);
+    }
+    if webhook.is_some() && !raw.command.is_empty() {
+        problems.add("notify.command", "give either a command or a webhook");
+    }
+    if raw.command.first().is_some_and(String::is_empty) {
+        problems.add("notify.command", "names no program");
+    }
+    Notify { command: raw.command, webhook, timeout: problems.timeout("notify.timeout", &raw.timeout) }
+}

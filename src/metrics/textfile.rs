@@ -1,0 +1,87 @@
+//! Prometheus' text format, as node_exporter's textfile collector reads it.
+
+use std::fmt::Write;
+use std::path::Path;
+use std::{fs, io, process};
+
+use super::{Family, Type};
+
+/// Replaces the file as a whole: a reader never sees half of it.
+pub fn write(file: &Path, families: &[Family]) -> io::Result<()> {
+    let mut name = file.file_name().unwrap_or_default().to_owned();
+    // Not `.prom`, or the collector would read it.
+    name.push(format!(".{}", process::id()));
+    let new = file.with_file_name(name);
+    let written = fs::write(&new, render(families)).and_then(|()| fs::rename(&new, file));
+    if written.is_err() {
+        let _ = fs::remove_file(&new);
+    }
+    written
+}
+
+fn render(families: &[Family]) -> String {
+    let mut text = String::new();
+    for Family { name, kind, help, samples } in families {
+        let kind = match kind {
+            Type::Counter => "counter",
+            Type::Gauge => "gauge",
+        };
+        // Writing into a String does not fail.
+        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        for sample in samples {
+            let labels: Vec<String> =
+                sample.labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
+            let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
+            let _ = writeln!(text, "{name}{labels} {}", sample.value);
+        }
+    }
+    text
+}
+
+fn escaped(label: &str) -> String {
+    label.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::{Facts, families};
+    use crate::state::{LastPass, TableState};
+
+    #[test]
+    fn a_table_has_all_that_is_known_of_it() {
+        let mut table = TableState {
+            caught_up_ms: Some(1_000_000),
+            ttl_seconds_left: Some(600),
+            ttl_seen_ms: Some(1_000_500),
+            watermark: Some("1970-01-01T00:10:00.250Z".into()),
+            ..TableState::default()
+        };
+        table.totals.rows = 7;
+        table.errors.insert("busy".into(), 2);
+        let last_pass = Some(LastPass { ended_ms: 1_060_000, duration_ms: 1500 });
+        let facts = Facts { now_ms: 1_060_500, tables: vec![("c.\"t\"".into(), table)], last_pass, state_usable: true };
+        let text = render(&families(&facts));
+        for line in [
+            "# TYPE k2_offload_rows_total counter",
+            "k2_offload_rows_total{table=\"c.\\\"t\\\"\"} 7",
+            "k2_offload_lag_seconds{table=\"c.\\\"t\\\"\"} 60",
+            "k2_offload_caught_up_timestamp_seconds{table=\"c.\\\"t\\\"\"} 1000",
+            "k2_offload_watermark_timestamp_seconds{table=\"c.\\\"t\\\"\"} 600.25",
+            "k2_offload_ttl_seconds_left{table=\"c.\\\"t\\\"\"} 540",
+            "k2_offload_errors_total{table=\"c.\\\"t\\\"\",kind=\"busy\"} 2",
+            "k2_offload_errors_total{table=\"c.\\\"t\\\"\",kind=\"refused\"} 0",
+            "k2_offload_pass_duration_seconds 1.5",
+            "k2_offload_state_usable 1",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
+        }
+        assert!(!text.contains("target_rows") && !text.contains("audit"), "what is not known has no sample\n{text}");
+    }
+
+    #[test]
+    fn without_the_cache_there_are_no_tables() {
+        let text = render(&families(&Facts::default()));
+        assert!(text.contains("k2_offload_state_usable 0") && !text.contains("table="), "{text}");
+    }
+}
