@@ -90,6 +90,51 @@ pub enum Command {
     /// also those that somebody deleted there; nothing is ever removed from it.
     #[command(after_long_help = VERDICTS)]
     Audit(Audit),
+    /// Whether all is well, on one screen; exit 0, or 3 where somebody has to look
+    ///
+    /// Says of each table its lag, watermark, last passes, failures, time left by the source's TTL, late and duplicate rows, files and last audit, from
+    /// the state cache and the targets. The source is not asked. A table is not well that lags more than max_lag, that failed more than three times in
+    /// a row or needs a person, whose rows expire within ttl_margin, or whose last audit found a mismatch.
+    Status(Status),
+    /// Past passes and commits, and why something failed
+    History(History),
+}
+
+/// Options of `status`.
+#[derive(Debug, Args)]
+pub struct Status {
+    /// Which tables.
+    #[command(flatten)]
+    pub tables: Tables,
+    /// Lag above which a table is not well (30m, 2h) [default: max_lag of the configuration, else 30m]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub max_lag: Option<std::time::Duration>,
+}
+
+/// Options of `history`.
+#[derive(Debug, Args)]
+pub struct History {
+    /// Which tables.
+    #[command(flatten)]
+    pub tables: Tables,
+    /// Passes that began at or after this instant (RFC 3339, or a date)
+    #[arg(long, value_name = "TIMESTAMP", value_parser = parse_instant, conflicts_with = "last")]
+    pub since: Option<DateTime<Utc>>,
+    /// Passes of the last hours or days (24h, 7d) by this host's clock
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub last: Option<std::time::Duration>,
+    /// Only this pass
+    #[arg(long, value_name = "RUN_ID")]
+    pub run: Option<String>,
+    /// Only what failed
+    #[arg(long)]
+    pub failed: bool,
+    /// With the commits of each pass
+    #[arg(long)]
+    pub chunks: bool,
+    /// The newest N of them
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub limit: usize,
 }
 
 /// Which tables a command is about.

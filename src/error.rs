@@ -69,6 +69,13 @@ impl Kind {
     }
 }
 
+impl Kind {
+    /// Whether it stays until a person acts.
+    pub fn needs_person(self) -> bool {
+        matches!(self.policy().exit, 2 | 3)
+    }
+}
+
 /// An error of known [`Kind`], with its chain of causes and what to do about it.
 #[derive(Debug)]
 pub struct Error {

@@ -1,11 +1,13 @@
 //! One file per subcommand: build the clients, call the core, hand facts to [`crate::report`].
 
 mod audit;
+mod history;
 mod init_tables;
 mod orphans;
 mod register;
 mod reset;
 mod run;
+mod status;
 mod watermark;
 
 use crate::cli::{Cli, Command, Tables, Watermark};
@@ -22,6 +24,8 @@ pub async fn dispatch(cli: &Cli, telemetry: &Telemetry) -> Result<u8> {
         Command::Audit(args) if args.orphans => orphans::execute(&config, args, cli.format).await,
         Command::Audit(args) => audit::execute(&config, args, cli.format, telemetry).await,
         Command::Watermark(Watermark::Show(args)) => watermark::show(&config, args, cli.format).await,
+        Command::Status(args) => status::execute(&config, args, cli.format).await,
+        Command::History(args) => history::execute(&config, args, cli.format),
         Command::Watermark(Watermark::Reset(args)) => reset::execute(&config, args, cli.format).await,
     }
 }

@@ -1,10 +1,13 @@
 //! Facts -> text or JSON on stdout, a document per command. No other module prints results.
 
 mod audit;
+mod grid;
+mod history;
 mod init;
 mod orphans;
 mod reset;
 mod run;
+mod status;
 mod watermark;
 
 use std::io::{self, Write};
@@ -12,10 +15,13 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 pub use self::audit::{AuditBucket, AuditReport, AuditTable};
+pub use self::grid::span;
+pub use self::history::HistoryReport;
 pub use self::init::{InitReport, InitStatus, InitTable, Seam};
 pub use self::orphans::{OrphanFile, OrphanReport, OrphanTable};
 pub use self::reset::{ResetReport, ResetStatus, confirm};
 pub use self::run::{CommittedChunk, LeftAlone, PlannedChunk, RunReport, RunStatus, RunTable};
+pub use self::status::{StatusReport, StatusState, StatusTable};
 pub use self::watermark::{WatermarkReport, WatermarkTable};
 use crate::cli::Format;
 use crate::error::{Error, Kind};

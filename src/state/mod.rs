@@ -167,7 +167,8 @@ mod tests {
         pass(&state, STARTED, Some(9), None, 0);
         let succeeded = state.table("c.t").unwrap();
         pass(&state, STARTED, None, Some(Kind::Stopped), 0);
-        assert_eq!(state.table("c.t").unwrap(), succeeded);
+        let last_pass_ms = state.table("c.t").unwrap().last_pass_ms;
+        assert_eq!(state.table("c.t").unwrap(), TableState { last_pass_ms, ..succeeded });
         pass(&state, STARTED, None, Some(Kind::Refused), 0);
         pass(&state, STARTED, None, Some(Kind::Stopped), 0);
         let failed = state.table("c.t").unwrap();

@@ -33,6 +33,8 @@ pub struct TableState {
     pub last_error: Option<String>,
     /// What to do about it.
     pub last_hint: Option<String>,
+    /// Whether the last failure stays until a person acts.
+    pub needs_person: bool,
     /// Rows in the target.
     pub target_rows: Option<i64>,
     /// When everything that could leave had left.
@@ -236,7 +238,7 @@ impl State {
 }
 
 fn table(connection: &Connection, target: &str) -> rusqlite::Result<Option<TableState>> {
-    let query = "SELECT status, checked_to, last_success_at, last_duration_ms, failure_count, last_error, last_hint, last_pass_ms, watermark, \
+    let query = "SELECT status, checked_to, last_success_at, last_duration_ms, failure_count, last_error, last_hint, needs_person, last_pass_ms, watermark, \
                  checked_to_at, target_rows, caught_up_ms, ttl_seconds_left, ttl_seen_ms, audited_ms, audit_mismatches, passes, rows, rows_late, \
                  rows_duplicate, rows_rejected, bytes, files, conflicts FROM target_state WHERE target = ?1";
     let state = connection.query_row(query, [target], |row| {
@@ -251,6 +253,7 @@ fn table(connection: &Connection, target: &str) -> rusqlite::Result<Option<Table
             failure_count: row.get("failure_count")?,
             last_error: row.get("last_error")?,
             last_hint: row.get("last_hint")?,
+            needs_person: row.get("needs_person")?,
             target_rows: row.get("target_rows")?,
             caught_up_ms: row.get("caught_up_ms")?,
             ttl_seconds_left: row.get("ttl_seconds_left")?,

@@ -180,7 +180,7 @@ impl Finished<'_> {
         let Some(error) = error else {
             return transaction.execute(
                 "UPDATE target_state SET status = 'success', checked_to = ?2, last_success_at = ?3, last_duration_ms = ?4, \
-                 failure_count = 0, last_error = NULL, last_hint = NULL WHERE target = ?1",
+                 failure_count = 0, last_error = NULL, last_hint = NULL, needs_person = 0 WHERE target = ?1",
                 params![target, self.checked_to, rfc3339(now), integer(*duration_ms)],
             );
         };
@@ -194,8 +194,8 @@ impl Finished<'_> {
         count_error(transaction, target, &word(error.kind).unwrap_or_default())?;
         transaction.execute(
             "UPDATE target_state SET status = 'failed', checked_to = max(ifnull(checked_to, ?2), ifnull(?2, checked_to)), \
-             last_error = ?3, last_hint = ?4, last_duration_ms = ?5, failure_count = failure_count + 1 WHERE target = ?1",
-            params![target, self.checked_to, error.message, error.hint, integer(*duration_ms)],
+             last_error = ?3, last_hint = ?4, last_duration_ms = ?5, failure_count = failure_count + 1, needs_person = ?6 WHERE target = ?1",
+            params![target, self.checked_to, error.message, error.hint, integer(*duration_ms), error.kind.needs_person()],
         )
     }
 

@@ -35,6 +35,7 @@ const MIGRATIONS: [&str; 4] = [
     "ALTER TABLE target_state ADD COLUMN run_id TEXT;
     ALTER TABLE target_state ADD COLUMN started_at TEXT;
     ALTER TABLE target_state ADD COLUMN last_hint TEXT;
+    ALTER TABLE target_state ADD COLUMN needs_person INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE target_state ADD COLUMN last_pass_ms INTEGER;
     ALTER TABLE target_state ADD COLUMN watermark TEXT;
     ALTER TABLE target_state ADD COLUMN checked_to_at TEXT;

@@ -1,6 +1,7 @@
 //! The read side of the target: what a table is and how far it was filled.
 
 mod catalog;
+mod files;
 pub(crate) mod history;
 mod orphans;
 mod register;
@@ -19,6 +20,7 @@ use iceberg::spec::{
 use iceberg::{ErrorKind, MetadataLocation, TableCreation};
 
 pub use self::catalog::{Catalog, Swap, SwapError};
+pub use self::files::DataFiles;
 pub use self::history::{Fate, Rollback, ancestors, deleted_by_others, fate, live_records, markers};
 pub use self::orphans::{MIN_AGE, Orphan};
 pub use self::register::{Relation, locate, version_of};
