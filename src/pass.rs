@@ -70,7 +70,8 @@ pub async fn run(
     let report =
         RunReport { duration_ms: millis(pass.started), run_id: pass.run_id, started_at: pass.started_at, exit, tables };
     tell_end(&report);
-    if !options.dry_run {
+    // A pass that found all of them locked says nothing of how long passes take, and must not make one that hangs look alive.
+    if !options.dry_run && !report.is_skipped() {
         state.end_pass(report.duration_ms, config.history_keep);
     }
     report
@@ -234,7 +235,7 @@ impl<'a> Pass<'a> {
             facts.clock_micros += micros;
         }
         warn_of_clock_skew(facts.clock_micros);
-        progress.asked(table, cursor.kind, route.step, &facts);
+        progress.asked(&route, &facts);
         progress.target_rows(live_records(&route.target.metadata));
         let until = self.options.until_micros.map(|until| cursor.kind.tick_at(until));
         let situation = Situation {

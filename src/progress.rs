@@ -1,6 +1,6 @@
 //! What a pass has done about a table so far, and its report. It outlives failed tries: what was committed stays committed.
 
-use crate::chunk::{Chunk, Files};
+use crate::chunk::{Chunk, Files, Route};
 use crate::clock::now;
 use crate::config::Table;
 use crate::cursor::{CursorType, Tick};
@@ -34,6 +34,7 @@ pub struct Progress {
     target_rows: Option<u64>,
     /// The highest bound that the pass could reach.
     reachable: Option<Tick>,
+    has_ttl: Option<bool>,
     ttl_seconds_left: Option<i64>,
     /// How long the TTL lets a row live, seconds after its cursor; the source's clock, microseconds since 1970.
     lifetime: Option<(i64, i64)>,
@@ -87,8 +88,9 @@ impl Progress {
     }
 
     /// What the source said of its clock and its TTL.
-    pub fn asked(&mut self, table: &Table, cursor: CursorType, step: Tick, facts: &Facts) {
-        self.reachable = Some(reachable(cursor, facts.clock_micros, table.settle_delay, step));
+    pub fn asked(&mut self, route: &Route<'_>, facts: &Facts) {
+        self.reachable = Some(reachable(route.cursor().kind, facts.clock_micros, route.table.settle_delay, route.step));
+        self.has_ttl = Some(route.source.ttl.is_some());
         self.ttl_seconds_left = ttl::seconds_left(facts);
         self.lifetime = facts.lifetime_seconds.map(|lifetime| (lifetime, facts.clock_micros));
     }
@@ -248,6 +250,7 @@ impl Progress {
             conflicts: self.conflicts,
             target_rows: self.target_rows,
             lag_seconds: self.lag_seconds(),
+            has_ttl: self.has_ttl,
             ttl_seconds_left: self.ttl_seconds_left(error.is_none()),
             duration_ms,
             planned: planned.collect(),

@@ -60,6 +60,9 @@ async fn leave_word(config: &Config, args: &Audit, state: &State, report: &Audit
     let is_whole = args.since.is_none() && args.last.is_none();
     for table in &report.tables {
         let Some(mismatches) = table.mismatches() else { continue };
+        if table.from.is_none() && !is_whole {
+            continue;
+        }
         let from = table.from.as_deref().filter(|_| !is_whole);
         let first = table.first_mismatch();
         state.audited(&table.target, &Audited { mismatches, first, from, is_cut: args.until.is_some() });

@@ -32,7 +32,8 @@ pub async fn execute(config: &Config, args: &Run, cli: &Cli, telemetry: &Telemet
 async fn leave_word(config: &Config, state: &State, report: &RunReport) {
     let ended_ms = Utc::now().timestamp_millis();
     let duration_ms = i64::try_from(report.duration_ms).unwrap_or(i64::MAX);
-    metrics::publish(config, state, Some(LastPass { ended_ms, duration_ms })).await;
+    let last_pass = (!report.is_skipped()).then_some(LastPass { ended_ms, duration_ms });
+    metrics::publish(config, state, last_pass).await;
     let max_lag = config.lag_limit();
     let observed = report
         .tables

@@ -205,9 +205,11 @@ pub async fn publish(config: &Config, state: &State, last_pass: Option<LastPass>
         return;
     }
     let now = Utc::now();
-    let tables = config.tables.iter().map(|table| table.target.to_string());
-    let tables = tables.filter_map(|target| Some((target.clone(), state.table(&target)?))).collect();
+    let of_table = |target: String| (target.clone(), state.table(&target).unwrap_or_default());
+    let tables: Vec<_> = config.tables.iter().map(|table| of_table(table.target.to_string())).collect();
     let state_usable = state.problem().is_none();
+    // Totals that begin anew with each pass would be worse than none.
+    let tables = if state_usable { tables } else { Vec::new() };
     let last_pass = last_pass.or_else(|| state.last_pass());
     let families = families(&Facts { now_ms: now.timestamp_millis(), tables, last_pass, state_usable });
     if let Some(file) = &wanted.textfile

@@ -77,6 +77,8 @@ pub struct RunTable {
     pub target_rows: Option<u64>,
     /// Seconds between what the pass could have looked at and `checked_to`; null where nothing has left or the source was not asked.
     pub lag_seconds: Option<i64>,
+    /// Whether the source has a TTL; null where it was not asked.
+    pub has_ttl: Option<bool>,
     /// Seconds until the source's TTL deletes the first row that has not left; after a pass that moved all, until it would delete the next one
     /// to come. Null where it deletes none.
     pub ttl_seconds_left: Option<i64>,
@@ -153,6 +155,11 @@ pub struct RunReport {
 }
 
 impl RunReport {
+    /// Whether other passes held all tables.
+    pub fn is_skipped(&self) -> bool {
+        self.tables.iter().all(|table| table.status == RunStatus::Skipped)
+    }
+
     /// Without the tables that had nothing new.
     pub fn news(&self) -> Self {
         let tables = self.tables.iter().filter(|table| table.status != RunStatus::Nothing).cloned().collect();

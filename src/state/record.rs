@@ -140,8 +140,8 @@ impl Finished<'_> {
         let report = self.report;
         let now = now.timestamp_millis();
         let caught_up = report.lag_seconds.map(|lag| now.saturating_sub(lag.saturating_mul(1000)));
-        // A pass that moved all, and found nothing that the TTL would take, has as much time as before.
-        let has_ttl = report.error.is_none() || report.ttl_seconds_left.is_some();
+        // A pass that moved all, and found no row that tells how long rows live, leaves as much time as there was.
+        let is_ttl_seen = report.error.is_none() || report.ttl_seconds_left.is_some();
         let counted = !matches!(self.error_kind(), Some(Kind::Stopped));
         transaction.execute(
             "INSERT OR IGNORE INTO target_state (target, status) VALUES (?1, 'initialized')",
@@ -150,7 +150,7 @@ impl Finished<'_> {
         transaction.execute(
             "UPDATE target_state SET last_pass_ms = ?2, watermark = ifnull(?3, watermark), checked_to_at = ifnull(?4, checked_to_at), \
              target_rows = ifnull(?5, target_rows), caught_up_ms = ifnull(?6, caught_up_ms), \
-             ttl_seconds_left = ifnull(?7, ttl_seconds_left), ttl_seen_ms = iif(?8, ?2, ttl_seen_ms), passes = passes + ?9, \
+             ttl_seconds_left = iif(?17, NULL, ifnull(?7, ttl_seconds_left)), ttl_seen_ms = iif(?8, ?2, ttl_seen_ms), passes = passes + ?9, \
              rows = rows + ?10, rows_late = rows_late + ?11, rows_duplicate = rows_duplicate + ?12, rows_rejected = rows_rejected + ?13, \
              bytes = bytes + ?14, files = files + ?15, conflicts = conflicts + ?16 WHERE target = ?1",
             params![
@@ -161,7 +161,7 @@ impl Finished<'_> {
                 report.target_rows.map(integer),
                 caught_up,
                 report.ttl_seconds_left,
-                has_ttl,
+                is_ttl_seen,
                 counted,
                 integer(report.rows_written),
                 integer(report.rows_late.unwrap_or(0)),
@@ -170,6 +170,7 @@ impl Finished<'_> {
                 integer(report.bytes_written),
                 integer(report.files),
                 integer(report.conflicts),
+                report.has_ttl == Some(false),
             ],
         )
     }

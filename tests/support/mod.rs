@@ -10,6 +10,7 @@ pub mod proxy;
 pub mod readers;
 pub mod server;
 pub mod shapes;
+pub mod webhook;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,6 +25,7 @@ pub use data::{BRONZE, HASH_OF_BRONZE};
 pub use disk::Disk;
 pub use readers::Target;
 pub use server::Server;
+pub use webhook::Webhook;
 
 /// Longest wait for a condition; nothing that is waited for should take a tenth of it.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -1,0 +1,197 @@
+//! Who is told of troubles: once, when they begin and when they end; and whoever cannot be told stops no pass.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
+use rusqlite::Connection;
+use serde_json::{Value, json};
+use support::{Case, Output, TRADES, Webhook, only_table};
+
+const CANARY: &str = "canary-in-the-url";
+const RUN: [&str; 3] = ["--format", "json", "run"];
+
+/// A case whose troubles are posted to `webhook`.
+fn with_webhook(name: &str, webhook: &Webhook) -> Case {
+    let case = Case::with_trades(name);
+    fs::write(case.path("webhook"), format!("{}\n", webhook.url)).unwrap();
+    case.config_file("offload.toml", "", "[notify]\nwebhook_file = 'webhook'\ntimeout = '1s'", TRADES);
+    case
+}
+
+/// What was told: the events, their troubles and tables.
+fn told(webhook: &Webhook) -> Vec<(String, String, String)> {
+    let text = |event: &Value, key: &str| event[key].as_str().unwrap().to_owned();
+    let events = webhook.documents().into_iter().flat_map(|document| document["events"].as_array().unwrap().clone());
+    events.map(|event| (text(&event, "event"), text(&event, "trouble"), text(&event, "table"))).collect()
+}
+
+fn told_one(webhook: &Webhook, event: &str, trouble: &str) {
+    assert_eq!(told(webhook), [(event.to_owned(), trouble.to_owned(), "cold.trades".to_owned())]);
+}
+
+fn warnings(output: &Output) -> usize {
+    output.stderr.lines().filter(|line| line.contains(" WARN ")).count()
+}
+
+#[test]
+fn a_failure_is_told_once_and_its_end_too() {
+    let webhook = Webhook::start(CANARY);
+    let case = with_webhook("told_once", &webhook);
+    case.trades("trades", "2024-03-10", 100);
+    case.pass();
+    assert_eq!(webhook.documents(), [] as [Value; 0], "all is well");
+    case.trades("trades", "2024-03-11", 50);
+    case.run_failing("counted=error", &RUN).expect(1).keeps_back(&[CANARY]);
+    let first = webhook.documents();
+    let [document] = first.as_slice() else { panic!("{first:#?}") };
+    let event = &document["events"][0];
+    assert_eq!((&event["event"], &event["table"]), (&"failed".into(), &"cold.trades".into()), "{document:#}");
+    for part in ["message", "hint", "since"] {
+        assert!(!event[part].as_str().unwrap().is_empty(), "{part} in {document:#}");
+    }
+    assert!(document["text"].as_str().unwrap().contains("cold.trades: failed: "), "{document:#}");
+    for _ in 0..2 {
+        case.run_failing("counted=error", &RUN).expect(1);
+    }
+    assert_eq!(webhook.documents(), [] as [Value; 0], "it is the same incident");
+    case.pass();
+    told_one(&webhook, "recovered", "failed");
+    case.pass();
+    case.run_failing("planned=error", &RUN).expect(1);
+    told_one(&webhook, "failed", "failed");
+}
+
+#[test]
+fn a_pass_that_is_stopped_or_skipped_tells_nobody() {
+    let webhook = Webhook::start(CANARY);
+    let case = with_webhook("stopped", &webhook);
+    case.trades("trades", "2024-03-10", 100);
+    let gate = case.gate("gate");
+    let mut pass = case.spawn("offload.toml", &format!("counted={}", gate.pause()), &RUN);
+    gate.wait_for(&mut pass);
+    case.run(&RUN).expect(4);
+    pass.signal("TERM");
+    gate.open();
+    pass.wait().expect(143);
+    assert_eq!(webhook.documents(), [] as [Value; 0]);
+}
+
+#[test]
+fn who_cannot_be_told_is_told_by_the_next_pass() {
+    let webhook = Webhook::start(CANARY);
+    let case = with_webhook("told_later", &webhook);
+    case.trades("trades", "2024-03-10", 100);
+    webhook.answer(503);
+    let failed = case.run_failing("counted=error", &RUN).expect(1).says(&["nobody could be told", "503"]);
+    failed.keeps_back(&[CANARY]);
+    told_one(&webhook, "failed", "failed");
+    webhook.answer(200);
+    case.run_failing("counted=error", &RUN).expect(1);
+    told_one(&webhook, "failed", "failed");
+    webhook.hang();
+    let output = case.run(&RUN).expect_warning("nobody could be told");
+    assert_eq!((&only_table(&output.json())["rows_written"], warnings(&output)), (&100.into(), 1), "{}", output.all());
+    told_one(&webhook, "recovered", "failed");
+    webhook.answer(204);
+    case.pass();
+    told_one(&webhook, "recovered", "failed");
+    case.pass();
+    assert_eq!(webhook.documents(), [] as [Value; 0]);
+}
+
+#[test]
+fn a_failure_that_ends_before_anybody_heard_of_it_is_not_told() {
+    let webhook = Webhook::start(CANARY);
+    let case = with_webhook("unheard", &webhook);
+    webhook.answer(500);
+    case.run_failing("target=error", &RUN).expect(1);
+    told_one(&webhook, "failed", "failed");
+    case.pass();
+    assert_eq!(webhook.documents(), [] as [Value; 0]);
+}
+
+#[test]
+fn lag_and_mismatches_are_told() {
+    let webhook = Webhook::start(CANARY);
+    let case = with_webhook("lag", &webhook);
+    case.trades("trades", "2024-03-10", 100);
+    case.pass();
+    let an_hour_ago = "UPDATE target_state SET caught_up_ms = caught_up_ms - 3600000";
+    Connection::open(case.path("state.db")).unwrap().execute(an_hour_ago, []).unwrap();
+    case.run_failing("target=error", &RUN).expect(1);
+    let events = told(&webhook);
+    assert_eq!(events.iter().map(|event| event.0.as_str()).collect::<Vec<_>>(), ["failed", "lag"]);
+    case.pass();
+    let events = told(&webhook);
+    let expected = [("recovered", "failed"), ("recovered", "lag")];
+    assert_eq!(events.iter().map(|event| (event.0.as_str(), event.1.as_str())).collect::<Vec<_>>(), expected);
+
+    case.target("trades").ask("delete", json!({"filter": "exchange_timestamp >= '2024-03-10T03:00:00+00:00'"}));
+    for _ in 0..2 {
+        case.run(&["audit"]).expect(3);
+    }
+    told_one(&webhook, "audit_mismatch", "audit_mismatch");
+    // It looks at nothing of what is missing.
+    case.run(&["audit", "--since", "2024-03-11"]).expect(0);
+    assert_eq!(webhook.documents(), [] as [Value; 0]);
+    case.run(&["audit", "--repair"]).expect(0);
+    told_one(&webhook, "recovered", "audit_mismatch");
+}
+
+#[test]
+fn without_the_state_cache_it_is_told_every_time() {
+    let webhook = Webhook::start(CANARY);
+    let case = with_webhook("forgetful", &webhook);
+    let config = fs::read_to_string(case.path("offload.toml")).unwrap();
+    fs::write(case.path("offload.toml"), format!("{config}[state]\npath = 'warehouse'\n")).unwrap();
+    for _ in 0..2 {
+        case.run_failing("target=error", &RUN).expect(1);
+        told_one(&webhook, "failed", "failed");
+    }
+    case.run(&RUN).expect_warning("state cache");
+    assert_eq!(webhook.documents(), [] as [Value; 0]);
+}
+
+/// A program that appends what it is told to the file `told`, and ends so.
+fn program(case: &Case, end: &str) -> PathBuf {
+    let path = case.path("tell");
+    fs::write(&path, format!("#!/bin/sh\ncat >> '{}'\necho on stdout\n{end}\n", case.path("told").display())).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+#[test]
+fn a_program_is_told_on_its_standard_input() {
+    let case = Case::with_trades("program");
+    program(&case, "exit 0");
+    let command = format!("[notify]\ncommand = ['{}', 'an argument']\ntimeout = '30s'", case.path("tell").display());
+    case.config_file("offload.toml", "", &command, TRADES);
+    let output = case.run_failing("target=error", &RUN).expect(1);
+    assert_eq!(only_table(&output.json())["status"], "failed", "its output is not ours");
+    case.run_failing("target=error", &RUN).expect(1);
+    let told: Value = serde_json::from_str(&fs::read_to_string(case.path("told")).unwrap()).unwrap();
+    assert_eq!(told["events"][0]["event"], "failed", "{told:#}");
+}
+
+#[test]
+fn a_program_that_fails_hangs_or_is_missing_is_one_warning() {
+    let case = Case::with_trades("bad_program");
+    let path = program(&case, "exit 7");
+    let configure = |program: &str| {
+        let command = format!("[notify]\ncommand = ['{program}']\ntimeout = '1s'");
+        case.config_file("offload.toml", "", &command, TRADES);
+    };
+    configure(&path.display().to_string());
+    let failing = || case.run_failing("target=error", &RUN).expect(1).says(&["nobody could be told"]);
+    let failed = failing().says(&["exit status: 7"]);
+    assert_eq!(warnings(&failed), 2, "the table's and this\n{}", failed.all());
+    program(&case, "exec sleep 600");
+    failing().says(&["longer than 1s"]);
+    configure("/nowhere/tell");
+    failing().says(&["/nowhere/tell"]);
+    case.pass();
+}
