@@ -251,9 +251,10 @@ impl<'a> Pass<'a> {
         };
         let plan = situation.plan();
         if progress.is_new() {
-            // P20: the cache feeds this alarm only. Without it, a table that was quiet for longer than its TTL may alarm once.
-            let checked_to = self.state.checked_to(&table.target.to_string());
-            progress.lost(ttl::guard(table, cursor.kind, offloaded_to.and(offloaded_to.max(checked_to)), &facts));
+            // P20: the cache feeds this alarm, and what is told of the lag. Without it, a table that was quiet for longer than its TTL may alarm once.
+            let looked_to = self.state.checked_to(&table.target.to_string());
+            progress.lost(ttl::guard(table, cursor.kind, offloaded_to.and(offloaded_to.max(looked_to)), &facts));
+            progress.looked_to(looked_to);
         }
         progress.deleted(marker.as_ref().and_then(|marker| deleted_by_others(&route.target.metadata, marker)));
         progress.seen(cursor.kind, marker, facts.future);

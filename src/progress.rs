@@ -18,6 +18,8 @@ pub struct Progress {
     window: Option<Window>,
     marker: Option<Marker>,
     checked_to: Option<Tick>,
+    /// How far passes before had looked.
+    looked_to: Option<Tick>,
     rows_future: Option<u64>,
     rows: u64,
     /// Rows of the source that were compared and not added.
@@ -93,6 +95,11 @@ impl Progress {
         self.has_ttl = Some(route.source.ttl.is_some());
         self.ttl_seconds_left = ttl::seconds_left(facts);
         self.lifetime = facts.lifetime_seconds.map(|lifetime| (lifetime, facts.clock_micros));
+    }
+
+    /// How far passes before had looked at the source, as far as that is remembered.
+    pub fn looked_to(&mut self, bound: Option<Tick>) {
+        self.looked_to = bound;
     }
 
     /// The target holds so many rows.
@@ -182,7 +189,7 @@ impl Progress {
 
     /// See [`RunTable::lag_seconds`].
     fn lag_seconds(&self) -> Option<i64> {
-        seconds_between(self.cursor?, self.checked_to?, self.reachable?)
+        seconds_between(self.cursor?, self.checked_to.max(self.looked_to)?, self.reachable?)
     }
 
     /// See [`RunTable::ttl_seconds_left`].

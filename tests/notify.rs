@@ -130,7 +130,7 @@ fn lag_and_mismatches_are_told() {
     let expected = [("recovered", "failed"), ("recovered", "lag")];
     assert_eq!(events.iter().map(|event| (event.0.as_str(), event.1.as_str())).collect::<Vec<_>>(), expected);
 
-    case.target("trades").ask("delete", json!({"filter": "exchange_timestamp >= '2024-03-10T03:00:00+00:00'"}));
+    case.target("trades").ask("delete", json!({"filter": "exchange_timestamp >= '2024-03-10T00:00:01+00:00'"}));
     for _ in 0..2 {
         case.run(&["audit"]).expect(3);
     }

@@ -148,7 +148,8 @@ impl Finished<'_> {
             [&report.target],
         )?;
         transaction.execute(
-            "UPDATE target_state SET last_pass_ms = ?2, watermark = ifnull(?3, watermark), checked_to_at = ifnull(?4, checked_to_at), \
+            "UPDATE target_state SET last_pass_ms = ?2, watermark = ifnull(?3, watermark), \
+             checked_to_at = iif(?4 < checked_to_at AND ?18, checked_to_at, ifnull(?4, checked_to_at)), \
              target_rows = ifnull(?5, target_rows), caught_up_ms = ifnull(?6, caught_up_ms), \
              ttl_seconds_left = iif(?17, NULL, ifnull(?7, ttl_seconds_left)), ttl_seen_ms = iif(?8, ?2, ttl_seen_ms), passes = passes + ?9, \
              rows = rows + ?10, rows_late = rows_late + ?11, rows_duplicate = rows_duplicate + ?12, rows_rejected = rows_rejected + ?13, \
@@ -171,6 +172,7 @@ impl Finished<'_> {
                 integer(report.files),
                 integer(report.conflicts),
                 report.has_ttl == Some(false),
+                report.error.is_some(),
             ],
         )
     }
