@@ -63,7 +63,7 @@ fn a_table_that_is_well_shows_what_its_passes_did() {
     let recent: Vec<&Value> = table["recent"].as_array().unwrap().iter().map(|pass| &pass["rows"]).collect();
     assert_eq!(recent, [&json!(300), &json!(200), &json!(0)]);
     assert_eq!(table["recent"][0]["duration_ms"], first["duration_ms"]);
-    let text = case.run(&["status"]).expect(0).says(&["ok: 1 of 1 tables", "LAG", "100%", "2 (2)", "█▅▁", "audit"]);
+    let text = case.run(&["status"]).expect(0).says(&["ok: 1 of 1 tables", "LAG", "100%", "2 (2)", "█▅▁", "AUDIT"]);
     assert!(!text.stdout.contains('!'), "{}", text.all());
 }
 

@@ -198,7 +198,7 @@ pub fn families(facts: &Facts) -> Vec<Family> {
     all.filter(|family| !family.samples.is_empty()).collect()
 }
 
-/// Writes what the state cache knows to where the configuration says; what cannot be written is a warning.
+/// Writes what the state cache knows to where the configuration says, and without it when the last pass was. What cannot be written is a warning.
 pub async fn publish(config: &Config, state: &State, last_pass: Option<LastPass>) {
     let wanted = &config.metrics;
     if wanted.textfile.is_none() && wanted.otlp.is_none() {
@@ -210,7 +210,7 @@ pub async fn publish(config: &Config, state: &State, last_pass: Option<LastPass>
     let state_usable = state.problem().is_none();
     // Totals that begin anew with each pass would be worse than none.
     let tables = if state_usable { tables } else { Vec::new() };
-    let last_pass = last_pass.or_else(|| state.last_pass());
+    let last_pass = state.last_pass().filter(|_| state_usable).or(last_pass);
     let families = families(&Facts { now_ms: now.timestamp_millis(), tables, last_pass, state_usable });
     if let Some(file) = &wanted.textfile
         && let Err(error) = textfile::write(file, &families)
