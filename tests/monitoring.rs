@@ -188,12 +188,23 @@ fn what_a_real_fault_tells_alarms_and_its_end_is_seen() {
         let alarmed = alarmed(&prometheus);
         !alarmed.contains("K2OffloadAuditMismatch") && !alarmed.contains("K2OffloadFailing")
     });
+
+    fs::write(case.path("state.db"), "no database").unwrap();
+    case.run(&["run"]).expect_warning("the state cache");
+    wait_until("a lost state alarms", || alarmed(&prometheus).contains("K2OffloadStateUnusable"));
+    fs::remove_file(textfile(&case)).unwrap();
+    wait_until("silence alarms", || alarmed(&prometheus).contains("K2OffloadMetricsGone"));
 }
 
 #[test]
 fn promtool_finds_the_textfile_right() {
     let case = monitored("textfile");
-    case.pass();
+    case.run(&["run", "--table", "trades"]).expect(0);
+    let text = fs::read_to_string(textfile(&case)).unwrap();
+    assert!(
+        text.contains("k2_offload_passes_total{table=\"cold.silent\"} 0"),
+        "a table that no pass has seen yet\n{text}"
+    );
     case.run(&["audit"]).expect(0);
     let check = format!("'{}' check metrics <'{}'", program("promtool").display(), textfile(&case).display());
     promtool(Command::new("sh").args(["-c", &check]));
