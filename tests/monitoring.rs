@@ -64,6 +64,28 @@ fn every_alert_has_a_case_where_it_fires_and_one_where_it_does_not() {
     assert_eq!(alerts, rests.iter().map(String::as_str).collect(), "alerts, and cases where they do not");
 }
 
+/// Whoever is woken finds what to do: the chapter of the runbook, by the anchor that readers of Markdown make of its heading.
+#[test]
+fn every_alert_names_a_chapter_of_the_runbook() {
+    let runbook = fs::read_to_string(server::repository().join("cron/RUNBOOK.md")).unwrap();
+    let headings = runbook.lines().filter(|line| line.starts_with('#'));
+    let anchors: BTreeSet<String> = headings.map(|line| anchor(line.trim_start_matches('#').trim())).collect();
+    let rules = rules();
+    let named: Vec<&str> = rules.lines().filter_map(|line| line.trim().strip_prefix("runbook: RUNBOOK.md#")).collect();
+    assert_eq!(named.len(), rules.matches("- alert: ").count());
+    let unknown: Vec<&&str> = named.iter().filter(|anchor| !anchors.contains(**anchor)).collect();
+    assert!(unknown.is_empty(), "{unknown:?} of {anchors:#?}");
+}
+
+fn anchor(heading: &str) -> String {
+    let kept = heading
+        .to_lowercase()
+        .chars()
+        .filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'))
+        .collect::<String>();
+    kept.replace(' ', "-")
+}
+
 /// A keyed table whose source has a TTL and duplicates, a table without rows, and metrics of both.
 fn monitored(name: &str) -> Case {
     let case = Case::new(name);
