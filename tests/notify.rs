@@ -6,10 +6,11 @@ mod support;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::process::Command;
 
 use rusqlite::Connection;
 use serde_json::{Value, json};
-use support::{Case, Output, TRADES, Webhook, only_table};
+use support::{Case, Output, Running, TRADES, Webhook, finish, only_table, wait_until};
 
 const CANARY: &str = "canary-in-the-url";
 const RUN: [&str; 3] = ["--format", "json", "run"];
@@ -194,4 +195,47 @@ fn a_program_that_fails_hangs_or_is_missing_is_one_warning() {
     configure("/nowhere/tell");
     failing().says(&["/nowhere/tell"]);
     case.pass();
+}
+
+/// Answers each POST with 200, over TLS with the certificate of the folder, and appends its body to `told`.
+const TLS_SERVER: &str = "
+import http.server, ssl
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        open('told', 'ab').write(self.rfile.read(int(self.headers['Content-Length'])))
+        self.send_response(200)
+        self.end_headers()
+server = http.server.HTTPServer(('127.0.0.1', 0), Handler)
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain('cert.pem', 'key.pem')
+server.socket = context.wrap_socket(server.socket, server_side=True)
+open('port', 'w').write(f'{server.server_port}\\n')
+server.serve_forever()
+";
+
+#[test]
+fn a_webhook_over_tls_needs_a_certificate_that_the_system_trusts() {
+    let case = Case::with_trades("tls");
+    let certificate = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=localhost \
+                       -addext subjectAltName=DNS:localhost -addext basicConstraints=CA:FALSE -keyout key.pem -out cert.pem";
+    let made =
+        Command::new("openssl").args(certificate.split_whitespace()).current_dir(case.folder()).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let mut server = Command::new("python3");
+    let _server = Running::start(server.args(["-c", TLS_SERVER]).current_dir(case.folder()));
+    let port = || fs::read_to_string(case.path("port")).unwrap_or_default();
+    wait_until("the server listens", || port().ends_with('\n'));
+    fs::write(case.path("webhook"), format!("https://localhost:{}/{CANARY}", port().trim())).unwrap();
+    case.config_file("offload.toml", "", "[notify]\nwebhook_file = 'webhook'", TRADES);
+
+    let fail = |trusted: &str| {
+        let mut run = case.command(&RUN);
+        finish(run.env("K2_OFFLOAD_FAILPOINTS", "target=error").env("SSL_CERT_FILE", trusted)).expect(1)
+    };
+    // The system's own certificates do not know it.
+    fail("/etc/ssl/certs/ca-certificates.crt").says(&["nobody could be told", "certificate"]).keeps_back(&[CANARY]);
+    let told = fail(case.path("cert.pem").to_str().unwrap());
+    assert!(!told.all().contains("nobody could be told"), "{}", told.all());
+    let document: Value = serde_json::from_str(&fs::read_to_string(case.path("told")).unwrap()).unwrap();
+    assert_eq!(document["events"][0]["event"], "failed");
 }
