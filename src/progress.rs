@@ -49,7 +49,7 @@ pub struct Progress {
 /// Rows that are not there any more, and did not go by a rollback.
 fn deleted_by_others(rows: u64) -> Error {
     Error::refused(format!("{rows} rows were deleted from the target, and not by k2-offload")).hint(
-        "new rows leave all the same, and passes say this until it is acknowledged: `k2-offload watermark reset --to` the table's watermark",
+        "new rows leave all the same, and passes say this until it is acknowledged: `k2-offload watermark reset --table T --to` its watermark",
     )
 }
 

@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -262,7 +263,7 @@ fn what_cannot_be_taken_over_is_refused_and_nothing_changed() {
     refused(&first, &[], 3, &["not the newest version", "v2.metadata.json"]);
     refused(&metadata.with_file_name("v9.metadata.json"), &[], 2, &["no such file"]);
     refused(&nothing, &[], 2, &["no Iceberg metadata"]);
-    refused(case.folder(), &[], 2, &["no table of a Hadoop catalog"]);
+    refused(case.folder(), &[], 2, &["no table lies here"]);
     refused(&copy, &[], 3, &["says that the table lies at", "copied or moved"]);
     refused(Path::new("s3://bucket/t"), &[], 2, &["no such file"]);
 
@@ -338,4 +339,37 @@ fn the_watermark_of_aggregates_must_not_split_one() {
         .says(&["no multiple", "2024-03-10T08:00:00.000Z"]);
     register(&case, "t", &metadata, &["--watermark", "2024-03-10T08:01:00Z", "--yes"]).expect(0);
     case.pass();
+}
+
+#[test]
+fn nothing_is_made_over_tables_whose_catalog_is_gone_and_their_folder_brings_them_back() {
+    let case = Case::with_trades("lost_catalog");
+    for (day, rows) in [("2024-03-10", 100), ("2024-03-11", 50)] {
+        case.trades("trades", day, rows);
+        case.pass();
+    }
+    for lost in ["catalog.db", "state.db"] {
+        fs::remove_file(case.path(lost)).unwrap();
+    }
+    let before = case.contents();
+    case.run(&["run"]).expect(3).says(&["does not exist", "restore it"]);
+    for arguments in [&["init-tables", "--dry-run"][..], &["init-tables"]] {
+        case.run(arguments).expect(3).says(&["a table lies at", "--register", "cold/trades"]);
+    }
+    let data = |contents: BTreeMap<PathBuf, Vec<u8>>| -> Vec<PathBuf> {
+        contents.into_keys().filter(|path| path.starts_with(case.path("warehouse"))).collect()
+    };
+    assert_eq!(data(case.contents()), data(before), "nothing was made");
+
+    let metadata = case.path("warehouse/cold/trades/metadata");
+    let old =
+        support::files_below(&metadata).into_iter().find(|file| file.to_string_lossy().contains("/00001-")).unwrap();
+    let register = |what: &Path| case.run(&["init-tables", "--table", "trades", "--register", what.to_str().unwrap()]);
+    register(&old).expect(3).says(&["is not the newest version", "/00002-"]);
+    register(&case.path("warehouse/cold/trades")).expect(0);
+    case.trades("trades", "2024-03-12", 10);
+    assert_eq!(case.pass_one()["rows_written"], 10);
+    case.target("trades").holds_all("trades");
+    // What was given then is older now, and known.
+    register(&old).expect(0);
 }

@@ -114,7 +114,7 @@ fn p17_a_table_of_others_is_taken_over_above_its_rows() {
     case.trades("trades", "2024-03-10 08:00:00", 100);
     case.trades("trades", "2024-03-10 15:00:00", 70);
     case.trades("trades", "2024-03-10 20:00:00", 30);
-    case.run(&["run"]).expect(3).says(&["k2-offload did not write", "watermark reset --to"]);
+    case.run(&["run"]).expect(3).says(&["k2-offload did not write", "watermark reset --table T --to"]);
     let refused = reset(&case, &["--to", "2024-03-10T12:00:00Z", "--yes"]).expect(3);
     refused.says(&["the target itself holds rows up to 2024-03-10T12:00:00.000Z"]);
     let report = reset(&case, &["--to", EVENING, "--yes"]).expect(0).json();
@@ -155,7 +155,7 @@ fn rolled_back(name: &str) -> (Case, String) {
 fn p16_a_rollback_that_is_kept_offloads_again_what_is_gone() {
     let (case, left) = rolled_back("keep");
     let target = case.target("trades");
-    case.run(&["run"]).expect(3).says(&["rolled back", "watermark reset --to", &left]);
+    case.run(&["run"]).expect(3).says(&["rolled back", "watermark reset --table T --to", &left]);
     let report = reset(&case, &["--to", &left, "--yes"]).expect(0).json();
     assert_eq!((&report["from"], &report["rows_skipped"]), (&json!(left), &json!(0)));
     let shown = only_table(&case.run(&["--format", "json", "watermark", "show"]).expect(0).json());

@@ -12,7 +12,7 @@ use crate::report::{self, ErrorReport, InitReport, InitStatus, InitTable};
 use crate::schema::{Evolution, evolve};
 use crate::source::{Server, Source, new_run_id};
 use crate::storage::local_file_io;
-use crate::target::{Catalog, NewTable, Target};
+use crate::target::{Catalog, NewTable, Target, check_vacant};
 
 pub async fn execute(config: &Config, args: &InitTables, format: Format) -> Result<u8> {
     let tables = select(config, &args.tables)?;
@@ -73,6 +73,9 @@ async fn init(
         Some(catalog) => Target::load(catalog, file_io, &table.target).await?,
         None => None,
     };
+    if existing.is_none() {
+        check_vacant(new.location(), &table.target)?;
+    }
     match (existing, catalog) {
         (Some(target), _) => Ok(exists(table, &source, &target)),
         (None, Some(catalog)) if !dry_run => {

@@ -21,7 +21,7 @@ use crate::report::{self, InitStatus, InitTable, ResetReport, ResetStatus, Seam}
 use crate::reset::{Reset, Situation};
 use crate::schema::{Evolution, evolve, fitting_types};
 use crate::source::{Server, Source};
-use crate::target::{Catalog, Relation, Standing, Swap, SwapError, Target, locate};
+use crate::target::{Catalog, Relation, Standing, Swap, SwapError, Target, check_newest, locate};
 use crate::watermark::SourceIdentity;
 
 /// What the command line asks for.
@@ -83,6 +83,7 @@ impl Registration<'_> {
         let target = match (relation, &registered) {
             (Some(Relation::Known), Some(registered)) => registered,
             _ => {
+                check_newest(&file)?;
                 given.check_files(self.file_io).await?;
                 &given
             }

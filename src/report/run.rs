@@ -222,8 +222,11 @@ impl RunTable {
         };
         let future = told(self.rows_future, "rows from the future wait");
         let late = told(self.rows_late, "of them late");
+        let duplicate = told(Some(self.rows_duplicate), "duplicates dropped");
+        let rejected = told(Some(self.rows_rejected), "rejected");
         let changed = told(self.rows_changed, "rows changed after they left, and stay as they were");
-        let mut lines = vec![format!("{} -> {}: {what}{late}{changed}{future}", self.source, self.target)];
+        let mut lines =
+            vec![format!("{} -> {}: {what}{late}{duplicate}{rejected}{changed}{future}", self.source, self.target)];
         lines.extend(self.schema_changes.iter().map(|change| format!("  schema: {change}")));
         lines.extend(self.left_alone.iter().map(|range| {
             let (low, high) = (range.low.as_deref().unwrap_or("beginning"), or_dash(&range.high));

@@ -66,7 +66,7 @@ impl Catalog {
     pub fn open(config: &Config) -> Result<Self> {
         if !config.path.exists() {
             return Err(Error::refused(format!("the catalog file {} does not exist", config.path.display()))
-                .hint("run `k2-offload init-tables` first"));
+                .hint("run `k2-offload init-tables` first; if it was there before, mount its disk, or restore it"));
         }
         let connection = connect(&config.path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         Self::over(connection, config)

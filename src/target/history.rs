@@ -144,7 +144,7 @@ impl Rollback {
         let keep = left.as_ref().map_or("above the rows that the table still holds".to_owned(), time);
         Error::refused(format!("the target was rolled back: commit {} (up to {}) is gone from it", lost.commit_id, time(lost))).hint(format!(
             "either roll the table forward to the snapshot of that commit (its `k2-offload.marker` says so), or keep the rollback with \
-             `k2-offload watermark reset --to TIMESTAMP`, {keep}: later passes offload from there what the source still holds"
+             `k2-offload watermark reset --table T --to TIMESTAMP`, {keep}: later passes offload from there what the source still holds"
         ))
     }
 }
@@ -152,7 +152,7 @@ impl Rollback {
 /// The error of a target that others filled (P17).
 pub fn refuse_foreign() -> Error {
     Error::refused("the target holds rows that k2-offload did not write, and no marker of ours").hint(
-        "offload into a new target, or take this one over with `k2-offload watermark reset --to TIMESTAMP`, above all its rows",
+        "offload into a new target, or take this one over with `k2-offload watermark reset --table T --to TIMESTAMP`, above all its rows",
     )
 }
 

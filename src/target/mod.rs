@@ -23,7 +23,7 @@ pub use self::catalog::{Catalog, Swap, SwapError};
 pub use self::files::DataFiles;
 pub use self::history::{Fate, Rollback, ancestors, deleted_by_others, fate, live_records, markers};
 pub use self::orphans::{MIN_AGE, Orphan};
-pub use self::register::{Relation, locate, version_of};
+pub use self::register::{Relation, check_newest, check_vacant, locate, version_of};
 pub use self::rows::{RowFile, Rows, no_key_column, read_rows};
 pub use self::scan::ticks;
 use crate::config::{Table as TableConfig, TableName};
@@ -83,7 +83,8 @@ impl Target {
     /// Loads a table that must exist.
     pub async fn load_existing(catalog: &Catalog, file_io: &FileIO, name: &TableName) -> Result<Self> {
         Self::load(catalog, file_io, name).await?.ok_or_else(|| {
-            Error::refused(format!("the target `{name}` does not exist")).hint("run `k2-offload init-tables` first")
+            Error::refused(format!("the target `{name}` does not exist"))
+                .hint("run `k2-offload init-tables` first; if it was there before, see who dropped it, or where its catalog is")
         })
     }
 

@@ -1,7 +1,9 @@
-//! Tables that another catalog made: which metadata file is theirs, and what it says beside what our catalog holds.
+//! Tables that the catalog does not know: which metadata file is theirs, and what it says beside what the catalog holds.
 //!
 //! Spark's Hadoop catalog has no catalog but the folder: TABLE/metadata/vN.metadata.json, of which version-hint.text names the newest, or one
-//! before it (Iceberg, `HadoopTableOperations.refresh`: from the hint upwards as long as there is a next one).
+//! before it (Iceberg, `HadoopTableOperations.refresh`: from the hint upwards as long as there is a next one). Other catalogs, ours among them,
+//! name files NNNNN-UUID.metadata.json: the highest number is the newest, or the file of a commit that died before the catalog heard of it,
+//! which is whole too.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,6 +14,7 @@ use iceberg::io::FileIO;
 use iceberg::spec::{FormatVersion, ManifestList, TableMetadata};
 
 use super::{Target, classify, io_cause};
+use crate::config::TableName;
 use crate::error::{Error, Kind, Result};
 use crate::storage::{file_error, local_path, same_spelling};
 use crate::watermark::KEY;
@@ -41,11 +44,18 @@ pub fn locate(given: &str) -> Result<PathBuf> {
     let path = absolute(given)?;
     let wrong = |what: &str| Error::new(Kind::Config, format!("--register {}: {what}", path.display()));
     if path.is_dir() {
-        let newest = newest(&path.join("metadata"))?;
-        return newest.map(|(_, file)| file).ok_or_else(|| {
-            wrong("no table of a Hadoop catalog lies here")
-                .hint("name a folder with metadata/version-hint.text, or a metadata file")
-        });
+        let folder = path.join("metadata");
+        if let Some((_, file)) = newest(&folder)? {
+            return Ok(file);
+        }
+        return match newest_of_others(&folder)?.as_slice() {
+            [(_, file)] => Ok(file.clone()),
+            [] => Err(wrong("no table lies here").hint("name a table's folder, or its newest metadata file")),
+            [.., (_, file)] => Err(Error::refused(format!("{} is not the only file of its version", file.display()))
+                .hint(
+                    "all but one are of commits that died, or lost against another: name the file that is written last",
+                )),
+        };
     }
     if !path.is_file() {
         return Err(wrong("there is no such file").hint("name the table's newest metadata file, or its folder"));
@@ -59,6 +69,60 @@ pub fn locate(given: &str) -> Result<PathBuf> {
     }
 }
 
+/// Refuses a file beside which another catalog's file has a higher version: rows of that would be lost to readers.
+pub fn check_newest(file: &Path) -> Result<()> {
+    let version = file.file_name().and_then(|name| version_of(&name.to_string_lossy()));
+    let Some((version, folder)) = version.zip(file.parent()) else { return Ok(()) };
+    match newest_of_others(folder)?.pop().filter(|(newest, _)| version < *newest) {
+        Some((_, newest)) => Err(Error::refused(format!("{} is not the newest version of its table", file.display()))
+            .hint(format!("rows of the newer version would be lost to readers: give {}", newest.display()))),
+        None => Ok(()),
+    }
+}
+
+/// Refuses to make a table where one lies that was committed to: its catalog may be gone, or not be mounted.
+pub fn check_vacant(location: &str, name: &TableName) -> Result<()> {
+    let folder = local_path(location)?;
+    let metadata = folder.join("metadata");
+    let version = newest(&metadata)?.or(newest_of_others(&metadata)?.pop()).map(|(version, _)| version);
+    if version.is_none_or(|version| version == 0) {
+        return Ok(());
+    }
+    Err(Error::refused(format!("a table lies at {}, which the catalog does not know", folder.display())).hint(format!(
+        "if the catalog is not mounted, or must be restored, do that; else `k2-offload init-tables --table {name} --register {}` takes the table over, \
+         and a new one needs the folder moved away",
+        folder.display()
+    )))
+}
+
+/// The files of the highest version NNNNN-UUID.metadata.json in a metadata folder, the last written one last.
+fn newest_of_others(folder: &Path) -> Result<Vec<(i32, PathBuf)>> {
+    let mut files = Vec::new();
+    for file in entries(folder)? {
+        let name = file.file_name();
+        let version = version_of(&name.to_string_lossy()).filter(|_| !name.to_string_lossy().starts_with('v'));
+        let Some(version) = version else { continue };
+        let modified = file
+            .metadata()
+            .and_then(|metadata| metadata.modified())
+            .map_err(|e| file_error("look at", &file.path(), e))?;
+        files.push((version, modified, file.path()));
+    }
+    let highest = files.iter().map(|(version, ..)| *version).max();
+    files.retain(|(version, ..)| Some(*version) == highest);
+    files.sort();
+    Ok(files.into_iter().map(|(version, _, file)| (version, file)).collect())
+}
+
+/// The entries of a folder; none where it does not exist.
+fn entries(folder: &Path) -> Result<Vec<fs::DirEntry>> {
+    match fs::read_dir(folder) {
+        Ok(entries) => entries.collect::<io::Result<_>>().map_err(|e| file_error("list", folder, e)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) => Err(file_error("list", folder, e)),
+    }
+}
+
 fn absolute(given: &str) -> Result<PathBuf> {
     match given.starts_with("file:") {
         true => local_path(given),
@@ -68,12 +132,7 @@ fn absolute(given: &str) -> Result<PathBuf> {
 
 /// The newest version in a metadata folder of a Hadoop catalog, and its file; `None` where there is none.
 fn newest(folder: &Path) -> Result<Option<(i32, PathBuf)>> {
-    let files = match fs::read_dir(folder) {
-        Ok(entries) => entries.collect::<io::Result<Vec<_>>>().map_err(|e| file_error("list", folder, e))?,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(file_error("list", folder, e)),
-    };
-    let versions: BTreeMap<i32, PathBuf> = files
+    let versions: BTreeMap<i32, PathBuf> = entries(folder)?
         .iter()
         .filter(|file| file.file_name().to_string_lossy().starts_with('v'))
         .filter_map(|file| Some((version_of(&file.file_name().to_string_lossy())?, file.path())))
@@ -250,6 +309,33 @@ mod tests {
             let found = found.map(|file| file.file_name().unwrap().to_str().unwrap().replace(".metadata.json", ""));
             assert_eq!(found.as_deref(), newest, "{hint:?}");
         }
+    }
+
+    #[test]
+    fn of_tables_of_other_catalogs_the_highest_number_is_the_newest() {
+        let folder = table(&["00002-a.metadata.json", "00010-b.metadata.json", "00009-c.metadata.json"], None);
+        let file = |name: &str| folder.path().join("metadata").join(name);
+        assert_eq!(locate(folder.path().to_str().unwrap()).unwrap(), file("00010-b.metadata.json"));
+        check_newest(&file("00010-b.metadata.json")).unwrap();
+        let old = check_newest(&file("00009-c.metadata.json")).unwrap_err();
+        assert!(old.kind() == Kind::Refused && old.hint_text().contains("00010-b"), "{old}");
+        fs::write(file("00010-d.metadata.json"), "{}").unwrap();
+        assert_eq!(locate(folder.path().to_str().unwrap()).unwrap_err().kind(), Kind::Refused);
+        check_newest(&file("00010-b.metadata.json")).unwrap();
+    }
+
+    #[test]
+    fn a_table_is_not_made_over_another() {
+        let vacant = |files: &[&str]| {
+            let name = TableName { namespace: "cold".into(), name: "t".into() };
+            check_vacant(&format!("file://{}", table(files, None).path().display()), &name).is_ok()
+        };
+        assert!(
+            vacant(&[]) && vacant(&["00000-died.metadata.json"]),
+            "what an init-tables that died leaves is no table"
+        );
+        assert!(!vacant(&["00001-a.metadata.json"]) && !vacant(&["v1.metadata.json"]));
+        check_vacant("file:///nowhere/at/all", &TableName { namespace: "c".into(), name: "t".into() }).unwrap();
     }
 
     #[test]
