@@ -6,6 +6,7 @@
 
 pub mod data;
 pub mod disk;
+pub mod machine;
 pub mod proxy;
 pub mod readers;
 pub mod server;
