@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use support::machine::tools;
 use support::server::repository;
-use support::{Case, Running, TRADES, finish, wait_until};
+use support::{Case, Running, finish, wait_until};
 
 const ROWS: u64 = 300_000;
 /// crond looks at its crontabs once a minute, and busybox is static: libfaketime cannot hurry it.
@@ -43,6 +43,19 @@ fn crond_starts_a_pass_that_fits_into_the_limits() {
     // The audit takes more memory than a pass: merge_memory, and what it decodes.
     start(&case, &group, "", &["audit", "--checksum", "--repair"]).wait().expect(0).says(&["target 300,000"]);
     group.was_in_force();
+}
+
+#[test]
+fn the_health_check_tells_a_table_that_needs_a_person() {
+    let case = case("container_health");
+    let group = ControlGroup::new(&service());
+    let image = Image::of_dockerfile();
+    assert_eq!(image.healthcheck[0], image.entrypoint[0]);
+    let check: Vec<&str> = image.healthcheck[1..].iter().map(String::as_str).collect();
+    start(&case, &group, "", &["run"]).wait().expect(0);
+    start(&case, &group, "", &check).wait().expect(0).says(&["cold.trades"]);
+    case.target("trades").ask("drop", serde_json::json!({}));
+    start(&case, &group, "", &check).wait().expect(3).says(&["cold.trades"]);
 }
 
 #[test]
@@ -99,11 +112,7 @@ fn what_the_container_runs_is_not_root() {
 /// A case with a table, whose folder stands for the volumes.
 fn case(name: &str) -> Case {
     let case = Case::with_trades(name);
-    let folder = case.folder().display();
-    let rest = format!(
-        "[catalog]\nuri = 'sqlite:///{folder}/catalog.db'\nwarehouse = '{folder}/warehouse'\n[state]\npath = '{folder}/state.db'\n"
-    );
-    case.config_file("container.toml", "", &rest, TRADES);
+    case.config_for_any_folder("container.toml");
     give_to_user(&case);
     case
 }
@@ -197,6 +206,7 @@ struct Image {
     build: String,
     variables: Vec<String>,
     entrypoint: Vec<String>,
+    healthcheck: Vec<String>,
 }
 
 impl Image {
@@ -211,7 +221,7 @@ impl Image {
                 "COPY" => image.build += &copy(rest),
                 "ENV" => image.variables.push(rest.to_owned()),
                 "ENTRYPOINT" => image.entrypoint = serde_json::from_str(rest).unwrap(),
-                "HEALTHCHECK" => {}
+                "HEALTHCHECK" => image.healthcheck = serde_json::from_str(rest.split_once("CMD ").unwrap().1).unwrap(),
                 _ => panic!("the test does not know what this does: {line}"),
             }
         }

@@ -10,7 +10,7 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use support::server::repository;
-use support::{Case, Running, TRADES, finish, wait_until};
+use support::{Case, Running, finish, wait_until};
 
 const CODES: &str = "codes";
 const FAILPOINTS: &str = "failpoints";
@@ -264,7 +264,7 @@ fn command_of(unit_name: &str) -> String {
 /// there, with a clock that is 60 times as fast. Cron gives its jobs an environment of their own, and so the true clock.
 fn start_cron(case: &Case, commands: &[&str]) -> (Running, Arc<Mutex<Vec<String>>>) {
     let syslog = syslog(case);
-    configure(case);
+    case.config_for_any_folder("machine.toml");
     fs::write(case.path(FAILPOINTS), "").unwrap();
     // Around the real binary: failpoints from a file, exit codes into a file.
     let folder = case.folder().display();
@@ -292,15 +292,6 @@ fn start_cron(case: &Case, commands: &[&str]) -> (Running, Arc<Mutex<Vec<String>
         install = installation("With cron"),
     );
     (case.machine(&script), syslog)
-}
-
-/// The configuration of the case with absolute paths, because it is read from /etc.
-fn configure(case: &Case) {
-    let folder = case.folder().display();
-    let rest = format!(
-        "[catalog]\nuri = 'sqlite:///{folder}/catalog.db'\nwarehouse = '{folder}/warehouse'\n[state]\npath = '{folder}/state.db'\n"
-    );
-    case.config_file("machine.toml", "", &rest, TRADES);
 }
 
 /// The commands of a section of README, for the binary that is tested.

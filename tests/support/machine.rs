@@ -6,9 +6,9 @@
 use std::process::Command;
 
 use super::server::repository;
-use super::{Case, Running};
+use super::{Case, Running, TRADES};
 
-/// $1 is the folder of the case, $2 what `scripts/tools cron` unpacked, $3 the script; the last line runs it as the first process of the machine.
+/// $1 is the folder of the case, $2 what `scripts/tools cron` unpacked, $3 the script, which the last line runs as process 1.
 const BOOT: &str = r#"
 set -eu
 new=$1/machine
@@ -29,7 +29,14 @@ exec chroot . sh -euc "cd $PWD_OF_REPOSITORY; $3"
 "#;
 
 impl Case {
-    /// Starts a shell script as root on a machine of its own, in the folder of the repository. The folder of this case is everybody's to read.
+    /// Writes a configuration of the table of most tests that may be read from any folder, because its paths are absolute.
+    pub fn config_for_any_folder(&self, file: &str) {
+        let folder = self.folder().display();
+        let catalog = format!("[catalog]\nuri = 'sqlite:///{folder}/catalog.db'\nwarehouse = '{folder}/warehouse'\n");
+        self.config_file(file, "", &format!("{catalog}[state]\npath = '{folder}/state.db'\n"), TRADES);
+    }
+
+    /// Starts a shell script as root on a machine of its own, in the folder of the repository.
     pub fn machine(&self, script: &str) -> Running {
         let mut boot = Command::new("unshare");
         boot.args(["--mount", "--pid", "--fork", "--kill-child", "sh", "-euc", BOOT, "boot"]);
