@@ -1,7 +1,8 @@
 //! The container of cron/: the last stage of the Dockerfile and the limits of the Compose file, without an engine.
 //!
-//! A root of its own is made by the lines of the Dockerfile, in their order, on busybox, which Alpine is. Nothing else is in it but the libraries of the binary, which here
-//! is a debug build with glibc, and `setpriv`, which takes the capabilities away as an engine does. The entrypoint is process 1, in a control group with the limits.
+//! A root of its own is made by the lines of the Dockerfile, in their order, on busybox, which Alpine is. Nothing else is in it but the libraries of the
+//! binary, which here is a debug build with glibc, and `setpriv`, which takes the capabilities away as an engine does. The entrypoint is process 1, in a
+//! control group with the limits.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
@@ -138,7 +139,7 @@ fn service() -> Value {
     finish(Command::new(python).args(["-c", program]).arg(file)).expect(0).json()["services"]["k2-offload"].clone()
 }
 
-/// $1 folder of the case, $2 programs of `scripts/tools cron`, $3 the binary, $4 what the Dockerfile does, $5 folders of control groups; the command follows.
+/// $1 folder of the case, $2 programs of `scripts/tools cron`, $3 the binary, $4 what the Dockerfile does, $5 control groups; the command follows.
 const BOOT: &str = r#"
 set -eu
 case=$1 busybox=$2/usr/bin/busybox binary=$3 build=$4 groups=$5

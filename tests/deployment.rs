@@ -99,8 +99,8 @@ fn the_crontab_is_one_to_cron() {
     checked.wait().expect(0).says(&["successfully checked", "bad"]);
 }
 
-/// A pass that is running while its log is rotated goes on writing into the old one, which is compressed a rotation later only. In a folder where the jobs' user may not
-/// write, nothing is done.
+/// A pass that is running while its log is rotated goes on writing into the old one, which is compressed a rotation later only. In a folder where the
+/// jobs' user may not write, nothing is done.
 #[test]
 fn logrotate_rotates_and_loses_no_line() {
     let case = Case::new("logrotate");
