@@ -1,8 +1,8 @@
 //! The container of cron/: the last stage of the Dockerfile and the limits of the Compose file, without an engine.
 //!
-//! A root of its own is made by the lines of the Dockerfile, in their order, on busybox, which Alpine is. Nothing else is in it but the libraries of the
-//! binary, which here is a debug build with glibc, and `setpriv`, which takes the capabilities away as an engine does. The entrypoint is process 1, in a
-//! control group with the limits.
+//! A root of its own is made by the lines of the Dockerfile, in their order, on busybox, which Alpine is. Nothing else is in it but the libraries of
+//! the binary, which here is a debug build with glibc, and `setpriv`, which takes the capabilities away as an engine does. The entrypoint is process 1,
+//! in a control group with the limits.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 mod support;

@@ -279,6 +279,7 @@ fn start_cron(case: &Case, commands: &[&str]) -> (Running, Arc<Mutex<Vec<String>
         .collect();
     let script = format!(
         "{install}
+         test \"$(grep -c '^[a-z].*/var/lib/k2-offload/' /etc/k2-offload/offload.toml)\" = 3
          mv /usr/local/bin/k2-offload /usr/local/bin/k2-offload.real
          install -m 755 {folder}/notes /usr/local/bin/k2-offload
          cp {folder}/machine.toml /etc/k2-offload/offload.toml
