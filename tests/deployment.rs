@@ -261,8 +261,8 @@ fn command_of(unit_name: &str) -> String {
     started[0].strip_prefix("/usr/local/bin/k2-offload --quiet ").unwrap().to_owned()
 }
 
-/// Installs as README says, lets the lines of `cron/crontab` whose commands begin with one of `commands` fire every minute, and starts Debian's cron
-/// there, with a clock that is 60 times as fast. Cron gives its jobs an environment of their own, and so the true clock.
+/// Installs as README says, takes away what else cron would fire, and starts Debian's cron there, with a clock that is 60 times as fast. Each of its
+/// minutes it fires the lines of `cron/crontab` whose commands begin with one of `commands`, in an environment of their own, and so with the true clock.
 fn start_cron(case: &Case, commands: &[&str]) -> (Running, Arc<Mutex<Vec<String>>>) {
     let syslog = syslog(case);
     case.config_for_any_folder("machine.toml");
@@ -281,6 +281,7 @@ fn start_cron(case: &Case, commands: &[&str]) -> (Running, Arc<Mutex<Vec<String>
     let script = format!(
         "{install}
          test \"$(grep -c '^[a-z].*/var/lib/k2-offload/' /etc/k2-offload/offload.toml)\" = 3
+         find /etc/crontab /etc/cron.d -type f ! -name k2-offload -delete
          mv /usr/local/bin/k2-offload /usr/local/bin/k2-offload.real
          install -m 755 {folder}/notes /usr/local/bin/k2-offload
          cp {folder}/machine.toml /etc/k2-offload/offload.toml
