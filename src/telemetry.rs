@@ -18,7 +18,7 @@ pub struct Telemetry {
 impl Telemetry {
     /// Starts logging as the command line asks.
     pub fn init(cli: &Cli) -> Self {
-        let drawn = io::stderr().is_terminal() && !cli.quiet;
+        let drawn = can_draw() && !cli.quiet;
         let target = if drawn { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let telemetry = Self { bars: MultiProgress::with_draw_target(target) };
         let level = match (cli.quiet, cli.verbose) {
@@ -36,9 +36,11 @@ impl Telemetry {
         let builder = tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_writer(telemetry.clone())
+            // It would say so on stderr, and panic where that is gone.
+            .log_internal_errors(false)
             .with_target(cli.verbose > 0);
         match cli.log_format {
-            LogFormat::Text => builder.with_ansi(io::stderr().is_terminal()).init(),
+            LogFormat::Text => builder.with_ansi(can_draw() && !is_set("NO_COLOR")).init(),
             LogFormat::Json => builder.json().flatten_event(true).init(),
         }
         telemetry
@@ -56,6 +58,16 @@ impl Telemetry {
         }
         bar
     }
+}
+
+/// Whether stderr is a terminal that understands more than text.
+fn can_draw() -> bool {
+    io::stderr().is_terminal() && std::env::var_os("TERM").is_some_and(|term| term != "dumb")
+}
+
+/// As https://no-color.org has it: empty is not set.
+fn is_set(variable: &str) -> bool {
+    std::env::var_os(variable).is_some_and(|value| !value.is_empty())
 }
 
 impl Write for Telemetry {

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawFile {
     #[serde(default)]
@@ -20,7 +20,7 @@ pub struct RawFile {
     pub table: Vec<RawTable>,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawClickHouse {
     pub url: String,
@@ -50,7 +50,7 @@ impl Default for RawClickHouse {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawCatalog {
     #[serde(rename = "type")]
@@ -71,7 +71,7 @@ impl Default for RawCatalog {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawState {
     pub path: PathBuf,
@@ -83,7 +83,7 @@ impl Default for RawState {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawDefaults {
     pub settle_delay: String,
@@ -119,7 +119,7 @@ impl Default for RawDefaults {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawTable {
     pub source: Option<String>,

@@ -2,6 +2,7 @@
 
 mod audit;
 mod init;
+mod man;
 mod orphans;
 mod reset;
 mod run;
@@ -13,6 +14,7 @@ use serde::Serialize;
 
 pub use self::audit::{AuditBucket, AuditReport, AuditTable};
 pub use self::init::{InitReport, InitStatus, InitTable, Seam};
+pub use self::man::ManReport;
 pub use self::orphans::{OrphanFile, OrphanReport, OrphanTable};
 pub use self::reset::{ResetReport, ResetStatus, confirm};
 pub use self::run::{LeftAlone, PlannedChunk, RunReport, RunStatus, RunTable};
@@ -59,6 +61,11 @@ pub fn print(report: &impl Report, format: Format) {
             }
         }
     }
+}
+
+/// Prints what is no document.
+pub fn print_text(text: &[u8]) {
+    let _ = io::stdout().write_all(text);
 }
 
 /// Prints why the process ends, on stderr.
