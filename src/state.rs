@@ -7,12 +7,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
-use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
 use serde::Serialize;
 
 use crate::cursor::Tick;
-use crate::error::Kind;
+use crate::error::{Classify, Kind, Result};
 use crate::report::RunTable;
+use crate::storage::try_folder;
 
 /// What makes each version of the tables from the one before; `user_version` of SQLite counts them.
 const MIGRATIONS: [&str; 3] = [
@@ -243,9 +244,32 @@ fn open(path: &Path) -> anyhow::Result<Connection> {
     Ok(connection)
 }
 
+/// Tries whether passes can use the cache, which may not exist yet; changes nothing.
+pub fn try_cache(path: &Path) -> Result<()> {
+    if !path.exists() {
+        return try_folder(path.parent().unwrap_or(path));
+    }
+    let tried = || -> anyhow::Result<()> {
+        let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        connection.busy_timeout(BUSY_TIMEOUT)?;
+        let (found, known) = (version(&connection)?, MIGRATIONS.len() as i64);
+        anyhow::ensure!(found <= known, "its version is {found}, this program knows {known}");
+        let transaction = Transaction::new_unchecked(&connection, TransactionBehavior::Immediate)?;
+        transaction.execute_batch("CREATE TABLE k2_offload_try (x)")?;
+        Ok(transaction.rollback()?)
+    };
+    tried().or_error(Kind::Unavailable, format!("use the state cache {}", path.display())).map_err(|error| {
+        error.hint(
+            "passes go on without it, and `watermark show` tells less; delete it, or make it and its folder writable",
+        )
+    })
+}
+
+fn version(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.pragma_query_value(None, "user_version", |row| row.get(0))
+}
+
 fn migrate(connection: &mut Connection) -> anyhow::Result<()> {
-    let version =
-        |connection: &Connection| connection.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0));
     let known = MIGRATIONS.len() as i64;
     match version(connection)? {
         found if found == known => return Ok(()),

@@ -29,6 +29,11 @@ impl Resolved {
         Self(raw)
     }
 
+    /// The file that holds the password.
+    pub fn password_file(&self) -> Option<&Path> {
+        self.0.clickhouse.password_file.as_deref()
+    }
+
     /// As a file.
     pub fn toml(&self) -> String {
         toml::to_string_pretty(self).unwrap_or_default()

@@ -1,6 +1,7 @@
 //! Facts -> text or JSON on stdout, a document per command. No other module prints results.
 
 mod audit;
+mod config;
 mod init;
 mod man;
 mod orphans;
@@ -13,6 +14,7 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 pub use self::audit::{AuditBucket, AuditReport, AuditTable};
+pub use self::config::{Access, Check, CheckStatus, ConfigReport, GrantLine};
 pub use self::init::{InitReport, InitStatus, InitTable, Seam};
 pub use self::man::ManReport;
 pub use self::orphans::{OrphanFile, OrphanReport, OrphanTable};

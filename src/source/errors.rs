@@ -39,9 +39,9 @@ pub fn of_users_sql(error: ClientError) -> Error {
 
 fn of_users(error: ClientError, hint: &str) -> Error {
     match &error {
-        // Not TIMEOUT_EXCEEDED, QUOTA_EXCEEDED, TOO_MANY_SIMULTANEOUS_QUERIES, MEMORY_LIMIT_EXCEEDED, CANNOT_SCHEDULE_TASK
+        // Not ACCESS_DENIED, TIMEOUT_EXCEEDED, QUOTA_EXCEEDED, TOO_MANY_SIMULTANEOUS_QUERIES, MEMORY_LIMIT_EXCEEDED, CANNOT_SCHEDULE_TASK
         ClientError::BadResponse(message)
-            if !matches!(exception_code(message), None | Some(159 | 201 | 202 | 241 | 439)) =>
+            if !matches!(exception_code(message), None | Some(497 | 159 | 201 | 202 | 241 | 439)) =>
         {
             Error::new(Kind::Config, format!("ClickHouse: {}", first_line(message))).hint(hint)
         }
@@ -95,7 +95,9 @@ pub fn classify(error: ClientError, columns: &[Column]) -> Error {
         Some(516 | 193 | 194 | 192) => {
             (Kind::Config, "check clickhouse.user and the password that the configuration names")
         }
-        Some(497) => (Kind::Config, "grant the user what the message names; the README lists all that is needed"),
+        Some(497) => {
+            (Kind::Config, "grant the user what the message names; `k2-offload config check` prints all that is needed")
+        }
         // UNKNOWN_DATABASE, UNKNOWN_TABLE
         Some(81 | 60) => (Kind::Config, "check clickhouse.database and the table's source"),
         // UNKNOWN_IDENTIFIER, NO_SUCH_COLUMN_IN_TABLE
