@@ -66,8 +66,8 @@ pub fn print(report: &impl Report, format: Format) {
 }
 
 /// Prints what is no document.
-pub fn print_text(text: &[u8]) {
-    let _ = io::stdout().write_all(text);
+pub fn print_text(text: &str) {
+    let _ = io::stdout().write_all(text.as_bytes());
 }
 
 /// Prints why the process ends, on stderr.
