@@ -27,12 +27,10 @@ impl Telemetry {
             (false, 1) => "k2_offload=debug,info",
             (false, _) => "k2_offload=trace,debug",
         };
-        // iceberg and the HTTP client speak of their own affairs at info; a pass has its own words for them.
-        let filter = if cli.verbose > 1 {
-            EnvFilter::new(level)
-        } else {
-            EnvFilter::new(format!("{level},hyper=warn,iceberg=warn"))
-        };
+        // iceberg and the HTTP client speak of their own affairs at info; a pass has its own words for them. The ClickHouse client repeats what the
+        // server says, which may quote rows: it never speaks.
+        let others = if cli.verbose > 1 { "" } else { ",hyper=warn,iceberg=warn" };
+        let filter = EnvFilter::new(format!("{level}{others},clickhouse=off"));
         let builder = tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_writer(telemetry.clone())
