@@ -72,6 +72,9 @@ fn files(file: &Path, config: &Config, resolved: &Resolved) -> Vec<Access> {
     files
 }
 
+/// Engines that read other tables with the rights of the user, which a query tree does not show.
+const READ_FURTHER_TABLES: [&str; 3] = ["Buffer", "Distributed", "Merge"];
+
 /// The checks under way.
 struct Checking<'a> {
     config: &'a Config,
@@ -137,7 +140,7 @@ impl Checking<'_> {
 
     /// All that a pass checks before it plans; what it found, and what passes read.
     async fn source(
-        &self,
+        &mut self,
         server: &Server,
         table: &Table,
         target: Option<(Target, Option<Marker>)>,
@@ -164,6 +167,11 @@ impl Checking<'_> {
         let offloaded_to = marker.as_ref().map(|marker| marker.offloaded_to);
         let low = lower_bound(marker.as_ref().map(|marker| marker.watermark), table.start_at, cursor.kind, step)?;
         source.facts(&cursor, low.max(offloaded_to)).await?;
+        let engine = source.engine().split(['(', ' ']).next().unwrap_or_default();
+        if READ_FURTHER_TABLES.contains(&engine) {
+            let note = format!("`{}` is a {engine}: the tables behind it need grants of their own", table.source);
+            self.report.notes.push(note);
+        }
         let of_cursor = source.columns.iter().find(|column| column.name == cursor.name);
         let kind = of_cursor.map(|column| column.source_type.as_str()).unwrap_or_default();
         let found = format!("{} column(s), cursor `{}` {kind}", source.columns.len(), cursor.name);
@@ -194,7 +202,7 @@ impl Checking<'_> {
         let notes = reads
             .functions()
             .map(|name| format!("a query calls the table function {name}, which may need a grant of its own"));
-        self.report.notes = notes.collect();
+        self.report.notes.extend(notes);
     }
 }
 
