@@ -1,9 +1,12 @@
 //! The command line: clap types only.
 
+mod examples;
+
 use std::path::PathBuf;
 
 use chrono::{DateTime, Utc};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 
 use crate::cursor::parse_instant;
 
@@ -19,21 +22,22 @@ Exit codes:
 Over several tables the worst one counts: 3, then 2, 1, 4, 0.";
 
 const VERDICTS: &str = "\
-Verdicts, from the numbers of rows or, with --checksum, from the rows; `missing` and `extra` make the exit code 3:
+Verdicts:
   equal              the same on both sides
   missing            the source has more: rows that came late, or that left the target; --repair adds them
   pending            as missing, and the next pass will bring them: they came within late_lookback
   extra              the target has more: rows that left the source, or that others wrote
   changed            rows with a known key and other content (--checksum, tables with `key`)
   expired_in_source  the target has more, and the source's TTL explains it
-  skipped            left out on purpose, by `start_at` or a reset";
+  skipped            left out on purpose, by `start_at` or a reset
+They are told from the numbers of rows or, with --checksum, from the rows; `missing` and `extra` make the exit code 3.";
 
 /// Moves the new rows of ClickHouse tables into Apache Iceberg tables, exactly once.
 ///
 /// One call of `run` is one idempotent pass, made for cron. The watermark is committed together with the rows, in one
 /// Iceberg snapshot: a pass that dies at any moment, or that runs twice, neither loses nor doubles a row.
 #[derive(Debug, Parser)]
-#[command(version, about, long_about, after_help = EXIT_CODES, max_term_width = 110)]
+#[command(version, about, long_about, after_help = format!("{}\n\n{EXIT_CODES}", examples::PROGRAM), max_term_width = 110)]
 pub struct Cli {
     /// Configuration file [default: ./offload.toml, then /etc/k2-offload/offload.toml]
     #[arg(short, long, global = true, value_name = "FILE", env = "K2_OFFLOAD_CONFIG")]
@@ -77,27 +81,40 @@ pub enum Format {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Create the Iceberg namespaces and tables of the configuration; tables that exist stay as they are
+    #[command(after_help = examples::INIT_TABLES)]
     InitTables(InitTables),
     /// One pass: move the rows that are new
+    #[command(after_help = examples::RUN)]
     Run(Run),
-    /// Show how far each table has left
-    #[command(subcommand)]
+    /// Show how far each table has left, or move its watermark
+    #[command(subcommand, after_help = examples::WATERMARK)]
     Watermark(Watermark),
     /// Compare source and target: rows of each hour below the watermark
     ///
     /// Counts the rows that the source still holds and those of the target in each hour (each day where the cursor is a Date) below the
     /// watermark, and lists the hours that differ. Changes nothing, unless --repair is given: then the rows that the target misses are added, once,
     /// also those that somebody deleted there; nothing is ever removed from it.
-    #[command(after_long_help = VERDICTS)]
+    #[command(after_help = examples::AUDIT, after_long_help = format!("{}\n\n{VERDICTS}", examples::AUDIT))]
     Audit(Audit),
     /// Whether all is well, on one screen; exit 0, or 3 where somebody has to look
     ///
     /// Says of each table its lag, watermark, last passes, failures, time left by the source's TTL, late and duplicate rows, files and last audit, from
     /// the state cache and the targets. The source is not asked. A table is not well that lags more than max_lag, that failed more than three times in
     /// a row or needs a person, whose rows expire within ttl_margin, or whose last audit found a mismatch.
+    #[command(after_help = examples::STATUS)]
     Status(Status),
     /// Past passes and commits, and why something failed
+    #[command(after_help = examples::HISTORY)]
     History(History),
+    /// Look at the configuration, and at all that it names
+    #[command(subcommand, after_help = examples::CONFIG)]
+    Config(ConfigCommand),
+    /// Print the completions of a shell
+    #[command(after_help = examples::COMPLETIONS)]
+    Completions(Completions),
+    /// Write the man pages, one for each command
+    #[command(after_help = examples::MAN)]
+    Man(Man),
 }
 
 /// Options of `status`.
@@ -192,12 +209,14 @@ pub struct Run {
 #[derive(Debug, Subcommand)]
 pub enum Watermark {
     /// Show watermark, lag, time left by the source's TTL, and the last passes of each table
+    #[command(after_help = examples::WATERMARK_SHOW)]
     Show(Show),
     /// Put the watermark of a table forward or back, take over a table that others filled, or keep a rollback
     ///
     /// Forward, rows of the source between the old watermark and the new one never leave, until a reset goes back over them. Back, the next
     /// passes compare source and target from there on and add the rows that the target does not hold: none is doubled, however often. The
     /// command says how many rows that concerns and asks. It is a commit of its own, without rows, so that every other pass sees it.
+    #[command(after_help = examples::WATERMARK_RESET)]
     Reset(Reset),
 }
 
@@ -258,6 +277,42 @@ pub struct Audit {
     pub orphans: bool,
 }
 
+/// Subcommands of `config`.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Check the configuration, say what it means, and try everything that a pass needs
+    ///
+    /// Prints every key with the value that counts, where the password comes from, and a line for each check: ClickHouse and every source, catalog
+    /// and every target, warehouse, state cache. Then the least that the ClickHouse user must be granted, and the files and folders that this
+    /// process must be able to write. Nothing is changed: files that it writes to try a folder are deleted again.
+    #[command(after_help = examples::CONFIG_CHECK)]
+    Check(ConfigCheck),
+}
+
+/// Options of `config check`.
+#[derive(Debug, Args)]
+pub struct ConfigCheck {
+    /// Only check the file itself: ask no server, touch no folder
+    #[arg(long)]
+    pub offline: bool,
+}
+
+/// Options of `completions`.
+#[derive(Debug, Args)]
+pub struct Completions {
+    /// The shell
+    #[arg(value_enum, value_name = "SHELL")]
+    pub shell: Shell,
+}
+
+/// Options of `man`.
+#[derive(Debug, Args)]
+pub struct Man {
+    /// Where to write them; made where it does not exist
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -266,5 +321,60 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    /// The calls of ours on a line as a shell takes them, without comments, redirections and what reads from their pipes.
+    fn calls(line: &str) -> Vec<Vec<String>> {
+        let line = line.trim_start().trim_start_matches("$ ").trim_start_matches("*/15 * * * *").trim_start();
+        let line = line.split(" #").next().unwrap_or_default();
+        let commands = line.split("&&").map(|command| command.split(['|', '>']).next().unwrap_or_default().trim());
+        let ours = commands.filter(|command| command.starts_with("k2-offload "));
+        ours.map(|command| command.split_whitespace().map(str::to_owned).collect()).collect()
+    }
+
+    #[track_caller]
+    fn is_understood(call: &[String]) {
+        let placeholders = |word: &String| match word.as_str() {
+            "TIMESTAMP" => "2026-11-20".to_owned(),
+            "COMMAND" => "run".to_owned(),
+            "SHELL" => "bash".to_owned(),
+            _ => word.clone(),
+        };
+        let parsed = Cli::try_parse_from(call.iter().map(placeholders));
+        let is_help = |error: &clap::Error| error.kind() == clap::error::ErrorKind::DisplayHelp;
+        assert!(parsed.as_ref().err().is_none_or(is_help), "{call:?}: {}", parsed.unwrap_err());
+    }
+
+    fn all_commands(command: clap::Command) -> Vec<clap::Command> {
+        let further = command.get_subcommands().filter(|command| command.get_name() != "help").cloned();
+        let further: Vec<clap::Command> = further.flat_map(all_commands).collect();
+        [command].into_iter().chain(further).collect()
+    }
+
+    #[test]
+    fn every_command_has_examples_that_it_understands() {
+        let mut program = Cli::command();
+        program.build();
+        for command in all_commands(program) {
+            let name = command.get_bin_name().unwrap_or(command.get_name()).to_owned();
+            for help in [command.get_after_help(), command.get_after_long_help().or(command.get_after_help())] {
+                let help = help.map(ToString::to_string).unwrap_or_default();
+                let calls: Vec<Vec<String>> = help.lines().flat_map(calls).collect();
+                assert!(help.starts_with("Examples:\n") && !calls.is_empty(), "{name} has no examples");
+                calls.iter().for_each(|call| is_understood(call));
+                let is_own = |call: &Vec<String>| name.split(' ').all(|word| call.iter().any(|given| given == word));
+                assert!(calls.iter().any(is_own), "the examples of `{name}` are of other commands");
+            }
+        }
+    }
+
+    #[test]
+    fn every_call_in_the_readme_is_understood() {
+        let readme = include_str!("../README.md");
+        let blocks = readme.lines().filter(|line| line.starts_with("    ")).map(str::to_owned);
+        let inline = readme.split('`').skip(1).step_by(2).map(str::to_owned);
+        let calls: Vec<Vec<String>> = blocks.chain(inline).flat_map(|line| calls(&line)).collect();
+        assert!(calls.len() > 15, "{calls:?}");
+        calls.iter().for_each(|call| is_understood(call));
     }
 }

@@ -21,6 +21,7 @@ use iceberg::io::{
 };
 use iceberg::{Error as IcebergError, ErrorKind as IcebergErrorKind};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::error::{Error, Kind, Result};
 use crate::failpoint::{self, Failpoint};
@@ -78,6 +79,18 @@ pub fn judge(kind: io::ErrorKind) -> (Kind, &'static str) {
         }
         _ => (Kind::Unavailable, Kind::Unavailable.policy().hint),
     }
+}
+
+/// Tries whether files can be made durable in a folder, or, where it does not exist yet, in the nearest one above it. Nothing stays.
+pub fn try_folder(folder: &Path) -> Result<()> {
+    let nearest = folder.ancestors().find(|folder| folder.exists()).unwrap_or(folder);
+    let path = nearest.join(format!("k2-offload-try-{}", Uuid::new_v4()));
+    let written = DurableFile::create(&path).and_then(|mut file| {
+        file.write(b"k2-offload config check\n")?;
+        file.finish()
+    });
+    let deleted = fs::remove_file(&path);
+    written.and(deleted).map_err(|e| file_error("write a file in", nearest, e))
 }
 
 /// A new file that is written from front to back and durable once [`DurableFile::finish`] returns.

@@ -22,7 +22,7 @@ pub struct Telemetry {
 impl Telemetry {
     /// Starts logging as the command line asks.
     pub fn init(cli: &Cli) -> Self {
-        let drawn = io::stderr().is_terminal() && !cli.quiet;
+        let drawn = can_draw() && !cli.quiet;
         let target = if drawn { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let telemetry = Self { bars: MultiProgress::with_draw_target(target) };
         let level = match (cli.quiet, cli.verbose) {
@@ -31,18 +31,18 @@ impl Telemetry {
             (false, 1) => "k2_offload=debug,info",
             (false, _) => "k2_offload=trace,debug",
         };
-        // iceberg and the HTTP client speak of their own affairs at info; a pass has its own words for them.
-        let filter = if cli.verbose > 1 {
-            EnvFilter::new(level)
-        } else {
-            EnvFilter::new(format!("{level},hyper=warn,iceberg=warn"))
-        };
+        // iceberg and the HTTP client speak of their own affairs at info; a pass has its own words for them. The ClickHouse client repeats what the
+        // server says, which may quote rows: it never speaks.
+        let others = if cli.verbose > 1 { "" } else { ",hyper=warn,iceberg=warn" };
+        let filter = EnvFilter::new(format!("{level}{others},clickhouse=off"));
         let builder = tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_writer(telemetry.clone())
+            // It would say so on stderr, and panic where that is gone.
+            .log_internal_errors(false)
             .with_target(cli.verbose > 0);
         match cli.log_format {
-            LogFormat::Text => builder.with_ansi(io::stderr().is_terminal()).init(),
+            LogFormat::Text => builder.with_ansi(can_draw() && !is_set("NO_COLOR")).init(),
             LogFormat::Json => builder.json().flatten_event(true).init(),
         }
         telemetry
@@ -107,6 +107,16 @@ impl Drop for TableBar {
             bar.finish_and_clear();
         }
     }
+}
+
+/// Whether stderr is a terminal that understands more than text.
+fn can_draw() -> bool {
+    io::stderr().is_terminal() && std::env::var_os("TERM").is_some_and(|term| term != "dumb")
+}
+
+/// As https://no-color.org has it: empty is not set.
+fn is_set(variable: &str) -> bool {
+    std::env::var_os(variable).is_some_and(|value| !value.is_empty())
 }
 
 impl Write for Telemetry {

@@ -62,13 +62,7 @@ async fn init(
     dry_run: bool,
 ) -> Result<InitTable> {
     let source = server.open(&config.clickhouse.database, table).await?;
-    let cursor = source.cursor(&table.cursor)?;
-    step(table.window, cursor.kind)?;
-    table.chunk_span.map(|span| span_ticks("chunk_span", span, cursor.kind)).transpose()?;
-    for by in &table.partition_by {
-        source.partition_field(by.clone())?;
-    }
-    let new = NewTable::build(table, &source.columns, &config.catalog.warehouse)?;
+    let new = new_table(config, table, &source)?;
     let existing = match &catalog {
         Some(catalog) => Target::load(catalog, file_io, &table.target).await?,
         None => None,
@@ -85,6 +79,17 @@ async fn init(
         }
         (None, _) => Ok(entry(table, InitStatus::Planned, new.location(), Vec::new())),
     }
+}
+
+/// What the target of a source would be; refuses what cannot be offloaded.
+pub(super) fn new_table(config: &Config, table: &Table, source: &Source<'_>) -> Result<NewTable> {
+    let cursor = source.cursor(&table.cursor)?;
+    step(table.window, cursor.kind)?;
+    table.chunk_span.map(|span| span_ticks("chunk_span", span, cursor.kind)).transpose()?;
+    for by in &table.partition_by {
+        source.partition_field(by.clone())?;
+    }
+    NewTable::build(table, &source.columns, &config.catalog.warehouse)
 }
 
 /// An existing table, with all that differs; what `run` would refuse is refused here.

@@ -5,6 +5,7 @@
 
 mod outlets;
 mod raw;
+mod resolved;
 mod rows;
 mod validate;
 
@@ -16,6 +17,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 
 use self::raw::RawFile;
+pub use self::resolved::Resolved;
 use self::validate::{Problems, validate};
 use crate::error::{Classify, Error, Kind, Result};
 use crate::partition::PartitionBy;
@@ -270,15 +272,28 @@ impl Config {
 
     /// Reads and validates a file. Relative paths in it are relative to its folder.
     pub fn load(file: &Path) -> Result<Self> {
+        Self::load_resolved(file).map(|(config, _)| config)
+    }
+
+    /// The same, and the file as it counts.
+    pub fn load_resolved(file: &Path) -> Result<(Self, Resolved)> {
         let text = std::fs::read_to_string(file).or_error(Kind::Config, format!("read {}", file.display()))?;
         let folder = std::path::absolute(file).or_error(Kind::Config, format!("locate {}", file.display()))?;
         let folder = folder.parent().unwrap_or(Path::new("/"));
-        Self::parse(&text, folder, |name| std::env::var(name).ok())
+        Self::parse_resolved(&text, folder, |name| std::env::var(name).ok())
             .map_err(|e| e.context(format!("configuration file {}", file.display())))
     }
 
     /// Validates `text`; `environment` looks up the variables that it names.
     pub fn parse(text: &str, folder: &Path, environment: impl Fn(&str) -> Option<String>) -> Result<Self> {
+        Self::parse_resolved(text, folder, environment).map(|(config, _)| config)
+    }
+
+    fn parse_resolved(
+        text: &str,
+        folder: &Path,
+        environment: impl Fn(&str) -> Option<String>,
+    ) -> Result<(Self, Resolved)> {
         let raw: RawFile = toml::from_str(text).map_err(|mut e| {
             let line =
                 e.span().and_then(|span| text.get(..span.start)).map_or(1, |before| before.matches('\n').count() + 1);
@@ -289,8 +304,12 @@ impl Config {
                 .hint("the shipped offload.toml lists every key that this version knows")
         })?;
         let mut problems = Problems::default();
-        let config = validate(raw, folder, environment, &mut problems);
-        if problems.0.is_empty() { Ok(config) } else { Err(Error::new(Kind::Config, problems.0.join("; "))) }
+        let config = validate(raw.clone(), folder, environment, &mut problems);
+        if !problems.0.is_empty() {
+            return Err(Error::new(Kind::Config, problems.0.join("; ")));
+        }
+        let resolved = Resolved::new(raw, folder, &config);
+        Ok((config, resolved))
     }
 }
 
@@ -407,6 +426,31 @@ mod tests {
         let config = parse(&format!("[clickhouse]\npassword_env = 'PW'\n{MINIMAL}")).unwrap();
         assert_eq!(config.clickhouse.password.expose(), "s3cret");
         assert!(!format!("{config:?}").contains("s3cret"));
+    }
+
+    /// Of the shipped file and of a short one: what is printed as in effect means the same, from wherever it is read, and names every key.
+    #[test]
+    fn a_resolved_configuration_says_all_that_counts() {
+        let shipped = include_str!("../../offload.toml");
+        let environment = |name: &str| (name == "PW").then(|| "s3cret".to_owned());
+        let further = "[clickhouse]\npassword_env = 'PW'\nsettings = { max_threads = 2 }\n[defaults]\nlate_lookback = '2h'\nmax_lag = '1h'\n";
+        for text in [shipped, MINIMAL, &format!("{further}{MINIMAL}types = {{ n = 'string' }}\nlate_lookback = '1h'\n")]
+        {
+            let (config, resolved) = Config::parse_resolved(text, Path::new("/etc/x"), environment).unwrap();
+            let printed = resolved.toml();
+            let again = Config::parse(&printed, Path::new("/elsewhere"), environment).unwrap();
+            assert_eq!(format!("{again:?}"), format!("{config:?}"), "{printed}");
+            assert!(!printed.contains("s3cret"), "{printed}");
+            for key in [
+                "idle_timeout",
+                "uri = \"sqlite:////etc/x/catalog.db\"",
+                "path = \"/etc/x/state.db\"",
+                "row_group_size",
+                "source_id",
+            ] {
+                assert!(printed.contains(key), "{key} is missing in: {printed}");
+            }
+        }
     }
 
     #[test]

@@ -9,6 +9,9 @@ use super::{Metrics, Notify, Secret};
 pub(super) fn metrics(raw: RawMetrics, folder: &Path, problems: &mut Problems) -> Metrics {
     if let Some(url) = &raw.otlp {
         problems.http_url("metrics.otlp", url);
+        if url::Url::parse(url).is_ok_and(|url| !url.username().is_empty() || url.password().is_some()) {
+            problems.add("metrics.otlp", "credentials do not belong into the URL");
+        }
     }
     let textfile = raw.textfile.map(|file| folder.join(file));
     if textfile.as_ref().is_some_and(|file| file.extension().is_none_or(|extension| extension != "prom")) {

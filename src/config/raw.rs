@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawFile {
     #[serde(default)]
@@ -24,7 +24,7 @@ pub struct RawFile {
     pub table: Vec<RawTable>,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawClickHouse {
     pub url: String,
@@ -54,7 +54,7 @@ impl Default for RawClickHouse {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawCatalog {
     #[serde(rename = "type")]
@@ -75,7 +75,7 @@ impl Default for RawCatalog {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawState {
     pub path: PathBuf,
@@ -88,7 +88,7 @@ impl Default for RawState {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawMetrics {
     pub textfile: Option<PathBuf>,
@@ -102,7 +102,7 @@ impl Default for RawMetrics {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawNotify {
     pub command: Vec<String>,
@@ -117,7 +117,7 @@ impl Default for RawNotify {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawDefaults {
     pub settle_delay: String,
@@ -153,7 +153,7 @@ impl Default for RawDefaults {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawTable {
     pub source: Option<String>,

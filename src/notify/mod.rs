@@ -9,6 +9,7 @@ mod observe;
 use serde::Serialize;
 
 use self::deliver::deliver;
+pub use self::deliver::find_program;
 pub use self::observe::{of_audit, of_pass};
 use crate::clock::now;
 use crate::config::Config;

@@ -1,9 +1,11 @@
 //! Facts -> text or JSON on stdout, a document per command. No other module prints results.
 
 mod audit;
+mod config;
 mod grid;
 mod history;
 mod init;
+mod man;
 mod orphans;
 mod reset;
 mod run;
@@ -15,9 +17,11 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 pub use self::audit::{AuditBucket, AuditReport, AuditTable};
+pub use self::config::{Access, Check, CheckStatus, ConfigReport, GrantLine};
 pub use self::grid::span;
 pub use self::history::HistoryReport;
 pub use self::init::{InitReport, InitStatus, InitTable, Seam};
+pub use self::man::ManReport;
 pub use self::orphans::{OrphanFile, OrphanReport, OrphanTable};
 pub use self::reset::{ResetReport, ResetStatus, confirm};
 pub use self::run::{CommittedChunk, LeftAlone, PlannedChunk, RunReport, RunStatus, RunTable};
@@ -66,6 +70,11 @@ pub fn print(report: &impl Report, format: Format) {
             }
         }
     }
+}
+
+/// Prints what is no document.
+pub fn print_text(text: &str) {
+    let _ = io::stdout().write_all(text.as_bytes());
 }
 
 /// Prints why the process ends, on stderr.

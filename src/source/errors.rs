@@ -39,11 +39,11 @@ pub fn of_users_sql(error: ClientError) -> Error {
 
 fn of_users(error: ClientError, hint: &str) -> Error {
     match &error {
-        // Not TIMEOUT_EXCEEDED, QUOTA_EXCEEDED, TOO_MANY_SIMULTANEOUS_QUERIES, MEMORY_LIMIT_EXCEEDED, CANNOT_SCHEDULE_TASK
+        // Not ACCESS_DENIED, TIMEOUT_EXCEEDED, QUOTA_EXCEEDED, TOO_MANY_SIMULTANEOUS_QUERIES, MEMORY_LIMIT_EXCEEDED, CANNOT_SCHEDULE_TASK
         ClientError::BadResponse(message)
-            if !matches!(exception_code(message), None | Some(159 | 201 | 202 | 241 | 439)) =>
+            if !matches!(exception_code(message), None | Some(497 | 159 | 201 | 202 | 241 | 439)) =>
         {
-            Error::new(Kind::Config, format!("ClickHouse: {}", first_line(message))).hint(hint)
+            Error::new(Kind::Config, told(message)).hint(hint)
         }
         _ => classify(error, &[]),
     }
@@ -66,10 +66,7 @@ pub fn classify(error: ClientError, columns: &[Column]) -> Error {
         return Error::from_cause(kind, error);
     };
     let code = exception_code(message);
-    // CANNOT_CONVERT_TYPE, DECIMAL_OVERFLOW, ARGUMENT_OUT_OF_BOUND, CANNOT_PARSE_TEXT, CANNOT_PARSE_INPUT_ASSERTION_FAILED, CANNOT_PARSE_DATE,
-    // CANNOT_PARSE_DATETIME, TYPE_MISMATCH, CANNOT_PARSE_NUMBER, TOO_LARGE_STRING_SIZE, ILLEGAL_DIVISION, CANNOT_INSERT_NULL_IN_ORDINARY_COLUMN:
-    // their texts may quote the value.
-    if let Some(number @ (70 | 407 | 69 | 6 | 27 | 38 | 41 | 53 | 72 | 131 | 153 | 349)) = code {
+    if let Some(number) = code.filter(|code| quotes_a_value(*code)) {
         return Error::refused(format!("a value does not fit the type of its column (ClickHouse exception {number})"))
             .hint("convert the column in a view, correct the rows, or the SQL that converts them");
     }
@@ -95,7 +92,9 @@ pub fn classify(error: ClientError, columns: &[Column]) -> Error {
         Some(516 | 193 | 194 | 192) => {
             (Kind::Config, "check clickhouse.user and the password that the configuration names")
         }
-        Some(497) => (Kind::Config, "grant the user what the message names; the README lists all that is needed"),
+        Some(497) => {
+            (Kind::Config, "grant the user what the message names; `k2-offload config check` prints all that is needed")
+        }
         // UNKNOWN_DATABASE, UNKNOWN_TABLE
         Some(81 | 60) => (Kind::Config, "check clickhouse.database and the table's source"),
         // UNKNOWN_IDENTIFIER, NO_SUCH_COLUMN_IN_TABLE
@@ -112,12 +111,32 @@ pub fn classify(error: ClientError, columns: &[Column]) -> Error {
         Some(62 | 43) => (Kind::Internal, Kind::Internal.policy().hint),
         _ => (Kind::Unavailable, Kind::Unavailable.policy().hint),
     };
-    Error::new(kind, format!("ClickHouse: {}", first_line(message))).hint(hint)
+    Error::new(kind, told(message)).hint(hint)
 }
 
-/// What names the problem of an exception; the lines that follow may quote values and the whole query.
-fn first_line(message: &str) -> &str {
-    message.lines().next().unwrap_or_default()
+/// Whether the text of an exception may quote a value: CANNOT_PARSE_TEXT, ARGUMENT_OUT_OF_BOUND, CANNOT_PARSE_INPUT_ASSERTION_FAILED,
+/// CANNOT_PARSE_DATE, CANNOT_PARSE_DATETIME, TYPE_MISMATCH, CANNOT_CONVERT_TYPE, CANNOT_PARSE_NUMBER, INCORRECT_DATA, TOO_LARGE_STRING_SIZE,
+/// ILLEGAL_DIVISION, CANNOT_INSERT_NULL_IN_ORDINARY_COLUMN, CANNOT_PARSE_UUID, DECIMAL_OVERFLOW, CANNOT_PARSE_BOOL, CANNOT_PARSE_IPV4,
+/// CANNOT_PARSE_IPV6, UNKNOWN_ELEMENT_OF_ENUM.
+fn quotes_a_value(code: u32) -> bool {
+    matches!(code, 6 | 27 | 38 | 41 | 53 | 69 | 70 | 72 | 117 | 131 | 153 | 349 | 376 | 407 | 467 | 675 | 676 | 691)
+}
+
+/// What of an exception may be told: its first line, because the others may quote values and the whole query, and not what a function says that
+/// was at work on rows.
+fn told(message: &str) -> String {
+    let line = message.lines().next().unwrap_or_default();
+    let code = exception_code(message);
+    let problem = [": while executing", ": While executing"].iter().find_map(|at| Some(line.split_once(at)?.0));
+    match (problem, code) {
+        // TIMEOUT_EXCEEDED, TOO_SLOW, MEMORY_LIMIT_EXCEEDED, QUERY_WAS_CANCELLED
+        (Some(problem), Some(159 | 160 | 241 | 394)) => format!("ClickHouse: {problem}"),
+        (None, code) if !code.is_some_and(quotes_a_value) => format!("ClickHouse: {line}"),
+        (_, code) => format!(
+            "ClickHouse exception {} at work on rows; its text may quote them, and stands in the server's log",
+            code.unwrap_or_default()
+        ),
+    }
 }
 
 /// The number in `Code: 516. DB::Exception: ...`.
@@ -146,6 +165,26 @@ mod tests {
         assert_eq!(server_error("Code: 60. DB::Exception: Table does not exist").kind(), Kind::Config);
         assert_eq!(server_error("Code: 241. DB::Exception: memory limit").kind(), Kind::Unavailable);
         assert_eq!(server_error("502 Bad Gateway").kind(), Kind::Unavailable);
+    }
+
+    #[test]
+    fn texts_that_may_quote_a_value_are_not_told() {
+        for message in [
+            "Code: 376. DB::Exception: Cannot parse uuid canary: Cannot parse UUID from String: while executing 'FUNCTION toUUID(n)'",
+            "Code: 691. DB::Exception: Unknown element 'canary' for enum: while executing 'FUNCTION CAST(n)'",
+            "Code: 36. DB::Exception: Bad format 'canary%d' in function printf at row 0: while executing 'FUNCTION printf(n)'",
+            "Code: 241. DB::Exception: Memory limit exceeded: While executing MergeTreeSelect: equals(n, 'canary')",
+            "Code: 27. DB::Exception: Cannot parse input: expected '(' before: 'canary'",
+        ] {
+            for error in [server_error(message), of_users_sql(ClientError::BadResponse(message.into()))] {
+                assert!(!error.to_string().contains("canary"), "{error}");
+            }
+        }
+        assert!(
+            server_error("Code: 241. DB::Exception: Memory limit: While executing x")
+                .to_string()
+                .contains("Memory limit")
+        );
     }
 
     #[test]

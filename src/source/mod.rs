@@ -7,6 +7,7 @@ mod errors;
 mod fingerprint;
 mod open;
 mod projection;
+mod reads;
 mod reject;
 mod relation;
 mod select;
@@ -27,6 +28,7 @@ use uuid::Uuid;
 
 use self::errors::{classify, stalled};
 use self::open::{Definition, DescribeRow};
+pub use self::reads::{Grant, Reads};
 pub use self::relation::Counting;
 use self::relation::{Origin, Relation};
 pub use self::server::{Server, new_run_id};

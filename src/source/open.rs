@@ -37,8 +37,8 @@ impl DescribeRow {
 }
 
 #[derive(Deserialize)]
-struct ExplainRow {
-    explain: String,
+pub(super) struct ExplainRow {
+    pub explain: String,
 }
 
 #[derive(Row, Deserialize)]

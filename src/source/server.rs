@@ -32,6 +32,7 @@ pub struct Server {
     pub(super) client: Client,
     run_id: String,
     pub(super) host: String,
+    version: String,
     pub(super) settings: BTreeMap<String, ServerSetting>,
     pub(super) idle_timeout: Duration,
     queries: AtomicU32,
@@ -82,6 +83,7 @@ impl Server {
             client,
             run_id: run_id.to_owned(),
             host: String::new(),
+            version: String::new(),
             settings: BTreeMap::new(),
             idle_timeout: config.connect_timeout,
             queries: AtomicU32::new(0),
@@ -102,6 +104,7 @@ impl Server {
             .hint(format!("ClickHouse {major}.{minor} or newer writes Parquet as Iceberg needs it")));
         }
         self.host = row.host;
+        self.version = row.version;
         self.idle_timeout = config.idle_timeout;
         let names: Vec<String> = settings::names().map(sql::string).collect();
         let query = format!(
@@ -200,6 +203,11 @@ impl Server {
     /// Runs a query that holds SQL of the configuration: its errors are the user's to correct.
     pub(super) async fn fetch_users<T: DeserializeOwned>(&self, query: &str, what: &str) -> Result<Vec<T>> {
         self.fetch_bytes(query, what, of_users_sql).await
+    }
+
+    /// Its name for itself and its version.
+    pub fn name(&self) -> String {
+        format!("{}, ClickHouse {}", self.host, self.version)
     }
 
     /// The server's clock, microseconds since 1970.

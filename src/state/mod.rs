@@ -12,11 +12,14 @@ use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior};
 
 pub use self::incidents::Incident;
 pub use self::read::{Day, Filter, LastPass, PastChunk, PastPass, Recent, TableState, Totals};
 pub use self::record::{Audited, Finished};
+
+use crate::error::{Classify, Kind, Result};
+use crate::storage::try_folder;
 
 /// How long a statement waits for another process. Passes hold the file for milliseconds; whoever holds it longer is not waited for again.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -107,6 +110,27 @@ fn open(path: &Path) -> anyhow::Result<Connection> {
     connection.pragma_update(None, "synchronous", "normal")?;
     schema::migrate(&mut connection)?;
     Ok(connection)
+}
+
+/// Tries whether passes can use the cache, which may not exist yet; changes nothing.
+pub fn try_cache(path: &Path) -> Result<()> {
+    if !path.exists() {
+        return try_folder(path.parent().unwrap_or(path));
+    }
+    let tried = || -> anyhow::Result<()> {
+        let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        connection.busy_timeout(BUSY_TIMEOUT)?;
+        let (found, known) = (schema::version(&connection)?, schema::VERSION);
+        anyhow::ensure!(found <= known, "its version is {found}, this program knows {known}");
+        let transaction = Transaction::new_unchecked(&connection, TransactionBehavior::Immediate)?;
+        transaction.execute_batch("CREATE TABLE k2_offload_try (x)")?;
+        Ok(transaction.rollback()?)
+    };
+    tried().or_error(Kind::Unavailable, format!("use the state cache {}", path.display())).map_err(|error| {
+        error.hint(
+            "passes go on without it, and `status` and metrics tell less; delete it, or make it and its folder writable",
+        )
+    })
 }
 
 #[cfg(test)]

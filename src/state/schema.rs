@@ -89,20 +89,25 @@ const MIGRATIONS: [&str; 4] = [
         duration_ms INTEGER NOT NULL);",
 ];
 
+/// The newest version.
+pub const VERSION: i64 = MIGRATIONS.len() as i64;
+
+/// The version of the tables of a file; 0 of a new one.
+pub fn version(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.pragma_query_value(None, "user_version", |row| row.get(0))
+}
+
 /// Brings the tables up to the newest version; refuses those of a newer program.
 pub fn migrate(connection: &mut Connection) -> anyhow::Result<()> {
-    let version =
-        |connection: &Connection| connection.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0));
-    let known = MIGRATIONS.len() as i64;
     match version(connection)? {
-        found if found == known => return Ok(()),
-        found if found > known => anyhow::bail!("its version is {found}, this program knows {known}"),
+        VERSION => return Ok(()),
+        found if found > VERSION => anyhow::bail!("its version is {found}, this program knows {VERSION}"),
         _ => {}
     }
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     // Another pass may have done it meanwhile.
     let found = usize::try_from(version(&transaction)?).unwrap_or_default();
     transaction.execute_batch(&MIGRATIONS.get(found..).unwrap_or_default().concat())?;
-    transaction.pragma_update(None, "user_version", known)?;
+    transaction.pragma_update(None, "user_version", VERSION)?;
     Ok(transaction.commit()?)
 }

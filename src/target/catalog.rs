@@ -88,6 +88,15 @@ impl Catalog {
         Self::over(connection, config)
     }
 
+    /// Tries whether this process may write to the file and to its folder, where SQLite keeps a journal; changes nothing.
+    pub fn try_writing(&mut self) -> Result<()> {
+        let tried = begin(&mut self.connection).and_then(|tx| {
+            tx.execute_batch("CREATE TABLE k2_offload_try (x)")?;
+            tx.rollback()
+        });
+        tried.map_err(|e| classify(e, &self.path, "write to"))
+    }
+
     fn over(connection: Connection, config: &Config) -> Result<Self> {
         let columns: Vec<String> = connection
             .prepare("SELECT name FROM pragma_table_info('iceberg_tables')")
@@ -224,7 +233,8 @@ mod tests {
         assert_eq!(catalog.swap(&name("t"), "b", "c").unwrap(), Swap::Stale);
         assert_eq!(catalog.swap(&name("t"), "a", "c").unwrap(), Swap::Done);
         assert_eq!(catalog.swap(&name("other"), "a", "c").unwrap(), Swap::Stale);
-        let again = Catalog::open(&config(&folder)).unwrap();
+        let mut again = Catalog::open(&config(&folder)).unwrap();
+        again.try_writing().and_then(|()| again.try_writing()).unwrap();
         assert_eq!(again.location(&name("t")).unwrap().as_deref(), Some("c"));
         assert_eq!(again.location(&name("other")).unwrap(), None);
     }

@@ -86,6 +86,12 @@ impl Server {
         assert!(killed.success(), "kill -9 {}", self.pid);
     }
 
+    /// Stops it and starts it again on its data, with another configuration.
+    pub fn restart_with(&mut self, config: &Path) {
+        self.stop();
+        (self.url, self.pid) = start(script(self.folder.path(), "start").arg("--config").arg(config));
+    }
+
     /// Starts it again after its end, on its data, as the server that scripts/clickhouse starts by itself.
     pub fn start_again(&mut self) {
         (self.url, self.pid) = start(&mut script(self.folder.path(), "start"));

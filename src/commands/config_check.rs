@@ -1,0 +1,245 @@
+//! `config check`: says what the configuration means, and tries everything that a pass needs. It changes nothing.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use iceberg::io::FileIO;
+
+use super::init_tables::new_table;
+use crate::chunk::Route;
+use crate::cli::{ConfigCheck, Format};
+use crate::config::{self, Config, Resolved, Secret, Table};
+use crate::error::{Error, Result};
+use crate::http::reach;
+use crate::notify;
+use crate::plan::{lower_bound, step};
+use crate::report::{self, Access, Check, ConfigReport, GrantLine};
+use crate::source::{Reads, Server, new_run_id};
+use crate::state;
+use crate::storage::{local_file_io, local_path, try_folder};
+use crate::target::{Catalog, Target};
+use crate::watermark::Marker;
+
+pub async fn execute(file: Option<PathBuf>, args: &ConfigCheck, format: Format) -> Result<u8> {
+    let report = match config::find(file).and_then(load) {
+        Err(error) => {
+            ConfigReport { checks: vec![Check::new("configuration", "file", Err(&error))], ..ConfigReport::default() }
+        }
+        Ok((file, config, resolved)) => {
+            let tables = format!("{} table(s)", config.tables.len());
+            let mut report = ConfigReport {
+                checks: vec![Check::new("configuration", file.display().to_string(), Ok(tables))],
+                files: files(&file, &config, &resolved),
+                uid: fs::metadata("/proc/self").ok().map(|process| process.uid()),
+                file: Some(file),
+                configuration: Some(resolved),
+                ..ConfigReport::default()
+            };
+            if !args.offline {
+                Checking { config: &config, file_io: local_file_io(), report: &mut report }.all().await;
+            }
+            report
+        }
+    };
+    report::print(&report, format);
+    Ok(report.exit_code())
+}
+
+fn load(file: PathBuf) -> Result<(PathBuf, Config, Resolved)> {
+    let (config, resolved) = Config::load_resolved(&file)?;
+    Ok((std::path::absolute(&file).unwrap_or(file), config, resolved))
+}
+
+/// What the user that runs passes does with which files and folders.
+fn files(file: &Path, config: &Config, resolved: &Resolved) -> Vec<Access> {
+    let access = |path: &Path, needs| Access { path: path.to_owned(), needs };
+    let beside = |path: &Path, suffix: &str| PathBuf::from(format!("{}{suffix}", path.display()));
+    let folder = |path: &Path| path.parent().unwrap_or(path).to_owned();
+    let (catalog, state) = (&config.catalog.path, &config.state);
+    let mut files = vec![access(file, "read")];
+    files.extend(resolved.password_file().map(|file| access(file, "read")));
+    files.extend([
+        access(catalog, "read and write; the same for all that read tables by the catalog"),
+        access(&folder(catalog), "create and delete files: the catalog's journal"),
+        access(&beside(catalog, ".locks"), "create files, read and write them"),
+    ]);
+    files.extend(local_path(&config.catalog.warehouse).ok().map(|warehouse| {
+        access(&warehouse, "create folders, create, read and delete files; readers of the tables: read")
+    }));
+    files.extend([
+        access(state, "read and write"),
+        access(&folder(state), "create and delete files: the cache's journal, and rows while they are compared"),
+    ]);
+    files
+}
+
+/// Engines that read other tables with the rights of the user, which a query tree does not show.
+const READ_FURTHER_TABLES: [&str; 3] = ["Buffer", "Distributed", "Merge"];
+
+/// The checks under way.
+struct Checking<'a> {
+    config: &'a Config,
+    file_io: FileIO,
+    report: &'a mut ConfigReport,
+}
+
+impl Checking<'_> {
+    async fn all(&mut self) {
+        let clickhouse = &self.config.clickhouse;
+        let server = Server::connect(clickhouse, &new_run_id()).await;
+        let found = server.as_ref().map(|server| format!("{}, user `{}`", server.name(), clickhouse.user));
+        self.push("clickhouse", &clickhouse.url, found);
+
+        let catalog = self.catalog();
+        let mut reads = Reads::default();
+        for table in &self.config.tables {
+            let target = match &catalog {
+                Some(catalog) => {
+                    let target = self.target(catalog, table).await;
+                    let found = target.as_ref().map(|(_, marker)| describe(marker.as_ref()));
+                    self.push("target", &table.target.to_string(), found);
+                    target.ok()
+                }
+                None => None,
+            };
+            if let Ok(server) = &server {
+                let source = self.source(server, table, target).await;
+                self.push("source", &table.source, source.as_ref().map(|(found, _)| found.clone()));
+                reads.merge(match source {
+                    Ok((_, reads)) => reads,
+                    // For a user without grants: what to grant can be told all the same.
+                    Err(_) => server.reads_unopened(&clickhouse.database, table).await.unwrap_or_default(),
+                });
+            }
+        }
+        self.folders();
+        self.outlets().await;
+        if let Ok(server) = &server {
+            self.grants(&reads, server.reads_of_sizes().await.unwrap_or_default());
+        }
+    }
+
+    fn push(&mut self, check: &'static str, of: &str, result: Result<String, &Error>) {
+        self.report.checks.push(Check::new(check, of, result));
+    }
+
+    /// Opens the catalog; `None` where there is none, and so no target.
+    fn catalog(&mut self) -> Option<Catalog> {
+        let path = self.config.catalog.path.display().to_string();
+        let mut catalog = Catalog::open(&self.config.catalog);
+        let tried = catalog.as_mut().map_err(|error| error.repeat()).and_then(Catalog::try_writing);
+        self.push("catalog", &path, tried.as_ref().map(|()| "can be written".to_owned()));
+        catalog.ok()
+    }
+
+    /// The target of a table, as far as passes have filled it.
+    async fn target(&self, catalog: &Catalog, table: &Table) -> Result<(Target, Option<Marker>)> {
+        let target = Target::load_existing(catalog, &self.file_io, &table.target).await?;
+        let marker = target.marker(&self.file_io, &table.target).await?;
+        try_folder(&local_path(target.metadata.location())?)?;
+        Ok((target, marker))
+    }
+
+    /// All that a pass checks before it plans; what it found, and what passes read.
+    async fn source(
+        &mut self,
+        server: &Server,
+        table: &Table,
+        target: Option<(Target, Option<Marker>)>,
+    ) -> Result<(String, Reads)> {
+        let database = &self.config.clickhouse.database;
+        let (source, fields, marker) = match target {
+            Some((target, marker)) => {
+                let fields = target.partition_by()?;
+                let route = Route::open(server, database, table, target).await?;
+                route.check(marker.as_ref())?;
+                (route.source, fields, marker)
+            }
+            None => {
+                let source = server.open(database, table).await?;
+                new_table(self.config, table, &source)?;
+                (source, table.partition_by.clone(), None)
+            }
+        };
+        let fields: Vec<_> = fields.into_iter().map(|by| source.partition_field(by)).collect::<Result<_>>()?;
+        let cursor = source.cursor(&table.cursor)?;
+        let step = step(table.window, cursor.kind)?;
+        source.check_input(cursor.kind, step)?;
+        source.check_grants(&cursor, &fields).await?;
+        let offloaded_to = marker.as_ref().map(|marker| marker.offloaded_to);
+        let low = lower_bound(marker.as_ref().map(|marker| marker.watermark), table.start_at, cursor.kind, step)?;
+        source.facts(&cursor, low.max(offloaded_to)).await?;
+        let engine = source.engine().split(['(', ' ']).next().unwrap_or_default();
+        if READ_FURTHER_TABLES.contains(&engine) {
+            let note = format!("`{}` is a {engine}: the tables behind it need grants of their own", table.source);
+            self.report.notes.push(note);
+        }
+        let of_cursor = source.columns.iter().find(|column| column.name == cursor.name);
+        let kind = of_cursor.map(|column| column.source_type.as_str()).unwrap_or_default();
+        let found = format!("{} column(s), cursor `{}` {kind}", source.columns.len(), cursor.name);
+        Ok((found, source.reads(&cursor, &fields).await?))
+    }
+
+    fn folders(&mut self) {
+        let Config { catalog, state, metrics, .. } = self.config;
+        let warehouse = local_path(&catalog.warehouse).and_then(|folder| tried(&folder));
+        self.push("warehouse", &catalog.warehouse, warehouse.as_ref().cloned());
+        let locks = tried(Path::new(&format!("{}.locks", catalog.path.display())));
+        self.push("locks", &format!("{}.locks", catalog.path.display()), locks.as_ref().cloned());
+        let cache = state::try_cache(state).map(|()| "can be written".to_owned());
+        self.push("state", &state.display().to_string(), cache.as_ref().cloned());
+        if let Some(textfile) = &metrics.textfile {
+            let folder = textfile.parent().unwrap_or(textfile);
+            let tried = try_folder(folder).map(|()| "can be written".to_owned());
+            self.push("metrics", &textfile.display().to_string(), tried.as_ref().cloned());
+        }
+    }
+
+    /// Whom passes speak to. Nothing is sent: somebody would be woken.
+    async fn outlets(&mut self) {
+        let Config { metrics, notify, .. } = self.config;
+        if let Some(url) = &metrics.otlp {
+            let reached = reach(url, metrics.timeout).await.map(|()| "answers".to_owned());
+            self.push("metrics", url, reached.as_ref().cloned());
+        }
+        if let Some(url) = notify.webhook.as_ref().map(Secret::expose) {
+            let reached = reach(url, notify.timeout).await.map(|()| "answers, nothing was sent".to_owned());
+            self.push("notify", "webhook", reached.as_ref().cloned());
+        }
+        if let Some(program) = notify.command.first() {
+            let found = notify::find_program(program).map(|path| format!("is {}, was not run", path.display()));
+            self.push("notify", program, found.as_ref().cloned());
+        }
+    }
+
+    fn grants(&mut self, reads: &Reads, sizes: Reads) {
+        let config::ClickHouse { database, user, .. } = &self.config.clickhouse;
+        let statements = |reads: &Reads, without: Option<&str>| -> Vec<GrantLine> {
+            let grants = reads.grants(database).into_iter();
+            grants
+                .map(|grant| GrantLine { statement: grant.statement(user), without: without.map(str::to_owned) })
+                .collect()
+        };
+        self.report.grants = statements(reads, None);
+        self.report.grants.extend(statements(&sizes, Some("the sizes of first files are guessed")));
+        let notes = reads
+            .functions()
+            .map(|name| format!("a query calls the table function {name}, which may need a grant of its own"));
+        self.report.notes.extend(notes);
+    }
+}
+
+/// That a folder takes files, or would once it exists.
+fn tried(folder: &Path) -> Result<String> {
+    try_folder(folder)?;
+    let found = if folder.exists() { "can be written" } else { "does not exist yet, and can be made" };
+    Ok(found.to_owned())
+}
+
+fn describe(marker: Option<&Marker>) -> String {
+    match marker {
+        None => "exists, nothing has left yet".to_owned(),
+        Some(marker) => format!("watermark {}", marker.source.cursor.kind.format(marker.watermark)),
+    }
+}

@@ -1,0 +1,62 @@
+//! The configuration as it counts, spelled as `offload.toml` spells it: paths absolute, defaults filled in, also for each table.
+//!
+//! It holds what the file holds: where secrets come from, never a secret.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::raw::{RawDefaults, RawFile, RawTable};
+use super::{Config, Table};
+
+/// See the module. Reading it again, from wherever, gives the same [`Config`].
+#[derive(Serialize)]
+#[serde(transparent)]
+pub struct Resolved(RawFile);
+
+impl Resolved {
+    /// `raw` is what `config` was made of.
+    pub(super) fn new(mut raw: RawFile, folder: &Path, config: &Config) -> Self {
+        raw.clickhouse.password_file = raw.clickhouse.password_file.map(|file| folder.join(file));
+        raw.catalog.uri = format!("sqlite:///{}", config.catalog.path.display());
+        raw.catalog.warehouse.clone_from(&config.catalog.warehouse);
+        raw.state.path.clone_from(&config.state);
+        raw.metrics.textfile.clone_from(&config.metrics.textfile);
+        raw.notify.webhook_file = raw.notify.webhook_file.map(|file| folder.join(file));
+        for raw_table in &mut raw.table {
+            if let Some(table) = config.tables.iter().find(|table| table.target.to_string() == raw_table.target) {
+                fill(raw_table, &raw.defaults, table);
+            }
+        }
+        Self(raw)
+    }
+
+    /// The file that holds the password.
+    pub fn password_file(&self) -> Option<&Path> {
+        self.0.clickhouse.password_file.as_deref()
+    }
+
+    /// As a file.
+    pub fn toml(&self) -> String {
+        toml::to_string_pretty(self).unwrap_or_default()
+    }
+}
+
+fn fill(raw: &mut RawTable, defaults: &RawDefaults, table: &Table) {
+    raw.layer = Some(table.layer.clone());
+    raw.source_id = Some(table.source_id.clone());
+    raw.chunk_span = table.chunk_span.map(|span| humantime::format_duration(span).to_string());
+    raw.schema_evolution.get_or_insert("add-columns".to_owned());
+    raw.partition_by.get_or_insert_default();
+    if raw.columns.is_none() {
+        raw.exclude.get_or_insert_default();
+    }
+    raw.settle_delay.get_or_insert_with(|| defaults.settle_delay.clone());
+    raw.chunk_rows.get_or_insert(defaults.chunk_rows);
+    raw.target_file_size.get_or_insert_with(|| defaults.target_file_size.clone());
+    raw.row_group_size.get_or_insert(defaults.row_group_size);
+    raw.bloom_filter.get_or_insert_with(|| defaults.bloom_filter.clone());
+    raw.compression.get_or_insert_with(|| defaults.compression.clone());
+    raw.ttl_margin.get_or_insert_with(|| defaults.ttl_margin.clone());
+    raw.late_lookback.get_or_insert_with(|| defaults.late_lookback.clone());
+}
