@@ -51,7 +51,7 @@ pub struct Cli {
     /// Log more: -v each step, -vv what the libraries say too
     #[arg(short, long, global = true, action = clap::ArgAction::Count, conflicts_with = "quiet")]
     pub verbose: u8,
-    /// Log warnings and errors only
+    /// Log warnings and errors only; of a pass, print only what is new, with its time
     #[arg(short, long, global = true)]
     pub quiet: bool,
     /// What to do

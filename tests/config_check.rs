@@ -8,7 +8,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
-use support::{BRONZE, Case, Disk, Output, Server, TRADES, finish, in_parallel, server};
+use support::{BRONZE, Case, Disk, Output, Server, TRADES, Webhook, finish, in_parallel, server};
 
 const CHECK: [&str; 4] = ["--format", "json", "config", "check"];
 
@@ -420,4 +420,26 @@ fn where_the_password_comes_from_is_told_and_not_the_password() {
     let check =
         case.run_with("file.toml", &["config", "check"]).expect(2).keeps_back(&["canary-pass"]).says(&[&absolute]);
     assert!(check.stdout.contains(&format!("{}: read\n", case.path("secret").display())), "{}", check.all());
+}
+
+#[test]
+fn whom_passes_tell_is_tried_and_nothing_is_sent() {
+    let case = Case::with_trades("outlets");
+    let collector = Webhook::start("v1/metrics");
+    fs::write(case.path("webhook"), &collector.url).unwrap();
+    let configure = |textfile: &str, otlp: &str, notify: &str| {
+        let metrics = format!("[metrics]\ntextfile = '{textfile}'\notlp = '{otlp}'\ntimeout = '1s'");
+        case.config_file("offload.toml", "", &format!("{metrics}\n[notify]\n{notify}\n"), TRADES);
+    };
+    configure("k2.prom", &collector.url, "webhook_file = 'webhook'");
+    let checked = case.run(&["config", "check"]).expect(0);
+    checked.says(&["k2.prom", "answers, nothing was sent"]);
+    assert_eq!(collector.documents(), [] as [Value; 0]);
+    configure("nowhere/k2.prom", "http://127.0.0.1:1/", "command = ['/bin/sh']");
+    let document = case.run(&CHECK).expect(2).json();
+    let found = failed(&document);
+    assert!(found.len() == 2 && found.iter().all(|(check, _)| check == "metrics"), "{document:#}");
+    assert!(found[0].1.contains("nowhere does not exist") && found[1].1.contains("127.0.0.1:1"), "{document:#}");
+    configure("k2.prom", &collector.url, "command = ['offload.toml', 'argument']");
+    fails_alone(case.run(&CHECK), 2, "notify", "no program that can be run");
 }

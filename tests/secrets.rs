@@ -12,6 +12,8 @@ use std::process::Command;
 use support::{Case, Output, Running, Server, finish, in_parallel};
 
 const PASSWORD: &str = "correct-horse-battery";
+/// The path of a webhook's URL.
+const WEBHOOK: &str = "canary-of-a-webhook";
 const WRONG: &str = "wrong-canary-password";
 /// Text and numbers of rows; the last number fits no `long`.
 const VALUES: [&str; 4] = ["canary-of-a-row", "7182818284590452", "3141592653.5897", "16180339887498948482"];
@@ -51,7 +53,10 @@ fn case(server: &Server, name: &str) -> Case {
         ));
     }
     insert(&case, 0);
-    case.config_file("offload.toml", "user = 'offload'\npassword_env = 'PASSWORD_OF_TEST'", "", TABLES);
+    // The server answers such a POST with an error.
+    fs::write(case.path("webhook"), format!("{}/{WEBHOOK}", case.url)).unwrap();
+    let outlets = "[metrics]\ntextfile = 'metrics.prom'\n[notify]\nwebhook_file = 'webhook'\n";
+    case.config_file("offload.toml", "user = 'offload'\npassword_env = 'PASSWORD_OF_TEST'", outlets, TABLES);
     case
 }
 
@@ -75,10 +80,12 @@ fn command(case: &Case, password: &str, arguments: &[&str]) -> Command {
 /// Neither what was said nor what was written, but for the lake itself and what the user wrote, holds a secret.
 #[track_caller]
 fn keeps_all(case: &Case, output: Output) -> Output {
-    let secrets = [&[PASSWORD, WRONG][..], &VALUES].concat();
+    let secrets = [&[PASSWORD, WRONG, WEBHOOK][..], &VALUES].concat();
     let lake = case.path("warehouse");
     for file in support::files_below(case.folder()) {
-        let is_users = file.extension().is_some_and(|extension| extension == "toml") || file.ends_with("password");
+        let is_users = file.extension().is_some_and(|extension| extension == "toml")
+            || file.ends_with("password")
+            || file.ends_with("webhook");
         if file.starts_with(&lake) || is_users {
             continue;
         }
@@ -125,6 +132,9 @@ fn secrets_in_the_wrong_place_are_not_told() {
         ("clickhouse", format!("url = 'http://127.0.0.1/?password={PASSWORD}'")),
         ("catalog", format!("uri = 'postgresql://me:{PASSWORD}@host/catalog'")),
         ("catalog", format!("warehouse = 's3://me:{PASSWORD}@bucket'")),
+        ("metrics", format!("otlp = 'http://me:{PASSWORD}@127.0.0.1:4318/v1/metrics'")),
+        ("notify", format!("webhook = 'https://127.0.0.1/{PASSWORD}'")),
+        ("notify", format!("webhook_env = '{PASSWORD}'")),
         ("defaults", format!("password = '{PASSWORD}'")),
         ("state", format!("path = '{PASSWORD}")),
     ] {
@@ -150,6 +160,8 @@ fn what_succeeds_tells_neither(server: &Server) {
     all(&["run"]);
     all(&["config", "check"]);
     all(&["watermark", "show"]);
+    all(&["status"]);
+    all(&["history", "--chunks"]);
     all(&["audit"]);
     all(&["audit", "--checksum"]);
     all(&["audit", "--orphans"]);
@@ -215,6 +227,8 @@ fn values_that_do_not_fit_are_not_told(server: &Server) {
         all_ways(&case, PASSWORD, &["run"], Some(3));
         all_ways(&case, PASSWORD, &["audit", "--checksum"], None);
         all_ways(&case, PASSWORD, &["watermark", "show"], Some(0));
+        all_ways(&case, PASSWORD, &["status"], Some(3));
+        all_ways(&case, PASSWORD, &["history", "--failed"], Some(0));
     }
     // A type that the target's cannot become.
     case.sql("ALTER TABLE plain MODIFY COLUMN number String");

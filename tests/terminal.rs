@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 
 use support::{Case, TRADES, bare_command, finish};
 
-const COMMANDS: [&[&str]; 12] = [
+const COMMANDS: [&[&str]; 14] = [
     &[],
     &["init-tables"],
     &["run"],
@@ -19,6 +19,8 @@ const COMMANDS: [&[&str]; 12] = [
     &["watermark", "show"],
     &["watermark", "reset"],
     &["audit"],
+    &["status"],
+    &["history"],
     &["config"],
     &["config", "check"],
     &["completions"],
@@ -95,7 +97,7 @@ fn without_reader(command: &mut Command, with_stderr: bool) -> (Option<i32>, Str
 fn a_reader_that_goes_away_changes_nothing() {
     let case = Case::with_trades("pipes");
     case.trades("trades", "2024-03-10", 500);
-    let calls: [(&[&str], i32); 16] = [
+    let calls: [(&[&str], i32); 18] = [
         (&["run", "--dry-run"], 0),
         (&["-vv", "run"], 0),
         (&["init-tables"], 0),
@@ -105,6 +107,8 @@ fn a_reader_that_goes_away_changes_nothing() {
         (&["audit", "--checksum"], 0),
         (&["audit", "--orphans"], 0),
         (&["watermark", "reset", "--table", "trades", "--to", "2024-03-09", "--yes"], 0),
+        (&["status"], 0),
+        (&["history", "--chunks"], 0),
         (&["config", "check"], 0),
         (&["man", "--dir", "man"], 0),
         (&["completions", "bash"], 0),

@@ -10,7 +10,7 @@ use super::init_tables::new_table;
 use crate::chunk::Route;
 use crate::cli::{ConfigCheck, Format};
 use crate::config::{self, Config, Resolved, Secret, Table};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::http::reach;
 use crate::notify;
 use crate::plan::{lower_bound, step};
@@ -191,7 +191,13 @@ impl Checking<'_> {
         self.push("state", &state.display().to_string(), cache.as_ref().cloned());
         if let Some(textfile) = &metrics.textfile {
             let folder = textfile.parent().unwrap_or(textfile);
-            let tried = try_folder(folder).map(|()| "can be written".to_owned());
+            let tried = match folder.is_dir() {
+                true => try_folder(folder).map(|()| "can be written".to_owned()),
+                // Passes do not make it: nobody would read there.
+                false => Err(Error::new(Kind::Config, format!("the folder {} does not exist", folder.display())).hint(
+                    "it is node_exporter's --collector.textfile.directory; correct metrics.textfile, or create it",
+                )),
+            };
             self.push("metrics", &textfile.display().to_string(), tried.as_ref().cloned());
         }
     }

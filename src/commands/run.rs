@@ -7,7 +7,7 @@ use crate::cli::{Cli, Format, Run};
 use crate::config::{Config, Table};
 use crate::error::{Error, Kind, Result};
 use crate::pass::{self, Options};
-use crate::report::{self, RunReport};
+use crate::report::{self, News, RunReport};
 use crate::state::{LastPass, State};
 use crate::stop::Stop;
 use crate::telemetry::Telemetry;
@@ -19,7 +19,7 @@ pub async fn execute(config: &Config, args: &Run, cli: &Cli, telemetry: &Telemet
     let state = State::open(&config.state);
     let report = pass::run(config, &tables, options, &state, &Stop::listen()?, telemetry).await;
     match (cli.quiet, cli.format) {
-        (true, Format::Text) => report::print(&report.news(), cli.format),
+        (true, Format::Text) => report::print(&News(&report), cli.format),
         _ => report::print(&report, cli.format),
     }
     if !args.dry_run {

@@ -24,7 +24,7 @@ pub use self::init::{InitReport, InitStatus, InitTable, Seam};
 pub use self::man::ManReport;
 pub use self::orphans::{OrphanFile, OrphanReport, OrphanTable};
 pub use self::reset::{ResetReport, ResetStatus, confirm};
-pub use self::run::{CommittedChunk, LeftAlone, PlannedChunk, RunReport, RunStatus, RunTable};
+pub use self::run::{CommittedChunk, LeftAlone, News, PlannedChunk, RunReport, RunStatus, RunTable};
 pub use self::status::{StatusReport, StatusState, StatusTable};
 pub use self::watermark::{WatermarkReport, WatermarkTable};
 use crate::cli::Format;

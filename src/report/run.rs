@@ -159,11 +159,20 @@ impl RunReport {
     pub fn is_skipped(&self) -> bool {
         self.tables.iter().all(|table| table.status == RunStatus::Skipped)
     }
+}
 
-    /// Without the tables that had nothing new.
-    pub fn news(&self) -> Self {
-        let tables = self.tables.iter().filter(|table| table.status != RunStatus::Nothing).cloned().collect();
-        Self { run_id: self.run_id.clone(), started_at: self.started_at.clone(), tables, ..*self }
+/// What is new of a pass, for a log: with its time, and without the tables that had nothing.
+#[derive(Debug, Serialize)]
+pub struct News<'a>(pub &'a RunReport);
+
+impl Report for News<'_> {
+    fn lines(&self) -> Vec<String> {
+        let news = self.0.tables.iter().filter(|table| table.status != RunStatus::Nothing);
+        news.flat_map(RunTable::lines).map(|line| format!("{} {line}", self.0.started_at)).collect()
+    }
+
+    fn errors(&self) -> Vec<(&str, &ErrorReport)> {
+        self.0.errors()
     }
 }
 

@@ -67,7 +67,8 @@ fn serve(client: TcpStream, shared: &Mutex<Shared>) {
         }
     }
     let mut body = vec![0; length];
-    if reader.read_exact(&mut body).is_err() {
+    // Somebody may only look whether it listens.
+    if length == 0 || reader.read_exact(&mut body).is_err() {
         return;
     }
     let mut shared = shared.lock().unwrap();
