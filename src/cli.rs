@@ -171,9 +171,10 @@ pub struct InitTables {
     /// Say what would be created, change nothing
     #[arg(long)]
     pub dry_run: bool,
-    /// Take over a table of another catalog, such as Spark's: its newest metadata file (TABLE/metadata/v7.metadata.json) or its folder
+    /// Take over a table that the catalog does not know, such as Spark's, or one whose catalog is lost: its newest metadata file
+    /// (TABLE/metadata/v7.metadata.json) or its folder
     ///
-    /// The catalog learns the table as it lies, after checks that it is whole and fits the source. Its old catalog must not be
+    /// The catalog learns the table as it lies, after checks that it is whole and fits the source. A table that passes filled goes on where they stopped. An old catalog must not be
     /// written to any more, nor cleaned up: version-hint.text and the old metadata files stay as they are, and show the old state.
     #[arg(long, value_name = "METADATA", requires = "tables")]
     pub register: Option<String>,
