@@ -67,10 +67,14 @@ async fn leave_word(config: &Config, args: &Audit, state: &State, report: &Audit
         let first = table.first_mismatch();
         state.audited(&table.target, &Audited { mismatches, first, from, is_cut: args.until.is_some() });
     }
-    metrics::publish(config, state, None).await;
-    let observed =
-        report.tables.iter().filter_map(|table| notify::of_audit(table, state.table(&table.target).as_ref()));
-    notify::tell(config, state, &observed.collect::<Vec<_>>()).await;
+    let tables = state.tables();
+    if config.metrics.is_wanted() {
+        metrics::publish(config, state, &tables, None).await;
+    }
+    if config.notify.is_wanted() {
+        let observed = report.tables.iter().filter_map(|table| notify::of_audit(table, tables.get(&table.target)));
+        notify::tell(config, state, &observed.collect::<Vec<_>>()).await;
+    }
 }
 
 /// A table of which nothing is known yet.

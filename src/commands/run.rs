@@ -7,7 +7,7 @@ use crate::cli::{Cli, Format, Run};
 use crate::config::{Config, Table};
 use crate::error::{Error, Kind, Result};
 use crate::pass::{self, Options};
-use crate::report::{self, News, RunReport};
+use crate::report::{self, News, RunReport, RunTable};
 use crate::state::{LastPass, State};
 use crate::stop::Stop;
 use crate::telemetry::Telemetry;
@@ -30,16 +30,22 @@ pub async fn execute(config: &Config, args: &Run, cli: &Cli, telemetry: &Telemet
 
 /// Once all is done and said: what monitoring sees, and who is told.
 async fn leave_word(config: &Config, state: &State, report: &RunReport) {
+    if !config.metrics.is_wanted() && !config.notify.is_wanted() {
+        return;
+    }
+    let tables = state.tables();
     let ended_ms = Utc::now().timestamp_millis();
     let duration_ms = i64::try_from(report.duration_ms).unwrap_or(i64::MAX);
     let last_pass = (!report.is_skipped()).then_some(LastPass { ended_ms, duration_ms });
-    metrics::publish(config, state, last_pass).await;
-    let max_lag = config.lag_limit();
-    let observed = report
-        .tables
-        .iter()
-        .flat_map(|table| notify::of_pass(table, state.table(&table.target).as_ref(), max_lag, ended_ms));
-    notify::tell(config, state, &observed.collect::<Vec<_>>()).await;
+    if config.metrics.is_wanted() {
+        metrics::publish(config, state, &tables, last_pass).await;
+    }
+    if config.notify.is_wanted() {
+        let max_lag = config.lag_limit();
+        let of_pass = |table: &RunTable| notify::of_pass(table, tables.get(&table.target), max_lag, ended_ms);
+        let observed: Vec<_> = report.tables.iter().flat_map(of_pass).collect();
+        notify::tell(config, state, &observed).await;
+    }
 }
 
 fn of_layers<'a>(tables: Vec<&'a Table>, layers: &[String]) -> Result<Vec<&'a Table>> {

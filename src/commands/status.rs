@@ -30,12 +30,14 @@ pub async fn execute(config: &Config, args: &Status, format: Format) -> Result<u
     let file_io = local_file_io();
     let max_lag = args.max_lag.unwrap_or(config.lag_limit());
     let mut entries = Vec::with_capacity(tables.len());
+    let mut remembered = state.tables();
     for table in tables {
+        let known = remembered.remove(&table.target.to_string()).unwrap_or_default();
         let seen = match &catalog {
             Ok(catalog) => look(catalog, &file_io, table).await,
             Err(error) => Err(error.repeat()),
         };
-        entries.push(describe(table, &state, seen, max_lag, now));
+        entries.push(describe(table, &state, &known, seen, max_lag, now));
     }
     let problem = state.problem();
     let report = StatusReport {
@@ -69,9 +71,15 @@ async fn look(catalog: &Catalog, file_io: &FileIO, table: &Table) -> Result<Seen
     })
 }
 
-fn describe(table: &Table, state: &State, seen: Result<Seen>, max_lag: Duration, now: DateTime<Utc>) -> StatusTable {
+fn describe(
+    table: &Table,
+    state: &State,
+    remembered: &TableState,
+    seen: Result<Seen>,
+    max_lag: Duration,
+    now: DateTime<Utc>,
+) -> StatusTable {
     let target = table.target.to_string();
-    let remembered = state.table(&target).unwrap_or_default();
     let Day { passes, succeeded, rows, rows_late, rows_duplicate } = state.day(&target);
     let recent = state.recent(&target, DRAWN);
     let last: Vec<i64> = recent.iter().rev().take(MEAN_OF).map(|pass| pass.duration_ms).collect();
@@ -119,7 +127,7 @@ fn describe(table: &Table, state: &State, seen: Result<Seen>, max_lag: Duration,
         }
         Err(error) => entry.problems.push(format!("{error} (hint: {})", error.hint_text())),
     }
-    entry.problems.extend(problems(table, &remembered, &entry));
+    entry.problems.extend(problems(table, remembered, &entry));
     entry
 }
 

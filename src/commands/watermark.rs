@@ -27,8 +27,9 @@ pub async fn show(config: &Config, args: &Show, format: Format) -> Result<u8> {
     let max_lag = args.max_lag.or(config.max_lag);
     let mut report = WatermarkReport { tables: Vec::with_capacity(tables.len()) };
     let mut exits = Vec::new();
+    let mut remembered = state.tables();
     for table in tables {
-        let remembered = state.table(&table.target.to_string()).unwrap_or_default();
+        let remembered = remembered.remove(&table.target.to_string()).unwrap_or_default();
         let last_offload = state.last_offload(&table.target.to_string());
         let marker = match &catalog {
             Ok(catalog) => marker(catalog, table, &file_io).await,

@@ -96,6 +96,20 @@ pub struct Metrics {
     pub timeout: Duration,
 }
 
+impl Metrics {
+    /// Whether they go anywhere.
+    pub fn is_wanted(&self) -> bool {
+        self.textfile.is_some() || self.otlp.is_some()
+    }
+}
+
+impl Notify {
+    /// Whether there is anybody to tell.
+    pub fn is_wanted(&self) -> bool {
+        self.webhook.is_some() || !self.command.is_empty()
+    }
+}
+
 /// Who is told of troubles, each once.
 #[derive(Debug, Clone, Default)]
 pub struct Notify {

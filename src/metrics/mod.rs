@@ -6,6 +6,8 @@
 mod otlp;
 mod textfile;
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 
 use crate::config::Config;
@@ -27,7 +29,7 @@ pub enum Type {
 
 /// A metric with its samples.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Family {
+pub struct Family<'a> {
     /// Its name.
     pub name: &'static str,
     /// What it does.
@@ -35,25 +37,25 @@ pub struct Family {
     /// What it means.
     pub help: &'static str,
     /// One for each set of labels.
-    pub samples: Vec<Sample>,
+    pub samples: Vec<Sample<'a>>,
 }
 
 /// A value.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Sample {
+pub struct Sample<'a> {
     /// Names and values of its labels.
-    pub labels: Vec<(&'static str, String)>,
+    pub labels: Vec<(&'static str, &'a str)>,
     /// The value.
     pub value: f64,
 }
 
 /// What there is to tell.
 #[derive(Debug, Clone, Default)]
-pub struct Facts {
+pub struct Facts<'a> {
     /// This moment, milliseconds since 1970.
     pub now_ms: i64,
     /// The configured tables, by target; none where the state cache cannot be used.
-    pub tables: Vec<(String, TableState)>,
+    pub tables: Vec<(&'a str, &'a TableState)>,
     /// The last pass.
     pub last_pass: Option<LastPass>,
     /// Whether the state cache could be read and written.
@@ -152,16 +154,16 @@ const OF_TABLES: [OfTable; 20] = [
 ];
 
 /// All metrics, each with its samples.
-pub fn families(facts: &Facts) -> Vec<Family> {
+pub fn families<'a>(facts: &Facts<'a>) -> Vec<Family<'a>> {
     let of_tables = OF_TABLES.iter().map(|(name, kind, help, value)| {
         let samples = facts.tables.iter().filter_map(|(target, table)| {
-            Some(Sample { labels: vec![("table", target.clone())], value: value(table, facts.now_ms)? })
+            Some(Sample { labels: vec![("table", *target)], value: value(table, facts.now_ms)? })
         });
         Family { name, kind: *kind, help, samples: samples.collect() }
     });
     let errors = facts.tables.iter().flat_map(|(target, table)| {
         ERROR_KINDS.iter().map(|kind| Sample {
-            labels: vec![("table", target.clone()), ("kind", (*kind).to_owned())],
+            labels: vec![("table", *target), ("kind", kind)],
             value: table.errors.get(*kind).copied().unwrap_or(0) as f64,
         })
     });
@@ -178,7 +180,7 @@ pub fn families(facts: &Facts) -> Vec<Family> {
         samples: value.map(|value| Sample { labels: Vec::new(), value }).into_iter().collect(),
     };
     let mut build = one("k2_offload_build_info", "The program that wrote this.", Some(1.0));
-    build.samples.iter_mut().for_each(|sample| sample.labels.push(("version", env!("CARGO_PKG_VERSION").to_owned())));
+    build.samples.iter_mut().for_each(|sample| sample.labels.push(("version", env!("CARGO_PKG_VERSION"))));
     let last = facts.last_pass;
     let all = of_tables.chain([
         errors,
@@ -198,27 +200,34 @@ pub fn families(facts: &Facts) -> Vec<Family> {
     all.filter(|family| !family.samples.is_empty()).collect()
 }
 
-/// Writes what the state cache knows to where the configuration says, and without it when the last pass was. What cannot be written is a warning.
-pub async fn publish(config: &Config, state: &State, last_pass: Option<LastPass>) {
-    let wanted = &config.metrics;
-    if wanted.textfile.is_none() && wanted.otlp.is_none() {
-        return;
-    }
+/// Writes what the state cache knows of `tables` to where the configuration says, and without it when the last pass was. What cannot be written
+/// is a warning.
+pub async fn publish(
+    config: &Config,
+    state: &State,
+    tables: &BTreeMap<String, TableState>,
+    last_pass: Option<LastPass>,
+) {
     let now = Utc::now();
-    let of_table = |target: String| (target.clone(), state.table(&target).unwrap_or_default());
-    let tables: Vec<_> = config.tables.iter().map(|table| of_table(table.target.to_string())).collect();
+    let names: Vec<String> = config.tables.iter().map(|table| table.target.to_string()).collect();
+    let unseen = TableState::default();
+    let of_tables = names.iter().map(|target| (target.as_str(), tables.get(target).unwrap_or(&unseen)));
     let state_usable = state.problem().is_none();
-    // Totals that begin anew with each pass would be worse than none.
-    let tables = if state_usable { tables } else { Vec::new() };
-    let last_pass = state.last_pass().filter(|_| state_usable).or(last_pass);
-    let families = families(&Facts { now_ms: now.timestamp_millis(), tables, last_pass, state_usable });
-    if let Some(file) = &wanted.textfile
+    let facts = Facts {
+        now_ms: now.timestamp_millis(),
+        // Totals that begin anew with each pass would be worse than none.
+        tables: of_tables.filter(|_| state_usable).collect(),
+        last_pass: state.last_pass().filter(|_| state_usable).or(last_pass),
+        state_usable,
+    };
+    let families = families(&facts);
+    if let Some(file) = &config.metrics.textfile
         && let Err(error) = textfile::write(file, &families)
     {
         tracing::warn!(file = %file.display(), %error, "the metrics cannot be written");
     }
-    if let Some(url) = &wanted.otlp
-        && let Err(error) = post_json(url, otlp::document(&families, now), wanted.timeout).await
+    if let Some(url) = &config.metrics.otlp
+        && let Err(error) = post_json(url, otlp::document(&families, now), config.metrics.timeout).await
     {
         tracing::warn!(error = format!("{error:#}"), "the metrics cannot be sent");
     }

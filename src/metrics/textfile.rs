@@ -1,5 +1,6 @@
 //! Prometheus' text format, as node_exporter's textfile collector reads it.
 
+use std::borrow::Cow;
 use std::fmt::Write;
 use std::path::Path;
 use std::{fs, io, process};
@@ -7,7 +8,7 @@ use std::{fs, io, process};
 use super::{Family, Type};
 
 /// Replaces the file as a whole: a reader never sees half of it.
-pub fn write(file: &Path, families: &[Family]) -> io::Result<()> {
+pub fn write(file: &Path, families: &[Family<'_>]) -> io::Result<()> {
     let mut name = file.file_name().unwrap_or_default().to_owned();
     // Not `.prom`, or the collector would read it.
     name.push(format!(".{}", process::id()));
@@ -19,7 +20,7 @@ pub fn write(file: &Path, families: &[Family]) -> io::Result<()> {
     written
 }
 
-fn render(families: &[Family]) -> String {
+fn render(families: &[Family<'_>]) -> String {
     let mut text = String::new();
     for Family { name, kind, help, samples } in families {
         let kind = match kind {
@@ -29,17 +30,22 @@ fn render(families: &[Family]) -> String {
         // Writing into a String does not fail.
         let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
         for sample in samples {
-            let labels: Vec<String> =
-                sample.labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
-            let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
-            let _ = writeln!(text, "{name}{labels} {}", sample.value);
+            text.push_str(name);
+            for (number, (label, value)) in sample.labels.iter().enumerate() {
+                let _ = write!(text, "{}{label}=\"{}\"", if number == 0 { '{' } else { ',' }, escaped(value));
+            }
+            let end = if sample.labels.is_empty() { "" } else { "}" };
+            let _ = writeln!(text, "{end} {}", sample.value);
         }
     }
     text
 }
 
-fn escaped(label: &str) -> String {
-    label.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+fn escaped(label: &str) -> Cow<'_, str> {
+    match label.contains(['\\', '"', '\n']) {
+        true => label.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n").into(),
+        false => label.into(),
+    }
 }
 
 #[cfg(test)]
@@ -60,7 +66,7 @@ mod tests {
         table.totals.rows = 7;
         table.errors.insert("busy".into(), 2);
         let last_pass = Some(LastPass { ended_ms: 1_060_000, duration_ms: 1500 });
-        let facts = Facts { now_ms: 1_060_500, tables: vec![("c.\"t\"".into(), table)], last_pass, state_usable: true };
+        let facts = Facts { now_ms: 1_060_500, tables: vec![("c.\"t\"", &table)], last_pass, state_usable: true };
         let text = render(&families(&facts));
         for line in [
             "# TYPE k2_offload_rows_total counter",

@@ -118,18 +118,14 @@ struct Document<'a> {
     events: &'a [Event],
 }
 
-/// Tells what is new of what was seen, if anybody is to be told. Who cannot be reached is a warning, and is told by the next pass.
+/// Tells what is new of what was seen. Who cannot be reached is a warning, and is told by the next pass.
 pub async fn tell(config: &Config, state: &State, observed: &[Observed]) {
-    let whom = &config.notify;
-    if whom.command.is_empty() && whom.webhook.is_none() {
-        return;
-    }
     let at = now();
     let Judgement { events, mut open, mut over } = judge(observed, &state.incidents(), &at);
     if !events.is_empty() {
         let host = crate::guard::host_name();
         let document = Document { text: text(&events, &host), host: &host, at: &at, events: &events };
-        if let Err(error) = deliver(whom, &document).await {
+        if let Err(error) = deliver(&config.notify, &document).await {
             tracing::warn!(
                 error = format!("{error:#}"),
                 "nobody could be told of what is wrong, the next pass tries again"

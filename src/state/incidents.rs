@@ -24,7 +24,7 @@ impl State {
             Ok(Incident { target: row.get(0)?, trouble: row.get(1)?, since: row.get(2)?, told: row.get(3)? })
         };
         let found = self.read(|connection| {
-            let mut statement = connection.prepare("SELECT target, trouble, since, told FROM incidents")?;
+            let mut statement = connection.prepare_cached("SELECT target, trouble, since, told FROM incidents")?;
             statement.query_map([], incident)?.collect::<rusqlite::Result<Vec<_>>>()
         });
         found.unwrap_or_default()

@@ -57,8 +57,9 @@ impl State {
     /// Whether this differs from the drift that was told last, empty for none; with `remember` it is what was told last from now on.
     pub fn tell_drift(&self, target: &str, drift: &str, remember: bool) -> bool {
         let query = "SELECT told_drift FROM target_state WHERE target = ?1";
-        let told =
-            |connection: &Connection| connection.query_row(query, [target], |row| row.get::<_, String>(0)).optional();
+        let told = |connection: &Connection| {
+            connection.prepare_cached(query)?.query_row([target], |row| row.get::<_, String>(0)).optional()
+        };
         let is_new = self.read(told).flatten().unwrap_or_default() != drift;
         if is_new && remember {
             self.write(|transaction| {
@@ -171,13 +172,13 @@ mod tests {
     fn remembers_failures_until_a_success() {
         let (_folder, path) = cache();
         let state = State::open(&path);
-        assert_eq!(state.table("c.t"), None);
+        assert_eq!(state.tables().remove("c.t"), None);
         pass(&state, STARTED, None, Some(Kind::Unavailable), 0);
         pass(&state, STARTED, None, Some(Kind::Unavailable), 0);
-        let failed = state.table("c.t").unwrap();
+        let failed = state.tables().remove("c.t").unwrap();
         assert_eq!((failed.status.as_str(), failed.failure_count, failed.last_duration_ms), ("failed", 2, Some(7)));
         pass(&state, STARTED, Some(9), None, 0);
-        let succeeded = State::open(&path).table("c.t").unwrap();
+        let succeeded = State::open(&path).tables().remove("c.t").unwrap();
         assert_eq!((succeeded.failure_count, succeeded.last_error, succeeded.checked_to), (0, None, Some(9)));
     }
 
@@ -186,16 +187,16 @@ mod tests {
         let (_folder, path) = cache();
         let state = State::open(&path);
         pass(&state, STARTED, None, Some(Kind::Stopped), 0);
-        let stopped = state.table("c.t").unwrap();
+        let stopped = state.tables().remove("c.t").unwrap();
         assert_eq!((stopped.status.as_str(), stopped.failure_count, stopped.last_error), ("initialized", 0, None));
         pass(&state, STARTED, Some(9), None, 0);
-        let succeeded = state.table("c.t").unwrap();
+        let succeeded = state.tables().remove("c.t").unwrap();
         pass(&state, STARTED, None, Some(Kind::Stopped), 0);
-        let last_pass_ms = state.table("c.t").unwrap().last_pass_ms;
-        assert_eq!(state.table("c.t").unwrap(), TableState { last_pass_ms, ..succeeded });
+        let last_pass_ms = state.tables().remove("c.t").unwrap().last_pass_ms;
+        assert_eq!(state.tables().remove("c.t").unwrap(), TableState { last_pass_ms, ..succeeded });
         pass(&state, STARTED, None, Some(Kind::Refused), 0);
         pass(&state, STARTED, None, Some(Kind::Stopped), 0);
-        let failed = state.table("c.t").unwrap();
+        let failed = state.tables().remove("c.t").unwrap();
         assert_eq!((failed.status.as_str(), failed.failure_count), ("failed", 1));
     }
 
@@ -207,7 +208,7 @@ mod tests {
             [(None, None), (Some(5), Some(5)), (Some(3), Some(5)), (None, Some(5)), (Some(8), Some(8))]
         {
             pass(&state, STARTED, checked_to, Some(Kind::Refused), 0);
-            assert_eq!(state.table("c.t").unwrap().checked_to, expected);
+            assert_eq!(state.tables().remove("c.t").unwrap().checked_to, expected);
         }
     }
 
@@ -263,10 +264,10 @@ mod tests {
         )
         .unwrap();
         drop(old);
-        let remembered = State::open(&path).table("c.t").unwrap();
+        let remembered = State::open(&path).tables().remove("c.t").unwrap();
         assert_eq!((remembered.checked_to, remembered.failure_count), (Some(9), 3));
         pass(&State::open(&path), STARTED, Some(10), None, 11);
-        let remembered = State::open(&path).table("c.t").unwrap();
+        let remembered = State::open(&path).tables().remove("c.t").unwrap();
         assert_eq!((remembered.checked_to, remembered.failure_count), (Some(10), 0));
     }
 
@@ -276,9 +277,9 @@ mod tests {
         std::fs::write(&path, "no database at all, but long enough to have a header of 100 bytes".repeat(9)).unwrap();
         let state = State::open(&path);
         pass(&state, STARTED, None, None, 0);
-        assert_eq!(state.table("c.t"), None);
+        assert_eq!(state.tables().remove("c.t"), None);
         std::fs::remove_file(&path).unwrap();
         Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
-        assert_eq!(State::open(&path).table("c.t"), None);
+        assert_eq!(State::open(&path).tables().remove("c.t"), None);
     }
 }

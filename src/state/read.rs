@@ -170,15 +170,17 @@ pub struct PastChunk {
 }
 
 impl State {
-    /// What is remembered of `target`; `None` before its first pass.
-    pub fn table(&self, target: &str) -> Option<TableState> {
-        self.read(|connection| table(connection, target)).flatten()
+    /// What is remembered of each target; of one, nothing before its first pass.
+    pub fn tables(&self) -> BTreeMap<String, TableState> {
+        self.read(tables).unwrap_or_default()
     }
 
     /// How far passes have looked at the source of `target`.
     pub fn checked_to(&self, target: &str) -> Option<Tick> {
         let query = "SELECT checked_to FROM target_state WHERE target = ?1";
-        self.read(|connection| connection.query_row(query, [target], |row| row.get(0)).optional()).flatten().flatten()
+        self.read(|connection| connection.prepare_cached(query)?.query_row([target], |row| row.get(0)).optional())
+            .flatten()
+            .flatten()
     }
 
     /// Start of the last pass over `target` that moved rows, RFC 3339, and how many; of those in the history.
@@ -186,14 +188,14 @@ impl State {
         let query = "SELECT started_at, rows_written FROM passes WHERE target = ?1 AND rows_written > 0 \
                      ORDER BY started_at DESC LIMIT 1";
         let pair = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?));
-        self.read(|connection| connection.query_row(query, [target], pair).optional()).flatten()
+        self.read(|connection| connection.prepare_cached(query)?.query_row([target], pair).optional()).flatten()
     }
 
     /// The last pass.
     pub fn last_pass(&self) -> Option<LastPass> {
         let query = "SELECT ended_ms, duration_ms FROM last_pass";
         let pass = |row: &Row<'_>| Ok(LastPass { ended_ms: row.get(0)?, duration_ms: row.get(1)? });
-        self.read(|connection| connection.query_row(query, [], pass).optional()).flatten()
+        self.read(|connection| connection.prepare_cached(query)?.query_row([], pass).optional()).flatten()
     }
 
     /// The last 24 hours of `target`.
@@ -206,7 +208,7 @@ impl State {
             Ok(Day { passes, succeeded, rows, rows_late: row.get(3)?, rows_duplicate: row.get(4)? })
         };
         let since = rfc3339(Utc::now() - TimeDelta::hours(24));
-        self.read(|connection| connection.query_row(query, [target, &since], day)).unwrap_or_default()
+        self.read(|connection| connection.prepare_cached(query)?.query_row([target, &since], day)).unwrap_or_default()
     }
 
     /// The last `limit` passes over `target` that were not skipped, oldest first.
@@ -215,7 +217,7 @@ impl State {
                      WHERE target = ?1 AND status <> 'skipped' ORDER BY started_at DESC LIMIT ?2";
         let recent = |row: &Row<'_>| Ok(Recent { rows: row.get(0)?, duration_ms: row.get(1)? });
         let found = self.read(|connection| {
-            let mut statement = connection.prepare(query)?;
+            let mut statement = connection.prepare_cached(query)?;
             statement.query_map(params![target, limit as i64], recent)?.collect::<rusqlite::Result<Vec<_>>>()
         });
         let mut recent = found.unwrap_or_default();
@@ -237,46 +239,54 @@ impl State {
     }
 }
 
-fn table(connection: &Connection, target: &str) -> rusqlite::Result<Option<TableState>> {
-    let query = "SELECT status, checked_to, last_success_at, last_duration_ms, failure_count, last_error, last_hint, needs_person, last_pass_ms, watermark, \
-                 checked_to_at, target_rows, caught_up_ms, ttl_seconds_left, ttl_seen_ms, audited_ms, audit_mismatches, passes, rows, rows_late, \
-                 rows_duplicate, rows_rejected, bytes, files, conflicts FROM target_state WHERE target = ?1";
-    let state = connection.query_row(query, [target], |row| {
-        Ok(TableState {
-            status: row.get("status")?,
-            checked_to: row.get("checked_to")?,
-            checked_to_at: row.get("checked_to_at")?,
-            watermark: row.get("watermark")?,
-            last_success_at: row.get("last_success_at")?,
-            last_pass_ms: row.get("last_pass_ms")?,
-            last_duration_ms: row.get("last_duration_ms")?,
-            failure_count: row.get("failure_count")?,
-            last_error: row.get("last_error")?,
-            last_hint: row.get("last_hint")?,
-            needs_person: row.get("needs_person")?,
-            target_rows: row.get("target_rows")?,
-            caught_up_ms: row.get("caught_up_ms")?,
-            ttl_seconds_left: row.get("ttl_seconds_left")?,
-            ttl_seen_ms: row.get("ttl_seen_ms")?,
-            audited_ms: row.get("audited_ms")?,
-            audit_mismatches: row.get("audit_mismatches")?,
-            totals: Totals {
-                passes: row.get("passes")?,
-                rows: row.get("rows")?,
-                rows_late: row.get("rows_late")?,
-                rows_duplicate: row.get("rows_duplicate")?,
-                rows_rejected: row.get("rows_rejected")?,
-                bytes: row.get("bytes")?,
-                files: row.get("files")?,
-                conflicts: row.get("conflicts")?,
-            },
+fn tables(connection: &Connection) -> rusqlite::Result<BTreeMap<String, TableState>> {
+    let query = "SELECT target, status, checked_to, checked_to_at, watermark, last_success_at, last_pass_ms, last_duration_ms, failure_count, \
+                 last_error, last_hint, needs_person, target_rows, caught_up_ms, ttl_seconds_left, ttl_seen_ms, audited_ms, audit_mismatches, \
+                 passes, rows, rows_late, rows_duplicate, rows_rejected, bytes, files, conflicts FROM target_state";
+    let mut statement = connection.prepare_cached(query)?;
+    let states = statement.query_map([], |row| {
+        let totals = Totals {
+            passes: row.get(18)?,
+            rows: row.get(19)?,
+            rows_late: row.get(20)?,
+            rows_duplicate: row.get(21)?,
+            rows_rejected: row.get(22)?,
+            bytes: row.get(23)?,
+            files: row.get(24)?,
+            conflicts: row.get(25)?,
+        };
+        let state = TableState {
+            status: row.get(1)?,
+            checked_to: row.get(2)?,
+            checked_to_at: row.get(3)?,
+            watermark: row.get(4)?,
+            last_success_at: row.get(5)?,
+            last_pass_ms: row.get(6)?,
+            last_duration_ms: row.get(7)?,
+            failure_count: row.get(8)?,
+            last_error: row.get(9)?,
+            last_hint: row.get(10)?,
+            needs_person: row.get(11)?,
+            target_rows: row.get(12)?,
+            caught_up_ms: row.get(13)?,
+            ttl_seconds_left: row.get(14)?,
+            ttl_seen_ms: row.get(15)?,
+            audited_ms: row.get(16)?,
+            audit_mismatches: row.get(17)?,
+            totals,
             errors: BTreeMap::new(),
-        })
+        };
+        Ok((row.get(0)?, state))
     });
-    let Some(state) = state.optional()? else { return Ok(None) };
-    let mut errors = connection.prepare("SELECT kind, passes FROM errors WHERE target = ?1")?;
-    let errors = errors.query_map([target], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<rusqlite::Result<_>>()?;
-    Ok(Some(TableState { errors, ..state }))
+    let mut states: BTreeMap<String, TableState> = states?.collect::<rusqlite::Result<_>>()?;
+    let mut statement = connection.prepare_cached("SELECT target, kind, passes FROM errors")?;
+    let mut errors = statement.query([])?;
+    while let Some(row) = errors.next()? {
+        if let Some(state) = states.get_mut(&row.get::<_, String>(0)?) {
+            state.errors.insert(row.get(1)?, row.get(2)?);
+        }
+    }
+    Ok(states)
 }
 
 fn history(connection: &Connection, filter: &Filter) -> rusqlite::Result<Vec<PastPass>> {
@@ -284,7 +294,7 @@ fn history(connection: &Connection, filter: &Filter) -> rusqlite::Result<Vec<Pas
                  AND (?3 IS NULL OR run_id = ?3) AND (NOT ?4 OR status = 'failed') ORDER BY started_at DESC, target LIMIT ?5";
     let targets = serde_json::to_string(&filter.targets).unwrap_or_default();
     let limit = i64::try_from(filter.limit).unwrap_or(i64::MAX);
-    let mut statement = connection.prepare(query)?;
+    let mut statement = connection.prepare_cached(query)?;
     let passes = statement.query_map(params![targets, filter.since, filter.run_id, filter.failed, limit], |row| {
         Ok(PastPass {
             run_id: row.get("run_id")?,
@@ -315,7 +325,7 @@ fn history(connection: &Connection, filter: &Filter) -> rusqlite::Result<Vec<Pas
 fn chunks(connection: &Connection, pass: &PastPass) -> rusqlite::Result<Vec<PastChunk>> {
     let query = "SELECT mode, low, high, rows, files, bytes, snapshot_id, committed_at FROM chunks \
                  WHERE target = ?1 AND started_at = ?2 AND run_id = ?3 ORDER BY number";
-    let mut statement = connection.prepare(query)?;
+    let mut statement = connection.prepare_cached(query)?;
     let chunks = statement.query_map([&pass.target, &pass.started_at, &pass.run_id], |row| {
         Ok(PastChunk {
             mode: row.get(0)?,

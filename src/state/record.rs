@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use rusqlite::{OptionalExtension, Row, Transaction, params};
+use rusqlite::{OptionalExtension, Params, Row, Transaction, params};
 use serde::Serialize;
 
 use super::State;
@@ -66,10 +66,13 @@ impl State {
         self.write(|transaction| {
             let query = "SELECT run_id, started_at FROM target_state WHERE target = ?1 AND status = 'running'";
             let pass = |row: &Row<'_>| Ok((row.get::<_, Option<String>>(0)?, row.get::<_, Option<String>>(1)?));
-            if let Some((Some(run_id), Some(started_at))) = transaction.query_row(query, [target], pass).optional()? {
+            if let Some((Some(run_id), Some(started_at))) =
+                transaction.prepare_cached(query)?.query_row([target], pass).optional()?
+            {
                 died(transaction, target, &run_id, &started_at)?;
             }
-            transaction.execute(
+            execute(
+                transaction,
                 "INSERT INTO target_state (target, status, run_id, started_at) VALUES (?1, 'running', ?2, ?3) \
                  ON CONFLICT (target) DO UPDATE SET status = 'running', run_id = ?2, started_at = ?3",
                 [target, run_id, started_at],
@@ -97,14 +100,11 @@ impl State {
         let oldest = TimeDelta::from_std(keep).ok().and_then(|keep| now.checked_sub_signed(keep));
         self.write(|transaction| {
             if let Some(oldest) = oldest.map(rfc3339) {
-                transaction.execute(
-                    "DELETE FROM chunks WHERE EXISTS (SELECT 1 FROM passes WHERE passes.started_at < ?1 AND passes.target = chunks.target \
-                     AND passes.started_at = chunks.started_at AND passes.run_id = chunks.run_id)",
-                    [&oldest],
-                )?;
-                transaction.execute("DELETE FROM passes WHERE started_at < ?1", [&oldest])?;
+                execute(transaction, "DELETE FROM chunks WHERE started_at < ?1", [&oldest])?;
+                execute(transaction, "DELETE FROM passes WHERE started_at < ?1", [&oldest])?;
             }
-            transaction.execute(
+            execute(
+                transaction,
                 "INSERT OR REPLACE INTO last_pass VALUES (0, ?1, ?2)",
                 params![now.timestamp_millis(), integer(duration_ms)],
             )
@@ -121,7 +121,7 @@ impl State {
                 Some((Some(mismatches @ 1..), Some(first))) => audited.after(mismatches, &first),
                 _ => audited.alone(),
             };
-            transaction.execute(
+            execute(transaction,
                 "INSERT INTO target_state (target, status, audited_ms, audit_mismatches, audit_first) VALUES (?1, 'initialized', ?2, ?3, ?4) \
                  ON CONFLICT (target) DO UPDATE SET audited_ms = ?2, audit_mismatches = ?3, audit_first = ?4",
                 params![target, now, mismatches, first],
@@ -143,11 +143,13 @@ impl Finished<'_> {
         // A pass that moved all, and found no row that tells how long rows live, leaves as much time as there was.
         let is_ttl_seen = report.error.is_none() || report.ttl_seconds_left.is_some();
         let counted = !matches!(self.error_kind(), Some(Kind::Stopped));
-        transaction.execute(
+        execute(
+            transaction,
             "INSERT OR IGNORE INTO target_state (target, status) VALUES (?1, 'initialized')",
             [&report.target],
         )?;
-        transaction.execute(
+        execute(
+            transaction,
             "UPDATE target_state SET last_pass_ms = ?2, watermark = ifnull(?3, watermark), \
              checked_to_at = iif(?4 < checked_to_at AND ?18, checked_to_at, ifnull(?4, checked_to_at)), \
              target_rows = ifnull(?5, target_rows), caught_up_ms = ifnull(?6, caught_up_ms), \
@@ -181,24 +183,34 @@ impl Finished<'_> {
     fn update_status(&self, transaction: &Transaction<'_>, now: DateTime<Utc>) -> rusqlite::Result<usize> {
         let RunTable { target, duration_ms, error, .. } = self.report;
         let Some(error) = error else {
-            return transaction.execute(
+            return execute(
+                transaction,
                 "UPDATE target_state SET status = 'success', checked_to = ?2, last_success_at = ?3, last_duration_ms = ?4, \
                  failure_count = 0, last_error = NULL, last_hint = NULL, needs_person = 0 WHERE target = ?1",
                 params![target, self.checked_to, rfc3339(now), integer(*duration_ms)],
             );
         };
         if error.kind == Kind::Stopped {
-            return transaction.execute(
+            return execute(
+                transaction,
                 "UPDATE target_state SET status = CASE WHEN failure_count > 0 THEN 'failed' \
                  WHEN last_success_at IS NOT NULL THEN 'success' ELSE 'initialized' END WHERE target = ?1",
                 [target],
             );
         }
         count_error(transaction, target, &word(error.kind).unwrap_or_default())?;
-        transaction.execute(
+        execute(
+            transaction,
             "UPDATE target_state SET status = 'failed', checked_to = max(ifnull(checked_to, ?2), ifnull(?2, checked_to)), \
              last_error = ?3, last_hint = ?4, last_duration_ms = ?5, failure_count = failure_count + 1, needs_person = ?6 WHERE target = ?1",
-            params![target, self.checked_to, error.message, error.hint, integer(*duration_ms), error.kind.needs_person()],
+            params![
+                target,
+                self.checked_to,
+                error.message,
+                error.hint,
+                integer(*duration_ms),
+                error.kind.needs_person()
+            ],
         )
     }
 
@@ -206,7 +218,8 @@ impl Finished<'_> {
         let report = self.report;
         let error = report.error.as_ref();
         for (number, commit) in (0_i64..).zip(&report.commits) {
-            transaction.execute(
+            execute(
+                transaction,
                 "INSERT OR REPLACE INTO chunks VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
                 params![
                     report.target,
@@ -224,7 +237,8 @@ impl Finished<'_> {
                 ],
             )?;
         }
-        transaction.execute(
+        execute(
+            transaction,
             "INSERT OR REPLACE INTO passes (run_id, target, started_at, duration_ms, status, low, high, watermark, rows_read, rows_written, \
              bytes_written, files, chunks, error_kind, error, rows_late, rows_duplicate, rows_rejected, hint) \
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)",
@@ -253,24 +267,32 @@ impl Finished<'_> {
     }
 }
 
+/// Passes over several tables send the same statements.
+fn execute(transaction: &Transaction<'_>, statement: &str, values: impl Params) -> rusqlite::Result<usize> {
+    transaction.prepare_cached(statement)?.execute(values)
+}
+
 /// A failure like others: a pass that is killed for its memory must not look like none.
 fn died(transaction: &Transaction<'_>, target: &str, run_id: &str, started_at: &str) -> rusqlite::Result<usize> {
     let message = format!("the pass that began at {started_at} left no record of its end");
     let hint = "it was killed, ran out of memory or lost power, or the state cache could not be written; what it had committed stays";
     count_error(transaction, target, DIED)?;
-    transaction.execute(
+    execute(
+        transaction,
         "INSERT OR IGNORE INTO passes (run_id, target, started_at, duration_ms, status, rows_read, rows_written, bytes_written, files, \
          chunks, error_kind, error, hint) VALUES (?1, ?2, ?3, 0, 'failed', 0, 0, 0, 0, 0, ?4, ?5, ?6)",
         [run_id, target, started_at, DIED, &message, hint],
     )?;
-    transaction.execute(
+    execute(
+        transaction,
         "UPDATE target_state SET failure_count = failure_count + 1, passes = passes + 1, last_error = ?2, last_hint = ?3 WHERE target = ?1",
         [target, &message, hint],
     )
 }
 
 fn count_error(transaction: &Transaction<'_>, target: &str, kind: &str) -> rusqlite::Result<usize> {
-    transaction.execute(
+    execute(
+        transaction,
         "INSERT INTO errors VALUES (?1, ?2, 1) ON CONFLICT (target, kind) DO UPDATE SET passes = passes + 1",
         [target, kind],
     )

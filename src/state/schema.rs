@@ -72,6 +72,7 @@ const MIGRATIONS: [&str; 4] = [
         snapshot_id INTEGER NOT NULL,
         committed_at TEXT NOT NULL,
         PRIMARY KEY (target, started_at, run_id, number)) WITHOUT ROWID;
+    CREATE INDEX chunks_by_start ON chunks (started_at);
     CREATE TABLE errors (
         target TEXT NOT NULL,
         kind TEXT NOT NULL,
