@@ -3,6 +3,9 @@
 
 mod support;
 
+use std::fs;
+use std::path::PathBuf;
+
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use serde_json::{Value, json};
 use support::{Case, Output, TRADES, only_table, table_of};
@@ -486,4 +489,19 @@ fn p15_p16_a_target_that_is_not_ours_is_an_error() {
     std::fs::write(case.path("offload.toml"), good).unwrap();
     case.target("trades").ask("rollback", json!({}));
     audit(&case, &[]).expect(3).says(&["rolled back"]);
+}
+
+#[test]
+fn a_data_file_that_is_gone_is_named() {
+    let case = Case::with_trades("lost_file");
+    case.trades("trades", "2024-03-10", 100);
+    case.pass();
+    let is_data = |file: &PathBuf| file.extension().is_some_and(|extension| extension == "parquet");
+    let lost = support::files_below(&case.path("warehouse")).into_iter().find(is_data).unwrap();
+    let aside = case.path("aside");
+    fs::rename(&lost, &aside).unwrap();
+    let name = lost.file_name().unwrap().to_str().unwrap();
+    case.run(&["audit", "--checksum"]).expect(3).says(&[name, "lost a data file", "restore it"]);
+    fs::rename(&aside, &lost).unwrap();
+    case.run(&["audit", "--checksum"]).expect(0);
 }

@@ -30,13 +30,17 @@ pub fn of_pass(report: &RunTable, state: Option<&TableState>, max_lag: Duration,
     observed
 }
 
-/// What an audit saw of a table, of which the cache remembers `state` now; nothing where it could not compare.
+/// What an audit saw of a table, of which the cache remembers `state` now; nothing where it could not compare for now.
 pub fn of_audit(report: &AuditTable, state: Option<&TableState>) -> Option<Observed> {
+    let (target, trouble) = (report.target.clone(), Trouble::AuditMismatch);
+    if let Some(error) = report.error.as_ref().filter(|error| error.kind.needs_person()) {
+        return Some(Observed { target, trouble, found: Some((error.message.clone(), error.hint.clone())) });
+    }
     let mismatches = report.mismatches()?;
     let mismatches = state.and_then(|state| state.audit_mismatches).map_or(mismatches, i64::unsigned_abs);
     let found = (mismatches > 0).then(|| {
         let hint = "`k2-offload audit --checksum` lists them; `audit --repair` adds what is missing".to_owned();
         (format!("{mismatches} hour(s) with missing or extra rows"), hint)
     });
-    Some(Observed { target: report.target.clone(), trouble: Trouble::AuditMismatch, found })
+    Some(Observed { target, trouble, found })
 }

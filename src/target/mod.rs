@@ -310,6 +310,12 @@ fn unreadable(error: iceberg::Error, name: &TableName) -> Error {
 pub fn classify(error: iceberg::Error, context: String) -> Error {
     let error = match (error.kind(), io_cause(&error)) {
         (ErrorKind::FeatureUnsupported, _) => Error::from_cause(Kind::Refused, error),
+        // Manifests go when snapshots expire, and the next try finds others; a data file of the newest snapshot does not come back by itself.
+        (_, Some(cause)) if cause.kind() == io::ErrorKind::NotFound && storage_message(&error).ends_with(".parquet") => {
+            Error::refused(format!("{}: {cause}", storage_message(&error))).hint(
+                "the target has lost a data file: restore it, or mount the warehouse; if somebody rewrote the table meanwhile, try again",
+            )
+        }
         (ErrorKind::Unexpected, Some(cause)) => {
             let (kind, hint) = judge(cause.kind());
             Error::new(kind, format!("{}: {cause}", error.message())).hint(hint)
@@ -317,6 +323,13 @@ pub fn classify(error: iceberg::Error, context: String) -> Error {
         _ => Error::from_cause(Kind::Internal, error),
     };
     error.context(context)
+}
+
+/// What storage said, which names the file: readers of Parquet wrap it.
+fn storage_message(error: &iceberg::Error) -> &str {
+    let causes = iter::successors(std::error::Error::source(error), |cause| cause.source());
+    let innermost = causes.filter_map(|cause| cause.downcast_ref::<iceberg::Error>()).last();
+    innermost.unwrap_or(error).message()
 }
 
 fn io_cause(error: &iceberg::Error) -> Option<&io::Error> {

@@ -7,9 +7,11 @@ mod footer;
 mod scratch;
 
 use std::collections::VecDeque;
+use std::thread;
 
 use bytes::Bytes;
 use iceberg::spec::{DataFile, Schema, Struct};
+use tokio::sync::oneshot;
 
 pub use self::bounds::Metrics;
 pub use self::encode::{COPIES, Encoder, PARTITION, Run, Runs, Spool, rows_of_a_batch};
@@ -119,9 +121,10 @@ impl Passthrough {
         append(&mut self.file, &rewritten.bytes)?;
         let path = self.file.path().to_owned();
         // On a thread of its own: a disk takes its time, and another table may stream meanwhile.
-        let synced = tokio::task::spawn_blocking(move || self.file.finish()).await;
-        let synced = synced.or_error(Kind::Internal, "wait for a sync")?;
-        synced.map_err(|e| file_error("sync", &path, e))?;
+        let (done, synced) = oneshot::channel();
+        let sync = move || done.send(self.file.finish());
+        thread::Builder::new().spawn(sync).or_error(Kind::Unavailable, "start a thread")?;
+        synced.await.or_error(Kind::Internal, "wait for a sync")?.map_err(|e| file_error("sync", &path, e))?;
         Ok(Written::File(Box::new(data_file)))
     }
 }
