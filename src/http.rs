@@ -3,16 +3,19 @@
 use std::time::Duration;
 
 use reqwest::header::CONTENT_TYPE;
+use reqwest::redirect::Policy;
 use tokio::net::TcpStream;
 
 use crate::error::{Classify, Error, Kind, Result};
 
 /// Posts a JSON document; any answer but a 2xx is an error. No error names the URL, which may be a secret.
 pub async fn post_json(url: &str, document: String, timeout: Duration) -> anyhow::Result<()> {
-    let client = reqwest::Client::builder().timeout(timeout).build()?;
+    // Who goes where he is redirected to asks there without the document, and tells that host the URL.
+    let client = reqwest::Client::builder().timeout(timeout).redirect(Policy::none()).build()?;
     let answer = client.post(url).header(CONTENT_TYPE, "application/json").body(document).send().await;
-    let answer = answer.and_then(reqwest::Response::error_for_status);
-    answer.map(|_| ()).map_err(|error| error.without_url().into())
+    let status = answer.map_err(reqwest::Error::without_url)?.status();
+    anyhow::ensure!(status.is_success(), "the answer is {status}");
+    Ok(())
 }
 
 /// Whether somebody listens there. Nothing is sent.

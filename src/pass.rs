@@ -27,6 +27,7 @@ use crate::error::{Error, Kind, Result, worst_exit};
 use crate::failpoint::{self, Action, Failpoint};
 use crate::guard::Guard;
 use crate::late::whole;
+use crate::notify::{self, Observed, Trouble};
 use crate::plan::{Situation, Window, lower_bound};
 use crate::progress::Progress;
 use crate::report::{RunReport, RunTable};
@@ -92,8 +93,12 @@ pub async fn repair(
     let mut catalog = Catalog::open(&config.catalog)?;
     let _guard = Guard::acquire(&config.catalog, &table.target, &pass.run_id)?;
     let mut progress = Progress::default();
-    pass.retry(async || Box::pin(pass.repair(table, server, &mut catalog, windows, &mut progress)).await).await?;
-    Ok(progress.report(table, None, millis(pass.started)))
+    let repair = async || Box::pin(pass.repair(table, server, &mut catalog, windows, &mut progress)).await;
+    let repaired = pass.retry(repair).await;
+    let report = progress.report(table, repaired.as_ref().err(), millis(pass.started));
+    let (run_id, started_at) = (&pass.run_id, &pass.started_at);
+    state.repaired(&Finished { run_id, started_at, report: &report, checked_to: None });
+    repaired.map(|()| report)
 }
 
 /// A pass under way.
@@ -171,8 +176,10 @@ impl<'a> Pass<'a> {
     async fn table(&self, table: &Table, server: &Result<Server>) -> RunTable {
         let started = Instant::now();
         let mut progress = Progress::default();
+        // Held until the end is remembered: who takes it and finds a pass without an end counts it as dead.
+        let mut guard = None;
         let result = match server {
-            Ok(server) => self.guarded(table, server, &mut progress).await,
+            Ok(server) => self.guarded(table, server, &mut guard, &mut progress).await,
             Err(error) => Err(error.repeat()),
         };
         let report = progress.report(table, result.as_ref().err(), millis(started));
@@ -185,12 +192,20 @@ impl<'a> Pass<'a> {
         report
     }
 
-    async fn guarded(&self, table: &Table, server: &Server, progress: &mut Progress) -> Result<()> {
+    async fn guarded(
+        &self,
+        table: &Table,
+        server: &Server,
+        guard: &mut Option<Guard>,
+        progress: &mut Progress,
+    ) -> Result<()> {
         let mut catalog = Catalog::open(&self.config.catalog)?;
         let free = failpoint::hit(Failpoint::Guard)? == Action::Skip || self.options.dry_run;
-        let _guard = if free { None } else { Some(Guard::acquire(&self.config.catalog, &table.target, &self.run_id)?) };
+        if !free {
+            *guard = Some(Guard::acquire(&self.config.catalog, &table.target, &self.run_id)?);
+        }
         if !self.options.dry_run {
-            self.state.begin(&table.target.to_string(), &self.run_id, &self.started_at);
+            self.begin(table).await;
         }
         let tried = async || {
             let tried = Box::pin(self.offload(table, server, &mut catalog, progress)).await;
@@ -205,6 +220,19 @@ impl<'a> Pass<'a> {
             (Some(lost), Ok(())) => Err(lost),
             (Some(lost), Err(error)) if progress.has_committed() => Err(lost.context(error)),
             (_, offloaded) => offloaded,
+        }
+    }
+
+    /// Remembers that a pass over a table is under way. That the one before died is told now: this one may die too.
+    async fn begin(&self, table: &Table) {
+        let target = table.target.to_string();
+        let death = self.state.begin(&target, &self.run_id, &self.started_at);
+        if let Some((error, hint)) = death {
+            tracing::info!(error, hint, "the pass before died");
+            if self.config.notify.is_wanted() {
+                let died = Observed { target, trouble: Trouble::Failed, found: Some((error, hint)) };
+                notify::tell(self.config, self.state, &[died]).await;
+            }
         }
     }
 

@@ -481,12 +481,12 @@ fn an_audit_changes_nothing() {
 #[test]
 fn p15_p16_a_target_that_is_not_ours_is_an_error() {
     let case = offloaded("foreign");
-    let good = std::fs::read_to_string(case.path("offload.toml")).unwrap();
+    let good = fs::read_to_string(case.path("offload.toml")).unwrap();
     case.config(&format!("{TRADES}source_id = 'staging.trades'\n"));
     audit(&case, &[]).expect(3).says(&["staging.trades", "\"ok\": false"]);
     case.config(&TRADES.replace("cursor = 'exchange_timestamp'", "cursor = 'event_time'"));
     audit(&case, &[]).expect(3).says(&["event_time"]);
-    std::fs::write(case.path("offload.toml"), good).unwrap();
+    fs::write(case.path("offload.toml"), good).unwrap();
     case.target("trades").ask("rollback", json!({}));
     audit(&case, &[]).expect(3).says(&["rolled back"]);
 }

@@ -5,10 +5,11 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use rusqlite::Connection;
-use serde_json::Value;
+use serde_json::{Value, json};
 use support::{Case, Disk, Output, TRADES, Webhook, only_table, table_of};
 
 const RUN: [&str; 3] = ["--format", "json", "run"];
@@ -109,6 +110,32 @@ fn a_reader_never_sees_half_a_file() {
     }
     passes.wait().expect(0);
     assert_eq!(fs::read_dir(case.path("metrics")).unwrap().count(), 1, "nothing else is left");
+}
+
+#[test]
+fn the_collector_may_read_the_file_whatever_the_umask() {
+    let case = with_textfile("umask");
+    let words = ["-c", "umask 077; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_k2-offload"), "-c", "offload.toml", "run"];
+    support::finish(Command::new("sh").args(words).current_dir(case.folder())).expect(0);
+    assert_eq!(fs::metadata(case.path("metrics/k2.prom")).unwrap().permissions().mode() & 0o777, 0o644);
+}
+
+#[test]
+fn the_rows_of_a_repair_count() {
+    let case = with_textfile("repaired_rows");
+    case.trades("trades", "2024-03-10", 100);
+    case.run(&RUN).expect(0);
+    let passes = of(&case, "passes_total", "cold.trades");
+    case.target("trades").ask("delete", json!({"filter": "exchange_timestamp >= '2024-03-10T00:00:01+00:00'"}));
+    let repaired = case.run(&["--format", "json", "audit", "--repair", "--table", "cold.trades"]).expect(0).json();
+    let added = only_table(&repaired)["rows_repaired"].as_f64().unwrap();
+    assert!(added > 0.0);
+    assert_eq!(of(&case, "rows_total", "cold.trades"), Some(100.0 + added));
+    assert_eq!(
+        (of(&case, "target_rows", "cold.trades"), of(&case, "passes_total", "cold.trades")),
+        (Some(100.0), passes)
+    );
+    case.run(&["history", "--table", "cold.trades", "--chunks"]).expect(0).says(&["merge ["]);
 }
 
 #[test]

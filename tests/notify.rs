@@ -144,6 +144,57 @@ fn lag_and_mismatches_are_told() {
 }
 
 #[test]
+fn a_pass_that_was_killed_is_told_before_the_next_one_can_be() {
+    let webhook = Webhook::start(CANARY);
+    let case = with_webhook("told_dead", &webhook);
+    case.trades("trades", "2024-03-10", 100);
+    for _ in 0..3 {
+        assert_eq!(case.run_failing("written=kill", &RUN).code, None);
+    }
+    told_one(&webhook, "failed", "failed");
+    case.run(&RUN).expect(0).says(&["the pass before died"]);
+    told_one(&webhook, "recovered", "failed");
+}
+
+#[test]
+fn nobody_is_told_where_a_webhook_redirects_to() {
+    let (webhook, elsewhere) = (Webhook::start(CANARY), Webhook::start("elsewhere"));
+    let case = with_webhook("redirected", &webhook);
+    webhook.redirect(&elsewhere.url);
+    let output = case.run_failing("target=error", &["-vv", "run"]).expect(1).says(&["nobody could be told", "302"]);
+    output.keeps_back(&[CANARY]);
+    assert_eq!(elsewhere.documents(), [] as [Value; 0]);
+}
+
+#[test]
+fn a_webhook_that_cannot_be_known_keeps_no_row_back() {
+    let case = Case::with_trades("unknown_webhook");
+    for (day, webhook) in [(10, "webhook_file = 'nowhere'"), (11, "webhook_env = 'NO_SUCH_WEBHOOK'")] {
+        case.config_file("offload.toml", "", &format!("[notify]\n{webhook}"), TRADES);
+        case.trades("trades", &format!("2024-03-{day}"), 100);
+        assert_eq!(case.pass_one()["rows_written"], 100);
+        case.run_failing("target=error", &RUN).expect(1).says(&["nobody could be told", "notify.webhook"]);
+        case.run(&["config", "check"]).expect(2).says(&["notify.webhook", "rows leave all the same"]);
+    }
+}
+
+#[test]
+fn a_signal_is_heard_while_a_webhook_hangs() {
+    let webhook = Webhook::start(CANARY);
+    let case = with_webhook("signal", &webhook);
+    let config = fs::read_to_string(case.path("offload.toml")).unwrap();
+    fs::write(case.path("offload.toml"), config.replace("'1s'", "'1h'")).unwrap();
+    webhook.hang();
+    let pass = case.spawn("offload.toml", "target=error", &RUN);
+    wait_until("the webhook is asked", || !webhook.documents().is_empty());
+    pass.signal("TERM");
+    assert_eq!(pass.wait().code, Some(143));
+    webhook.answer(200);
+    case.run_failing("target=error", &RUN).expect(1);
+    told_one(&webhook, "failed", "failed");
+}
+
+#[test]
 fn without_the_state_cache_it_is_told_every_time() {
     let webhook = Webhook::start(CANARY);
     let case = with_webhook("forgetful", &webhook);
@@ -190,7 +241,8 @@ fn a_program_that_fails_hangs_or_is_missing_is_one_warning() {
     let failing = || case.run_failing("target=error", &RUN).expect(1).says(&["nobody could be told"]);
     let failed = failing().says(&["exit status: 7"]);
     assert_eq!(warnings(&failed), 2, "the table's and this\n{}", failed.all());
-    program(&case, "exec sleep 600");
+    // Its children go with it: one that held our standard error would keep whoever reads that waiting, as this test does.
+    program(&case, "sleep 600; true");
     failing().says(&["longer than 1s"]);
     configure("/nowhere/tell");
     failing().says(&["/nowhere/tell"]);

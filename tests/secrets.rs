@@ -134,7 +134,6 @@ fn secrets_in_the_wrong_place_are_not_told() {
         ("catalog", format!("warehouse = 's3://me:{PASSWORD}@bucket'")),
         ("metrics", format!("otlp = 'http://me:{PASSWORD}@127.0.0.1:4318/v1/metrics'")),
         ("notify", format!("webhook = 'https://127.0.0.1/{PASSWORD}'")),
-        ("notify", format!("webhook_env = '{PASSWORD}'")),
         ("defaults", format!("password = '{PASSWORD}'")),
         ("state", format!("path = '{PASSWORD}")),
     ] {

@@ -148,6 +148,30 @@ fn a_pass_that_was_killed_is_a_failure_that_the_next_one_finds() {
 }
 
 #[test]
+fn a_pass_holds_its_lock_until_its_end_is_remembered() {
+    let case = Case::with_trades("remembered");
+    case.trades("trades", "2024-03-10", 100);
+    let gate = case.gate("gate");
+    let mut pass = case.spawn("offload.toml", &format!("remember={}", gate.pause()), &RUN);
+    gate.wait_for(&mut pass);
+    case.run(&RUN).expect(4);
+    gate.open();
+    pass.wait().expect(0);
+    case.pass();
+    assert_eq!(history(&case, &["--failed"]), [] as [Value; 0]);
+}
+
+#[test]
+fn an_audit_of_a_quiet_table_is_an_audit() {
+    let case = Case::with_trades("quiet_audit");
+    case.trades("trades", "2024-03-10", 100);
+    case.pass();
+    case.run(&["audit", "--last", "48h", "--checksum"]).expect(0);
+    let table = status(&case, 0);
+    assert_eq!((table["last_audit_at"].is_string(), &table["audit_mismatches"]), (true, &json!(0)), "{table:#}");
+}
+
+#[test]
 fn a_pass_that_was_stopped_is_no_failure() {
     let case = Case::with_trades("stopped_history");
     case.trades("trades", "2024-03-10", 100);
@@ -185,6 +209,7 @@ fn history_tells_what_was_asked_for() {
     assert!(failed[0]["error"].is_string() && failed[0]["hint"].is_string());
     assert_eq!(history(&case, &["--table", "cold.trades"]).len(), 2);
     assert_eq!(history(&case, &["--last", "1h"]).len(), 5);
+    assert_eq!(history(&case, &["--last", "500000years"]).len(), 5);
     assert_eq!(history(&case, &["--since", third["started_at"].as_str().unwrap()]).len(), 2);
     assert_eq!(history(&case, &["--since", "2100-01-01"]), [] as [Value; 0]);
 
@@ -236,6 +261,15 @@ fn a_state_cache_that_somebody_holds_is_one_warning_and_the_screens_say_so() {
     let shown = case.run(&["--format", "json", "status"]).expect(0).json();
     let notes = table_of(&shown, "cold.second")["notes"].to_string();
     assert!(notes.contains("newer commit than the last pass"), "{shown:#}");
+}
+
+#[test]
+fn screens_make_no_state_cache() {
+    let case = Case::with_trades("no_cache");
+    case.run(&["status"]).expect(3).says(&["never"]);
+    case.run(&["history"]).expect(0).says(&["no such pass is remembered"]);
+    case.run(&["watermark", "show"]).expect(0);
+    assert!(!case.path("state.db").exists(), "it would be the file of whoever looks");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use futures::FutureExt;
 use iceberg::io::FileIO;
 use uuid::Uuid;
 
@@ -51,7 +52,9 @@ pub async fn execute(config: &Config, args: &Audit, format: Format, telemetry: &
     }
     let report = AuditReport::new(entries);
     report::print(&report, format);
-    leave_word(config, args, &state, &report).await;
+    if stop.or(leave_word(config, args, &state, &report).map(Ok)).await.is_err() {
+        tracing::warn!("stopped by a signal before all were told of the audit");
+    }
     Ok(stop.exit_code().unwrap_or(report.exit_code()))
 }
 
@@ -60,12 +63,9 @@ async fn leave_word(config: &Config, args: &Audit, state: &State, report: &Audit
     let is_whole = args.since.is_none() && args.last.is_none();
     for table in &report.tables {
         let Some(mismatches) = table.mismatches() else { continue };
-        if table.from.is_none() && !is_whole {
-            continue;
-        }
-        let from = table.from.as_deref().filter(|_| !is_whole);
-        let first = table.first_mismatch();
-        state.audited(&table.target, &Audited { mismatches, first, from, is_cut: args.until.is_some() });
+        let (first, from) = (table.first_mismatch(), table.from.as_deref().filter(|_| !is_whole));
+        let is_cut = args.until.is_some() || (table.from.is_none() && !is_whole);
+        state.audited(&table.target, &Audited { mismatches, first, from, is_cut, is_exact: args.checksum });
     }
     let tables = state.tables();
     if config.metrics.is_wanted() {

@@ -213,6 +213,11 @@ impl Checking<'_> {
             let reached = reach(url, notify.timeout).await.map(|()| "answers, nothing was sent".to_owned());
             self.push("notify", "webhook", reached.as_ref().cloned());
         }
+        if let Some(problem) = &notify.problem {
+            let error =
+                Error::new(Kind::Config, problem).hint("rows leave all the same, but nobody is told of troubles");
+            self.push("notify", "webhook", Err(&error));
+        }
         if let Some(program) = notify.command.first() {
             let found = notify::find_program(program).map(|path| format!("is {}, was not run", path.display()));
             self.push("notify", program, found.as_ref().cloned());

@@ -83,7 +83,7 @@ impl Registration<'_> {
         let target = match (relation, &registered) {
             (Some(Relation::Known), Some(registered)) => registered,
             _ => {
-                check_newest(&file)?;
+                check_newest(&file, given.metadata.uuid())?;
                 given.check_files(self.file_io).await?;
                 &given
             }

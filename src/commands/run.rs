@@ -1,6 +1,7 @@
 //! `run`: one pass.
 
 use chrono::Utc;
+use futures::FutureExt;
 
 use super::select;
 use crate::cli::{Cli, Format, Run};
@@ -17,15 +18,16 @@ pub async fn execute(config: &Config, args: &Run, cli: &Cli, telemetry: &Telemet
     let tables = of_layers(select(config, &args.tables)?, &args.layers)?;
     let options = Options { dry_run: args.dry_run, until_micros: args.until.map(|until| until.timestamp_micros()) };
     let state = State::open(&config.state);
-    let report = pass::run(config, &tables, options, &state, &Stop::listen()?, telemetry).await;
+    let stop = Stop::listen()?;
+    let report = pass::run(config, &tables, options, &state, &stop, telemetry).await;
     match (cli.quiet, cli.format) {
         (true, Format::Text) => report::print(&News(&report), cli.format),
         _ => report::print(&report, cli.format),
     }
-    if !args.dry_run {
-        leave_word(config, &state, &report).await;
+    if !args.dry_run && stop.or(leave_word(config, &state, &report).map(Ok)).await.is_err() {
+        tracing::warn!("stopped by a signal before all were told of the pass");
     }
-    Ok(report.exit)
+    Ok(stop.exit_code().unwrap_or(report.exit))
 }
 
 /// Once all is done and said: what monitoring sees, and who is told.

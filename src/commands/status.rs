@@ -25,7 +25,7 @@ const MAX_FAILURES: i64 = 3;
 pub async fn execute(config: &Config, args: &Status, format: Format) -> Result<u8> {
     let tables = select(config, &args.tables)?;
     let now = Utc::now();
-    let state = State::open(&config.state);
+    let state = State::open_to_read(&config.state);
     let catalog = Catalog::open(&config.catalog);
     let file_io = local_file_io();
     let max_lag = args.max_lag.unwrap_or(config.lag_limit());

@@ -20,7 +20,7 @@ use crate::watermark::Marker;
 
 pub async fn show(config: &Config, args: &Show, format: Format) -> Result<u8> {
     let tables = select(config, &args.tables)?;
-    let state = State::open(&config.state);
+    let state = State::open_to_read(&config.state);
     let file_io = local_file_io();
     let catalog = Catalog::open(&config.catalog);
     let server = Server::connect(&config.clickhouse, &new_run_id()).await;

@@ -106,7 +106,7 @@ impl Metrics {
 impl Notify {
     /// Whether there is anybody to tell.
     pub fn is_wanted(&self) -> bool {
-        self.webhook.is_some() || !self.command.is_empty()
+        self.webhook.is_some() || self.problem.is_some() || !self.command.is_empty()
     }
 }
 
@@ -117,6 +117,8 @@ pub struct Notify {
     pub command: Vec<String>,
     /// URL that the document is posted to.
     pub webhook: Option<Secret>,
+    /// Why there is no such URL although one is wanted. Rows leave all the same.
+    pub problem: Option<String>,
     /// Longest wait for either.
     pub timeout: Duration,
 }

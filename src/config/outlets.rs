@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::raw::{RawMetrics, RawNotify};
 use super::validate::Problems;
-use super::{Metrics, Notify, Secret};
+use super::{Metrics, Notify};
 
 pub(super) fn metrics(raw: RawMetrics, folder: &Path, problems: &mut Problems) -> Metrics {
     if let Some(url) = &raw.otlp {
@@ -26,15 +26,21 @@ pub(super) fn notify(
     environment: &impl Fn(&str) -> Option<String>,
     problems: &mut Problems,
 ) -> Notify {
-    let webhook = problems.secret("notify.webhook", raw.webhook_env, raw.webhook_file, folder, environment);
-    if let Some(url) = webhook.as_ref().map(Secret::expose).filter(|url| !url.is_empty()) {
-        problems.http_url("notify.webhook", url);
+    // That nobody can be told must not keep rows from leaving.
+    let mut unusable = Problems::default();
+    let mut webhook = unusable.secret("notify.webhook", raw.webhook_env, raw.webhook_file, folder, environment);
+    if let Some(url) = webhook.as_ref().filter(|_| unusable.0.is_empty()) {
+        unusable.http_url("notify.webhook", url.expose());
     }
-    if webhook.is_some() && !raw.command.is_empty() {
+    let problem = unusable.0.pop();
+    if problem.is_some() {
+        webhook = None;
+    }
+    if (webhook.is_some() || problem.is_some()) && !raw.command.is_empty() {
         problems.add("notify.command", "give either a command or a webhook");
     }
     if raw.command.first().is_some_and(String::is_empty) {
         problems.add("notify.command", "names no program");
     }
-    Notify { command: raw.command, webhook, timeout: problems.timeout("notify.timeout", &raw.timeout) }
+    Notify { command: raw.command, webhook, problem, timeout: problems.timeout("notify.timeout", &raw.timeout) }
 }

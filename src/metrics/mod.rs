@@ -65,7 +65,7 @@ pub struct Facts<'a> {
 /// A metric of a table: name, type, help, value at a moment in milliseconds since 1970.
 type OfTable = (&'static str, Type, &'static str, fn(&TableState, i64) -> Option<f64>);
 
-const OF_TABLES: [OfTable; 20] = [
+const OF_TABLES: [OfTable; 21] = [
     ("k2_offload_rows_total", Type::Counter, "Rows committed to the target.", |table, _| number(table.totals.rows)),
     ("k2_offload_rows_late_total", Type::Counter, "Rows among them that came late.", |table, _| {
         number(table.totals.rows_late)
@@ -135,6 +135,12 @@ const OF_TABLES: [OfTable; 20] = [
         Type::Gauge,
         "Seconds until the source's TTL takes rows that have not left, when this was written.",
         |table, now| table.ttl_seconds_left(now).and_then(number),
+    ),
+    (
+        "k2_offload_ttl_deadline_timestamp_seconds",
+        Type::Gauge,
+        "When the source's TTL takes rows that have not left: this less now is what is left, also when no pass runs.",
+        |table, _| table.ttl_deadline_seconds().and_then(number),
     ),
     (
         "k2_offload_audit_mismatches",

@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 use std::fmt::Write;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::{fs, io, process};
 
@@ -13,7 +15,9 @@ pub fn write(file: &Path, families: &[Family<'_>]) -> io::Result<()> {
     // Not `.prom`, or the collector would read it.
     name.push(format!(".{}", process::id()));
     let new = file.with_file_name(name);
-    let written = fs::write(&new, render(families)).and_then(|()| fs::rename(&new, file));
+    // Whatever the umask: the collector is another user.
+    let readable = || fs::set_permissions(&new, Permissions::from_mode(0o644));
+    let written = fs::write(&new, render(families)).and_then(|()| readable()).and_then(|()| fs::rename(&new, file));
     if written.is_err() {
         let _ = fs::remove_file(&new);
     }

@@ -3,8 +3,10 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
+use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Serialize;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
@@ -19,10 +21,11 @@ pub async fn deliver(whom: &Notify, document: &impl Serialize) -> anyhow::Result
     if let Some(url) = whom.webhook.as_ref().map(Secret::expose) {
         return post_json(url, document, whom.timeout).await.context("post to the webhook");
     }
+    if let Some(problem) = &whom.problem {
+        bail!("{problem}");
+    }
     let Some((program, arguments)) = whom.command.split_first() else { return Ok(()) };
-    let ran = tokio::time::timeout(whom.timeout, run(program, arguments, document)).await;
-    ran.unwrap_or_else(|_| bail!("it takes longer than {}", humantime::format_duration(whom.timeout)))
-        .with_context(|| format!("run {program}"))
+    run(program, arguments, document, whom.timeout).await.with_context(|| format!("run {program}"))
 }
 
 /// Where a program is, as the system would find it to run it.
@@ -40,15 +43,35 @@ pub fn find_program(name: &str) -> Result<PathBuf> {
     })
 }
 
-/// Its standard output is not ours; its errors go where ours go. It is killed with the future.
-async fn run(program: &str, arguments: &[String], document: String) -> anyhow::Result<()> {
+/// Its standard output is not ours; its errors go where ours go. What takes too long is killed, with all that it started.
+async fn run(program: &str, arguments: &[String], document: String, limit: Duration) -> anyhow::Result<()> {
     let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::null()).kill_on_drop(true);
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::null()).process_group(0);
     let mut child = command.spawn()?;
-    if let Some(mut input) = child.stdin.take() {
-        // A program that does not read it may end first.
-        let _ = input.write_all(document.as_bytes()).await;
-    }
-    let status = child.wait().await?;
+    let mut group = Group(child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)));
+    let told = async {
+        if let Some(mut input) = child.stdin.take() {
+            // A program that does not read it may end first.
+            let _ = input.write_all(document.as_bytes()).await;
+        }
+        child.wait().await
+    };
+    let status = tokio::time::timeout(limit, told).await;
+    let Ok(status) = status else { bail!("it takes longer than {}", humantime::format_duration(limit)) };
+    // What it left behind on purpose may go on.
+    group.0 = None;
+    let status = status?;
     if status.success() { Ok(()) } else { bail!("{status}") }
+}
+
+/// The processes of a program that has not ended; none of them outlives the value.
+struct Group(Option<Pid>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(leader) = self.0 {
+            // Where all have ended there is nobody to kill.
+            let _ = kill_process_group(leader, Signal::KILL);
+        }
+    }
 }

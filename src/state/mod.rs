@@ -44,6 +44,14 @@ impl State {
         state
     }
 
+    /// Opens the cache if it is there. A screen does not make it: it would be the file of whoever looks, and passes could not write it.
+    pub fn open_to_read(path: &Path) -> Self {
+        match path.exists() {
+            true => Self::open(path),
+            false => Self { path: path.to_owned(), connection: None, problem: RefCell::new(None) },
+        }
+    }
+
     /// Why the cache could not be read or written; `None` as long as it could.
     pub fn problem(&self) -> Option<String> {
         self.problem.borrow().clone()

@@ -73,9 +73,14 @@ impl TableState {
         Some((now_ms.saturating_sub(self.caught_up_ms?) / 1000).max(0))
     }
 
+    /// When the source's TTL takes rows that have not left, seconds since 1970.
+    pub fn ttl_deadline_seconds(&self) -> Option<i64> {
+        Some((self.ttl_seen_ms? / 1000).saturating_add(self.ttl_seconds_left?))
+    }
+
     /// Seconds until the source's TTL takes rows that have not left, as of `now_ms`; below 0 where it may have.
     pub fn ttl_seconds_left(&self, now_ms: i64) -> Option<i64> {
-        Some(self.ttl_seconds_left?.saturating_sub(now_ms.saturating_sub(self.ttl_seen_ms?) / 1000))
+        Some(self.ttl_deadline_seconds()?.saturating_sub(now_ms / 1000))
     }
 }
 
@@ -200,9 +205,9 @@ impl State {
 
     /// The last 24 hours of `target`.
     pub fn day(&self, target: &str) -> Day {
-        let query = "SELECT count(*), count(*) FILTER (WHERE error_kind IS NULL), ifnull(sum(rows_written), 0), \
-                     ifnull(sum(rows_late), 0), ifnull(sum(rows_duplicate), 0) FROM passes \
-                     WHERE target = ?1 AND started_at >= ?2 AND ifnull(error_kind, '') NOT IN ('locked', 'stopped')";
+        let query = "SELECT count(*) FILTER (WHERE ifnull(error_kind, '') NOT IN ('locked', 'stopped')), \
+                     count(*) FILTER (WHERE error_kind IS NULL), ifnull(sum(rows_written), 0), ifnull(sum(rows_late), 0), \
+                     ifnull(sum(rows_duplicate), 0) FROM passes WHERE target = ?1 AND started_at >= ?2";
         let day = |row: &Row<'_>| {
             let (passes, succeeded, rows) = (row.get(0)?, row.get(1)?, row.get(2)?);
             Ok(Day { passes, succeeded, rows, rows_late: row.get(3)?, rows_duplicate: row.get(4)? })
@@ -211,10 +216,11 @@ impl State {
         self.read(|connection| connection.prepare_cached(query)?.query_row([target, &since], day)).unwrap_or_default()
     }
 
-    /// The last `limit` passes over `target` that were not skipped, oldest first.
+    /// The last `limit` passes over `target` that came to an end of their own, oldest first.
     pub fn recent(&self, target: &str, limit: usize) -> Vec<Recent> {
         let query = "SELECT rows_written, duration_ms FROM passes \
-                     WHERE target = ?1 AND status <> 'skipped' ORDER BY started_at DESC LIMIT ?2";
+                     WHERE target = ?1 AND ifnull(error_kind, '') NOT IN ('locked', 'stopped', 'died') \
+                     ORDER BY started_at DESC LIMIT ?2";
         let recent = |row: &Row<'_>| Ok(Recent { rows: row.get(0)?, duration_ms: row.get(1)? });
         let found = self.read(|connection| {
             let mut statement = connection.prepare_cached(query)?;
@@ -225,9 +231,9 @@ impl State {
         recent
     }
 
-    /// The newest passes that fit, newest first; with their commits where asked for. `None` where the cache cannot be read.
-    pub fn history(&self, filter: &Filter, commits: bool) -> Option<Vec<PastPass>> {
-        self.read(|connection| {
+    /// The newest passes that fit, newest first; with their commits where asked for. Empty where the cache cannot be read ([`Self::problem`]).
+    pub fn history(&self, filter: &Filter, commits: bool) -> Vec<PastPass> {
+        let found = self.read(|connection| {
             let mut passes = history(connection, filter)?;
             if commits {
                 for pass in &mut passes {
@@ -235,7 +241,8 @@ impl State {
                 }
             }
             Ok(passes)
-        })
+        });
+        found.unwrap_or_default()
     }
 }
 

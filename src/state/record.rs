@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use rusqlite::{OptionalExtension, Params, Row, Transaction, params};
+use rusqlite::{OptionalExtension, Params, Row, Transaction, named_params, params};
 use serde::Serialize;
 
 use super::State;
@@ -37,39 +37,46 @@ pub struct Audited<'a> {
     pub first: Option<&'a str>,
     /// Where the audit began; `None` where it looked at all that there is.
     pub from: Option<&'a str>,
-    /// Whether it ended before the watermark.
+    /// Whether it ended before the watermark, or had nothing to compare.
     pub is_cut: bool,
+    /// Whether it compared rows, and not their numbers only.
+    pub is_exact: bool,
 }
 
+/// What is remembered of audits: how many hours differ, where the first of them begins, and whether rows were compared to know.
+type Known = (i64, Option<String>, bool);
+
 impl Audited<'_> {
-    fn alone(&self) -> (i64, Option<String>) {
-        (integer(self.mismatches), self.first.map(str::to_owned))
+    fn alone(&self) -> Known {
+        (integer(self.mismatches), self.first.map(str::to_owned), self.is_exact)
     }
 
-    /// What is known after it, where an audit before had found `mismatches`, of which the earliest begins at `first`: what it did not look at
-    /// stays as it was.
-    fn after(&self, mismatches: i64, first: &str) -> (i64, Option<String>) {
+    /// What is known after it, where an audit before had found `mismatches`, of which the earliest begins at `first`: what it did not look at, or
+    /// not as closely, stays as it was.
+    fn after(&self, mismatches: i64, first: &str, was_exact: bool) -> Known {
         let looked_there = !self.is_cut && self.from.is_none_or(|from| from <= first);
-        match looked_there {
+        match looked_there && (self.is_exact || !was_exact) {
             true => self.alone(),
-            false => (
-                integer(self.mismatches).max(mismatches),
-                Some(self.first.map_or(first, |own| own.min(first)).to_owned()),
-            ),
+            false => {
+                let first = self.first.map_or(first, |own| own.min(first));
+                (integer(self.mismatches).max(mismatches), Some(first.to_owned()), was_exact)
+            }
         }
     }
 }
 
 impl State {
-    /// A pass over `target` begins, whose lock it holds. One that began and left no record of its end has died.
-    pub fn begin(&self, target: &str, run_id: &str, started_at: &str) {
+    /// A pass over `target` begins, whose lock it holds. One that began and left no record of its end has died: what is to be told of that, and
+    /// what to do.
+    pub fn begin(&self, target: &str, run_id: &str, started_at: &str) -> Option<(String, String)> {
+        let mut death = None;
         self.write(|transaction| {
             let query = "SELECT run_id, started_at FROM target_state WHERE target = ?1 AND status = 'running'";
             let pass = |row: &Row<'_>| Ok((row.get::<_, Option<String>>(0)?, row.get::<_, Option<String>>(1)?));
             if let Some((Some(run_id), Some(started_at))) =
                 transaction.prepare_cached(query)?.query_row([target], pass).optional()?
             {
-                died(transaction, target, &run_id, &started_at)?;
+                death = Some(died(transaction, target, &run_id, &started_at)?);
             }
             execute(
                 transaction,
@@ -78,6 +85,7 @@ impl State {
                 [target, run_id, started_at],
             )
         });
+        death
     }
 
     /// A pass over a table has ended.
@@ -89,8 +97,16 @@ impl State {
             if finished.error_kind() == Some(Kind::Locked) {
                 return Ok(0);
             }
-            finished.add_what_was_seen(transaction, now)?;
+            finished.add_what_was_seen(transaction, now, true)?;
             finished.update_status(transaction, now)
+        });
+    }
+
+    /// A repair has ended: its rows count, and it is remembered, but it is no pass.
+    pub fn repaired(&self, finished: &Finished<'_>) {
+        self.write(|transaction| {
+            finished.append_to_history(transaction)?;
+            finished.add_what_was_seen(transaction, Utc::now(), false)
         });
     }
 
@@ -115,16 +131,19 @@ impl State {
     pub fn audited(&self, target: &str, audited: &Audited<'_>) {
         let now = Utc::now().timestamp_millis();
         self.write(|transaction| {
-            let query = "SELECT audit_mismatches, audit_first FROM target_state WHERE target = ?1";
-            let before = |row: &Row<'_>| Ok((row.get::<_, Option<i64>>(0)?, row.get::<_, Option<String>>(1)?));
-            let (mismatches, first) = match transaction.query_row(query, [target], before).optional()? {
-                Some((Some(mismatches @ 1..), Some(first))) => audited.after(mismatches, &first),
+            let query = "SELECT audit_mismatches, audit_first, audit_exact FROM target_state WHERE target = ?1";
+            let before = |row: &Row<'_>| {
+                Ok((row.get::<_, Option<i64>>(0)?, row.get::<_, Option<String>>(1)?, row.get::<_, bool>(2)?))
+            };
+            let (mismatches, first, is_exact) = match transaction.query_row(query, [target], before).optional()? {
+                Some((Some(mismatches @ 1..), Some(first), was_exact)) => audited.after(mismatches, &first, was_exact),
                 _ => audited.alone(),
             };
             execute(transaction,
-                "INSERT INTO target_state (target, status, audited_ms, audit_mismatches, audit_first) VALUES (?1, 'initialized', ?2, ?3, ?4) \
-                 ON CONFLICT (target) DO UPDATE SET audited_ms = ?2, audit_mismatches = ?3, audit_first = ?4",
-                params![target, now, mismatches, first],
+                "INSERT INTO target_state (target, status, audited_ms, audit_mismatches, audit_first, audit_exact) \
+                 VALUES (?1, 'initialized', ?2, ?3, ?4, ?5) \
+                 ON CONFLICT (target) DO UPDATE SET audited_ms = ?2, audit_mismatches = ?3, audit_first = ?4, audit_exact = ?5",
+                params![target, now, mismatches, first, is_exact],
             )
         });
     }
@@ -136,13 +155,18 @@ impl Finished<'_> {
     }
 
     /// Totals go on; of what was not seen now, what was seen last stays.
-    fn add_what_was_seen(&self, transaction: &Transaction<'_>, now: DateTime<Utc>) -> rusqlite::Result<usize> {
+    fn add_what_was_seen(
+        &self,
+        transaction: &Transaction<'_>,
+        now: DateTime<Utc>,
+        is_pass: bool,
+    ) -> rusqlite::Result<usize> {
         let report = self.report;
         let now = now.timestamp_millis();
         let caught_up = report.lag_seconds.map(|lag| now.saturating_sub(lag.saturating_mul(1000)));
         // A pass that moved all, and found no row that tells how long rows live, leaves as much time as there was.
-        let is_ttl_seen = report.error.is_none() || report.ttl_seconds_left.is_some();
-        let counted = !matches!(self.error_kind(), Some(Kind::Stopped));
+        let is_ttl_seen = is_pass && (report.error.is_none() || report.ttl_seconds_left.is_some());
+        let counted = is_pass && self.error_kind() != Some(Kind::Stopped);
         execute(
             transaction,
             "INSERT OR IGNORE INTO target_state (target, status) VALUES (?1, 'initialized')",
@@ -150,32 +174,34 @@ impl Finished<'_> {
         )?;
         execute(
             transaction,
-            "UPDATE target_state SET last_pass_ms = ?2, watermark = ifnull(?3, watermark), \
-             checked_to_at = iif(?4 < checked_to_at AND ?18, checked_to_at, ifnull(?4, checked_to_at)), \
-             target_rows = ifnull(?5, target_rows), caught_up_ms = ifnull(?6, caught_up_ms), \
-             ttl_seconds_left = iif(?17, NULL, ifnull(?7, ttl_seconds_left)), ttl_seen_ms = iif(?8, ?2, ttl_seen_ms), passes = passes + ?9, \
-             rows = rows + ?10, rows_late = rows_late + ?11, rows_duplicate = rows_duplicate + ?12, rows_rejected = rows_rejected + ?13, \
-             bytes = bytes + ?14, files = files + ?15, conflicts = conflicts + ?16 WHERE target = ?1",
-            params![
-                report.target,
-                now,
-                report.watermark,
-                report.checked_to,
-                report.target_rows.map(integer),
-                caught_up,
-                report.ttl_seconds_left,
-                is_ttl_seen,
-                counted,
-                integer(report.rows_written),
-                integer(report.rows_late.unwrap_or(0)),
-                integer(report.rows_duplicate),
-                integer(report.rows_rejected),
-                integer(report.bytes_written),
-                integer(report.files),
-                integer(report.conflicts),
-                report.has_ttl == Some(false),
-                report.error.is_some(),
-            ],
+            "UPDATE target_state SET last_pass_ms = iif(:is_pass, :now, last_pass_ms), watermark = ifnull(:watermark, watermark), \
+             checked_to_at = iif(:checked_to < checked_to_at AND :is_partial, checked_to_at, ifnull(:checked_to, checked_to_at)), \
+             target_rows = ifnull(:target_rows, target_rows), caught_up_ms = ifnull(:caught_up, caught_up_ms), \
+             ttl_seconds_left = iif(:no_ttl, NULL, ifnull(:ttl_left, ttl_seconds_left)), ttl_seen_ms = iif(:ttl_seen, :now, ttl_seen_ms), \
+             passes = passes + :passes, rows = rows + :rows, rows_late = rows_late + :late, rows_duplicate = rows_duplicate + :duplicate, \
+             rows_rejected = rows_rejected + :rejected, bytes = bytes + :bytes, files = files + :files, conflicts = conflicts + :conflicts \
+             WHERE target = :target",
+            named_params! {
+                ":target": report.target,
+                ":now": now,
+                ":is_pass": is_pass,
+                ":watermark": report.watermark,
+                ":checked_to": report.checked_to,
+                ":is_partial": report.error.is_some() || !is_pass,
+                ":target_rows": report.target_rows.map(integer),
+                ":caught_up": caught_up,
+                ":no_ttl": report.has_ttl == Some(false),
+                ":ttl_left": report.ttl_seconds_left,
+                ":ttl_seen": is_ttl_seen,
+                ":passes": counted,
+                ":rows": integer(report.rows_written),
+                ":late": integer(report.rows_late.unwrap_or(0)),
+                ":duplicate": integer(report.rows_duplicate),
+                ":rejected": integer(report.rows_rejected),
+                ":bytes": integer(report.bytes_written),
+                ":files": integer(report.files),
+                ":conflicts": integer(report.conflicts),
+            },
         )
     }
 
@@ -273,7 +299,12 @@ fn execute(transaction: &Transaction<'_>, statement: &str, values: impl Params) 
 }
 
 /// A failure like others: a pass that is killed for its memory must not look like none.
-fn died(transaction: &Transaction<'_>, target: &str, run_id: &str, started_at: &str) -> rusqlite::Result<usize> {
+fn died(
+    transaction: &Transaction<'_>,
+    target: &str,
+    run_id: &str,
+    started_at: &str,
+) -> rusqlite::Result<(String, String)> {
     let message = format!("the pass that began at {started_at} left no record of its end");
     let hint = "it was killed, ran out of memory or lost power, or the state cache could not be written; what it had committed stays";
     count_error(transaction, target, DIED)?;
@@ -287,7 +318,8 @@ fn died(transaction: &Transaction<'_>, target: &str, run_id: &str, started_at: &
         transaction,
         "UPDATE target_state SET failure_count = failure_count + 1, passes = passes + 1, last_error = ?2, last_hint = ?3 WHERE target = ?1",
         [target, &message, hint],
-    )
+    )?;
+    Ok((message, hint.to_owned()))
 }
 
 fn count_error(transaction: &Transaction<'_>, target: &str, kind: &str) -> rusqlite::Result<usize> {
@@ -315,14 +347,25 @@ mod tests {
     #[test]
     fn an_audit_says_nothing_of_what_it_did_not_look_at() {
         let found = Audited { mismatches: 2, first: Some("2026-11-10T05:00:00Z"), ..Audited::default() };
-        let (mismatches, first) = found.alone();
-        let after = |audited: Audited<'_>| audited.after(mismatches, first.as_deref().unwrap());
+        let (mismatches, first, was_exact) = found.alone();
+        let after = |audited: Audited<'_>| {
+            let (mismatches, first, _) = audited.after(mismatches, first.as_deref().unwrap(), was_exact);
+            (mismatches, first)
+        };
         assert_eq!(after(Audited::default()), (0, None), "all of it");
         assert_eq!(after(Audited { from: Some("2026-11-10T05:00:00Z"), ..Audited::default() }), (0, None));
         let last_night = Audited { from: Some("2026-11-19T00:00:00Z"), ..Audited::default() };
         assert_eq!(after(last_night), (2, first.clone()));
         assert_eq!(after(Audited { is_cut: true, ..Audited::default() }), (2, first.clone()));
         let more = Audited { mismatches: 3, first: Some("2026-11-19T05:00:00Z"), ..last_night };
-        assert_eq!(after(more), (3, first));
+        assert_eq!(after(more), (3, first.clone()));
+    }
+
+    #[test]
+    fn numbers_of_rows_say_nothing_of_rows_that_differ() {
+        let exact = |is_exact| Audited { is_exact, ..Audited::default() };
+        assert_eq!(exact(false).after(2, "2026-11-10T05:00:00Z", true).0, 2);
+        assert_eq!(exact(true).after(2, "2026-11-10T05:00:00Z", true).0, 0);
+        assert_eq!(exact(true).after(2, "2026-11-10T05:00:00Z", false).0, 0);
     }
 }

@@ -46,6 +46,7 @@ const MIGRATIONS: [&str; 4] = [
     ALTER TABLE target_state ADD COLUMN audited_ms INTEGER;
     ALTER TABLE target_state ADD COLUMN audit_mismatches INTEGER;
     ALTER TABLE target_state ADD COLUMN audit_first TEXT;
+    ALTER TABLE target_state ADD COLUMN audit_exact INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE target_state ADD COLUMN passes INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE target_state ADD COLUMN rows INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE target_state ADD COLUMN rows_late INTEGER NOT NULL DEFAULT 0;

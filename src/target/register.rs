@@ -5,13 +5,17 @@
 //! name files NNNNN-UUID.metadata.json: the highest number is the newest, or the file of a commit that died before the catalog heard of it,
 //! which is whole too.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use iceberg::io::FileIO;
 use iceberg::spec::{FormatVersion, ManifestList, TableMetadata};
+use serde::Deserialize;
+use uuid::Uuid;
 
 use super::{Target, classify, io_cause};
 use crate::config::TableName;
@@ -48,7 +52,7 @@ pub fn locate(given: &str) -> Result<PathBuf> {
         if let Some((_, file)) = newest(&folder)? {
             return Ok(file);
         }
-        return match newest_of_others(&folder)?.as_slice() {
+        return match newest_of_others(&folder, None)?.as_slice() {
             [(_, file)] => Ok(file.clone()),
             [] => Err(wrong("no table lies here").hint("name a table's folder, or its newest metadata file")),
             [.., (_, file)] => Err(Error::refused(format!("{} is not the only file of its version", file.display()))
@@ -69,11 +73,11 @@ pub fn locate(given: &str) -> Result<PathBuf> {
     }
 }
 
-/// Refuses a file beside which another catalog's file has a higher version: rows of that would be lost to readers.
-pub fn check_newest(file: &Path) -> Result<()> {
+/// Refuses a file beside which another file of this table has a higher version: rows of that would be lost to readers.
+pub fn check_newest(file: &Path, table: Uuid) -> Result<()> {
     let version = file.file_name().and_then(|name| version_of(&name.to_string_lossy()));
     let Some((version, folder)) = version.zip(file.parent()) else { return Ok(()) };
-    match newest_of_others(folder)?.pop().filter(|(newest, _)| version < *newest) {
+    match newest_of_others(folder, Some(table))?.pop().filter(|(newest, _)| version < *newest) {
         Some((_, newest)) => Err(Error::refused(format!("{} is not the newest version of its table", file.display()))
             .hint(format!("rows of the newer version would be lost to readers: give {}", newest.display()))),
         None => Ok(()),
@@ -84,7 +88,7 @@ pub fn check_newest(file: &Path) -> Result<()> {
 pub fn check_vacant(location: &str, name: &TableName) -> Result<()> {
     let folder = local_path(location)?;
     let metadata = folder.join("metadata");
-    let version = newest(&metadata)?.or(newest_of_others(&metadata)?.pop()).map(|(version, _)| version);
+    let version = newest(&metadata)?.or(newest_of_others(&metadata, None)?.pop()).map(|(version, _)| version);
     if version.is_none_or(|version| version == 0) {
         return Ok(());
     }
@@ -95,23 +99,37 @@ pub fn check_vacant(location: &str, name: &TableName) -> Result<()> {
     )))
 }
 
-/// The files of the highest version NNNNN-UUID.metadata.json in a metadata folder, the last written one last.
-fn newest_of_others(folder: &Path) -> Result<Vec<(i32, PathBuf)>> {
-    let mut files = Vec::new();
+/// The files of the highest version NNNNN-UUID.metadata.json in a metadata folder: of one table, or of each that lies there, because one may have
+/// been dropped and made anew. The last written one is last.
+fn newest_of_others(folder: &Path, table: Option<Uuid>) -> Result<Vec<(i32, PathBuf)>> {
+    let mut newest: BTreeMap<Option<Uuid>, Vec<(i32, SystemTime, PathBuf)>> = BTreeMap::new();
     for file in entries(folder)? {
-        let name = file.file_name();
+        let (name, path) = (file.file_name(), file.path());
         let version = version_of(&name.to_string_lossy()).filter(|_| !name.to_string_lossy().starts_with('v'));
         let Some(version) = version else { continue };
-        let modified = file
-            .metadata()
-            .and_then(|metadata| metadata.modified())
-            .map_err(|e| file_error("look at", &file.path(), e))?;
-        files.push((version, modified, file.path()));
+        let modified = file.metadata().and_then(|metadata| metadata.modified());
+        let modified = modified.map_err(|e| file_error("look at", &path, e))?;
+        let files = newest.entry(table_of(&path)).or_default();
+        match files.first().map_or(Ordering::Greater, |(highest, ..)| version.cmp(highest)) {
+            Ordering::Greater => *files = vec![(version, modified, path)],
+            Ordering::Equal => files.push((version, modified, path)),
+            Ordering::Less => {}
+        }
     }
-    let highest = files.iter().map(|(version, ..)| *version).max();
-    files.retain(|(version, ..)| Some(*version) == highest);
-    files.sort();
+    let of_table = |of: &Option<Uuid>| table.is_none() || of.is_none() || *of == table;
+    let mut files: Vec<_> = newest.into_iter().filter(|(of, _)| of_table(of)).flat_map(|(_, files)| files).collect();
+    files.sort_by(|(a, at, _), (b, bt, _)| (a, at).cmp(&(b, bt)));
     Ok(files.into_iter().map(|(version, _, file)| (version, file)).collect())
+}
+
+/// The UUID of the table that a metadata file is of; `None` where it does not say.
+fn table_of(file: &Path) -> Option<Uuid> {
+    #[derive(Deserialize)]
+    struct Head {
+        #[serde(rename = "table-uuid")]
+        table_uuid: Uuid,
+    }
+    serde_json::from_slice::<Head>(&fs::read(file).ok()?).ok().map(|head| head.table_uuid)
 }
 
 /// The entries of a folder; none where it does not exist.
@@ -316,12 +334,20 @@ mod tests {
         let folder = table(&["00002-a.metadata.json", "00010-b.metadata.json", "00009-c.metadata.json"], None);
         let file = |name: &str| folder.path().join("metadata").join(name);
         assert_eq!(locate(folder.path().to_str().unwrap()).unwrap(), file("00010-b.metadata.json"));
-        check_newest(&file("00010-b.metadata.json")).unwrap();
-        let old = check_newest(&file("00009-c.metadata.json")).unwrap_err();
+        let check = |name: &str| check_newest(&file(name), Uuid::from_u128(1));
+        check("00010-b.metadata.json").unwrap();
+        let old = check("00009-c.metadata.json").unwrap_err();
         assert!(old.kind() == Kind::Refused && old.hint_text().contains("00010-b"), "{old}");
+        let of = |table: u128| format!("{{\"table-uuid\": \"{}\"}}", Uuid::from_u128(table));
         fs::write(file("00010-d.metadata.json"), "{}").unwrap();
         assert_eq!(locate(folder.path().to_str().unwrap()).unwrap_err().kind(), Kind::Refused);
-        check_newest(&file("00010-b.metadata.json")).unwrap();
+        check("00010-b.metadata.json").unwrap();
+        // One that was dropped, and made anew in its place.
+        for (name, table) in [("00002-a", 2), ("00009-c", 1), ("00010-b", 2), ("00010-d", 2)] {
+            fs::write(file(&format!("{name}.metadata.json")), of(table)).unwrap();
+        }
+        check("00009-c.metadata.json").unwrap();
+        assert_eq!(locate(folder.path().to_str().unwrap()).unwrap_err().kind(), Kind::Refused);
     }
 
     #[test]

@@ -16,6 +16,8 @@ pub struct Webhook {
 struct Shared {
     /// The status of each answer; `None` for none at all.
     answer: Option<u16>,
+    /// A further line of its head.
+    location: String,
     documents: Vec<Value>,
     /// Connections that wait for an answer.
     held: Vec<TcpStream>,
@@ -26,7 +28,12 @@ impl Webhook {
     pub fn start(secret: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/{secret}", listener.local_addr().unwrap());
-        let shared = Arc::new(Mutex::new(Shared { answer: Some(200), documents: Vec::new(), held: Vec::new() }));
+        let shared = Arc::new(Mutex::new(Shared {
+            answer: Some(200),
+            location: String::new(),
+            documents: Vec::new(),
+            held: Vec::new(),
+        }));
         let state = Arc::clone(&shared);
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
@@ -39,6 +46,12 @@ impl Webhook {
     /// From now on, answers so.
     pub fn answer(&self, status: u16) {
         self.shared.lock().unwrap().answer = Some(status);
+    }
+
+    /// From now on, sends everybody elsewhere.
+    pub fn redirect(&self, url: &str) {
+        let mut shared = self.shared.lock().unwrap();
+        (shared.answer, shared.location) = (Some(302), format!("Location: {url}\r\n"));
     }
 
     /// From now on, takes documents and does not answer.
@@ -77,7 +90,8 @@ fn serve(client: TcpStream, shared: &Mutex<Shared>) {
         None => shared.held.push(client),
         Some(status) => {
             let mut client = client;
-            let answer = format!("HTTP/1.1 {status} -\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+            let location = &shared.location;
+            let answer = format!("HTTP/1.1 {status} -\r\n{location}Content-Length: 0\r\nConnection: close\r\n\r\n");
             let _ = client.write_all(answer.as_bytes());
         }
     }
