@@ -24,5 +24,8 @@ fn run(cli: &Cli, telemetry: &Telemetry) -> Result<u8> {
         .enable_all()
         .build()
         .or_error(Kind::Internal, "start the runtime")?;
-    runtime.block_on(commands::dispatch(cli, telemetry))
+    let code = runtime.block_on(commands::dispatch(cli, telemetry));
+    // A name server that does not answer a webhook is not waited for.
+    runtime.shutdown_background();
+    code
 }

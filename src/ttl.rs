@@ -47,7 +47,8 @@ pub fn warn(table: &Table, seconds_left: Option<i64>) {
     }
 }
 
-fn is_short(seconds_left: i64, margin: Duration) -> bool {
+/// Whether less is left than the margin; what has expired is always short.
+pub fn is_short(seconds_left: i64, margin: Duration) -> bool {
     u64::try_from(seconds_left).map_or(true, |left| left < margin.as_secs())
 }
 

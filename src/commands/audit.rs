@@ -52,7 +52,7 @@ pub async fn execute(config: &Config, args: &Audit, format: Format, telemetry: &
     }
     let report = AuditReport::new(entries);
     report::print(&report, format);
-    if stop.or(leave_word(config, args, &state, &report).map(Ok)).await.is_err() {
+    if stop.exit_code().is_none() && stop.or(leave_word(config, args, &state, &report).map(Ok)).await.is_err() {
         tracing::warn!("stopped by a signal before all were told of the audit");
     }
     Ok(stop.exit_code().unwrap_or(report.exit_code()))

@@ -24,7 +24,9 @@ pub async fn execute(config: &Config, args: &Run, cli: &Cli, telemetry: &Telemet
         (true, Format::Text) => report::print(&News(&report), cli.format),
         _ => report::print(&report, cli.format),
     }
-    if !args.dry_run && stop.or(leave_word(config, &state, &report).map(Ok)).await.is_err() {
+    // Who stopped the pass has no time for it.
+    let is_to_be_told = !args.dry_run && stop.exit_code().is_none();
+    if is_to_be_told && stop.or(leave_word(config, &state, &report).map(Ok)).await.is_err() {
         tracing::warn!("stopped by a signal before all were told of the pass");
     }
     Ok(stop.exit_code().unwrap_or(report.exit))

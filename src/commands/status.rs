@@ -13,7 +13,9 @@ use crate::error::{Kind, Result};
 use crate::report::{self, StatusReport, StatusState, StatusTable};
 use crate::state::{Day, State, TableState};
 use crate::storage::local_file_io;
-use crate::target::{Catalog, DataFiles, Target, live_records};
+use crate::target::{Catalog, DataFiles, Target, committed_ms, live_records};
+use crate::ttl;
+use crate::watermark::Mode;
 
 /// Passes whose mean duration is told.
 const MEAN_OF: usize = 10;
@@ -54,7 +56,7 @@ pub async fn execute(config: &Config, args: &Status, format: Format) -> Result<u
 /// What a target says of itself.
 struct Seen {
     watermark: Option<String>,
-    /// When our newest commit was made, milliseconds since 1970.
+    /// When a pass committed the newest rows, milliseconds since 1970; `None` where our newest commit brought none.
     committed_ms: Option<i64>,
     rows: Option<u64>,
     files: DataFiles,
@@ -63,9 +65,10 @@ struct Seen {
 async fn look(catalog: &Catalog, file_io: &FileIO, table: &Table) -> Result<Seen> {
     let target = Target::load_existing(catalog, file_io, &table.target).await?;
     let marker = target.marker(file_io, &table.target).await?;
+    let appended = marker.as_ref().filter(|marker| marker.mode == Mode::Append);
     Ok(Seen {
-        watermark: marker.map(|marker| marker.source.cursor.kind.format(marker.watermark)),
-        committed_ms: target.metadata.current_snapshot().map(|snapshot| snapshot.timestamp_ms()),
+        watermark: marker.as_ref().map(|marker| marker.source.cursor.kind.format(marker.watermark)),
+        committed_ms: appended.and_then(|marker| committed_ms(&target.metadata, marker)),
         rows: live_records(&target.metadata),
         files: target.data_files(file_io, table.target_file_size).await?,
     })
@@ -150,12 +153,11 @@ fn problems(table: &Table, remembered: &TableState, entry: &StatusTable) -> Vec<
     if remembered.failure_count > MAX_FAILURES || remembered.needs_person {
         problems.extend(failure);
     }
-    if entry
-        .ttl_seconds_left
-        .is_some_and(|left| u64::try_from(left).map_or(true, |left| left < table.ttl_margin.as_secs()))
-    {
-        let left = entry.ttl_seconds_left.map(span).unwrap_or_default();
-        problems.push(format!("the source's TTL takes rows that have not left in {left}"));
+    // A row that came now would leave with the next pass, however short it lives.
+    let waits =
+        remembered.failure_count > 0 || entry.lag_seconds.is_none_or(|lag| lag.unsigned_abs() > entry.max_lag_seconds);
+    if let Some(left) = entry.ttl_seconds_left.filter(|left| waits && ttl::is_short(*left, table.ttl_margin)) {
+        problems.push(format!("the source's TTL takes rows that have not left in {}", span(left)));
     }
     if let Some(mismatches @ 1..) = entry.audit_mismatches {
         problems.push(format!("the last audit found {mismatches} hour(s) with missing or extra rows"));

@@ -117,6 +117,8 @@ pub struct Notify {
     pub command: Vec<String>,
     /// URL that the document is posted to.
     pub webhook: Option<Secret>,
+    /// Variables with secrets, which are not the command's.
+    pub secrets: Vec<String>,
     /// Why there is no such URL although one is wanted. Rows leave all the same.
     pub problem: Option<String>,
     /// Longest wait for either.

@@ -23,9 +23,11 @@ pub(super) fn metrics(raw: RawMetrics, folder: &Path, problems: &mut Problems) -
 pub(super) fn notify(
     raw: RawNotify,
     folder: &Path,
+    password_env: Option<String>,
     environment: &impl Fn(&str) -> Option<String>,
     problems: &mut Problems,
 ) -> Notify {
+    let secrets = password_env.into_iter().chain(raw.webhook_env.clone()).collect();
     // That nobody can be told must not keep rows from leaving.
     let mut unusable = Problems::default();
     let mut webhook = unusable.secret("notify.webhook", raw.webhook_env, raw.webhook_file, folder, environment);
@@ -42,5 +44,11 @@ pub(super) fn notify(
     if raw.command.first().is_some_and(String::is_empty) {
         problems.add("notify.command", "names no program");
     }
-    Notify { command: raw.command, webhook, problem, timeout: problems.timeout("notify.timeout", &raw.timeout) }
+    Notify {
+        command: raw.command,
+        webhook,
+        secrets,
+        problem,
+        timeout: problems.timeout("notify.timeout", &raw.timeout),
+    }
 }

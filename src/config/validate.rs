@@ -116,6 +116,7 @@ pub fn validate(
     environment: impl Fn(&str) -> Option<String>,
     problems: &mut Problems,
 ) -> Config {
+    let password_env = raw.clickhouse.password_env.clone();
     let clickhouse = validate_clickhouse(raw.clickhouse, folder, &environment, problems);
     let catalog = validate_catalog(raw.catalog, folder, problems);
     let mut tables: Vec<Table> = Vec::with_capacity(raw.table.len());
@@ -142,7 +143,7 @@ pub fn validate(
         state,
         history_keep: problems.duration("state.history_keep", &raw.state.history_keep),
         metrics: outlets::metrics(raw.metrics, folder, problems),
-        notify: outlets::notify(raw.notify, folder, &environment, problems),
+        notify: outlets::notify(raw.notify, folder, password_env, &environment, problems),
         parallel_tables: problems.at_least_one("defaults.parallel_tables", raw.defaults.parallel_tables),
         pass_deadline: problems.duration("defaults.pass_deadline", &raw.defaults.pass_deadline),
         max_lag: raw.defaults.max_lag.map(|text| problems.duration("defaults.max_lag", &text)),

@@ -3,7 +3,6 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::time::Duration;
 
 use anyhow::{Context, bail};
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -25,7 +24,7 @@ pub async fn deliver(whom: &Notify, document: &impl Serialize) -> anyhow::Result
         bail!("{problem}");
     }
     let Some((program, arguments)) = whom.command.split_first() else { return Ok(()) };
-    run(program, arguments, document, whom.timeout).await.with_context(|| format!("run {program}"))
+    run(program, arguments, document, whom).await.with_context(|| format!("run {program}"))
 }
 
 /// Where a program is, as the system would find it to run it.
@@ -44,8 +43,12 @@ pub fn find_program(name: &str) -> Result<PathBuf> {
 }
 
 /// Its standard output is not ours; its errors go where ours go. What takes too long is killed, with all that it started.
-async fn run(program: &str, arguments: &[String], document: String, limit: Duration) -> anyhow::Result<()> {
+async fn run(program: &str, arguments: &[String], document: String, whom: &Notify) -> anyhow::Result<()> {
+    let limit = whom.timeout;
     let mut command = Command::new(program);
+    for name in &whom.secrets {
+        command.env_remove(name);
+    }
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::null()).process_group(0);
     let mut child = command.spawn()?;
     let mut group = Group(child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)));

@@ -88,7 +88,7 @@ pub fn span(seconds: i64) -> String {
 
 /// The columns of the terminal; `None` where results go elsewhere.
 pub fn terminal_width() -> Option<usize> {
-    terminal_size::terminal_size().map(|(terminal_size::Width(width), _)| usize::from(width))
+    terminal_size::terminal_size_of(std::io::stdout()).map(|(terminal_size::Width(width), _)| usize::from(width))
 }
 
 #[cfg(test)]

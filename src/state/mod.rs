@@ -46,9 +46,12 @@ impl State {
 
     /// Opens the cache if it is there. A screen does not make it: it would be the file of whoever looks, and passes could not write it.
     pub fn open_to_read(path: &Path) -> Self {
-        match path.exists() {
-            true => Self::open(path),
-            false => Self { path: path.to_owned(), connection: None, problem: RefCell::new(None) },
+        let state = |connection| Self { path: path.to_owned(), connection, problem: RefCell::new(None) };
+        match (path.try_exists(), open_read_only(path)) {
+            (Ok(false), _) => state(None),
+            (_, Ok(connection)) => state(Some(connection)),
+            // Of an older version, or not to be read at all.
+            (_, Err(_)) => Self::open(path),
         }
     }
 
@@ -80,7 +83,10 @@ impl State {
     /// The watermark of `target` was moved by hand: how far passes have looked no longer says anything.
     pub fn forget_checked_to(&self, target: &str) {
         self.write(|transaction| {
-            transaction.execute("UPDATE target_state SET checked_to = NULL WHERE target = ?1", [target])
+            transaction.execute(
+                "UPDATE target_state SET checked_to = NULL, checked_to_at = NULL, caught_up_ms = NULL WHERE target = ?1",
+                [target],
+            )
         });
     }
 
@@ -106,6 +112,20 @@ impl State {
             *problem = Some(format!("the state cache {} {what}: {error}", self.path.display()));
         }
     }
+}
+
+/// Opens a cache of this version for who may not write it. Without its log and without leave to make one, SQLite reads it as a file that nobody
+/// changes.
+fn open_read_only(path: &Path) -> anyhow::Result<Connection> {
+    let uri = url::Url::from_file_path(path).map_err(|()| anyhow::anyhow!("it is no absolute path"))?;
+    let open = |how| -> anyhow::Result<Connection> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(format!("{uri}?{how}"), flags)?;
+        connection.busy_timeout(BUSY_TIMEOUT)?;
+        anyhow::ensure!(schema::version(&connection)? == schema::VERSION, "it is of another version");
+        Ok(connection)
+    };
+    open("mode=ro").or_else(|_| open("immutable=1"))
 }
 
 fn open(path: &Path) -> anyhow::Result<Connection> {

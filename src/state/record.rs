@@ -175,7 +175,7 @@ impl Finished<'_> {
         execute(
             transaction,
             "UPDATE target_state SET last_pass_ms = iif(:is_pass, :now, last_pass_ms), watermark = ifnull(:watermark, watermark), \
-             checked_to_at = iif(:checked_to < checked_to_at AND :is_partial, checked_to_at, ifnull(:checked_to, checked_to_at)), \
+             checked_to_at = max(ifnull(checked_to_at, :checked_to), ifnull(:checked_to, checked_to_at)), \
              target_rows = ifnull(:target_rows, target_rows), caught_up_ms = ifnull(:caught_up, caught_up_ms), \
              ttl_seconds_left = iif(:no_ttl, NULL, ifnull(:ttl_left, ttl_seconds_left)), ttl_seen_ms = iif(:ttl_seen, :now, ttl_seen_ms), \
              passes = passes + :passes, rows = rows + :rows, rows_late = rows_late + :late, rows_duplicate = rows_duplicate + :duplicate, \
@@ -187,7 +187,6 @@ impl Finished<'_> {
                 ":is_pass": is_pass,
                 ":watermark": report.watermark,
                 ":checked_to": report.checked_to,
-                ":is_partial": report.error.is_some() || !is_pass,
                 ":target_rows": report.target_rows.map(integer),
                 ":caught_up": caught_up,
                 ":no_ttl": report.has_ttl == Some(false),

@@ -1,6 +1,6 @@
 //! What a table's metadata says of our commits: pure (protocol.md P14, P16).
 
-use iceberg::spec::{Snapshot, TableMetadata};
+use iceberg::spec::{Snapshot, SnapshotRef, TableMetadata};
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
@@ -123,6 +123,15 @@ pub fn live_records(metadata: &TableMetadata) -> Option<u64> {
     let summary = &snapshot.summary().additional_properties;
     let deleted = summary.get("total-position-deletes").map_or(Ok(0), |text| text.parse()).ok()?;
     summary.get("total-records")?.parse::<u64>().ok()?.checked_sub(deleted)
+}
+
+/// When the commit of a marker was made, milliseconds since 1970; `None` once its snapshot has expired.
+pub fn committed_ms(metadata: &TableMetadata, marker: &Marker) -> Option<i64> {
+    let id = marker.commit_id.to_string();
+    let is_it = |snapshot: &&SnapshotRef| {
+        snapshot.summary().additional_properties.get(KEY).is_some_and(|text| text.contains(&id))
+    };
+    metadata.snapshots().find(is_it).map(|snapshot| snapshot.timestamp_ms())
 }
 
 /// Rows that others deleted, and that no reset has acknowledged: so many fewer are there than our commits left.

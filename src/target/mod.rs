@@ -21,7 +21,7 @@ use iceberg::{ErrorKind, MetadataLocation, TableCreation};
 
 pub use self::catalog::{Catalog, Swap, SwapError};
 pub use self::files::DataFiles;
-pub use self::history::{Fate, Rollback, ancestors, deleted_by_others, fate, live_records, markers};
+pub use self::history::{Fate, Rollback, ancestors, committed_ms, deleted_by_others, fate, live_records, markers};
 pub use self::orphans::{MIN_AGE, Orphan};
 pub use self::register::{Relation, check_newest, check_vacant, locate, version_of};
 pub use self::rows::{RowFile, Rows, no_key_column, read_rows};

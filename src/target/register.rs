@@ -88,8 +88,11 @@ pub fn check_newest(file: &Path, table: Uuid) -> Result<()> {
 pub fn check_vacant(location: &str, name: &TableName) -> Result<()> {
     let folder = local_path(location)?;
     let metadata = folder.join("metadata");
-    let version = newest(&metadata)?.or(newest_of_others(&metadata, None)?.pop()).map(|(version, _)| version);
-    if version.is_none_or(|version| version == 0) {
+    let found = newest(&metadata)?.or(newest_of_others(&metadata, None)?.pop());
+    // What an init-tables that died leaves, version 0 without a snapshot, is no table.
+    let is_table =
+        |(version, file): (i32, PathBuf)| version > 0 || head_of(&file).is_none_or(|head| head.has_snapshot());
+    if !found.is_some_and(is_table) {
         return Ok(());
     }
     Err(Error::refused(format!("a table lies at {}, which the catalog does not know", folder.display())).hint(format!(
@@ -107,9 +110,14 @@ fn newest_of_others(folder: &Path, table: Option<Uuid>) -> Result<Vec<(i32, Path
         let (name, path) = (file.file_name(), file.path());
         let version = version_of(&name.to_string_lossy()).filter(|_| !name.to_string_lossy().starts_with('v'));
         let Some(version) = version else { continue };
+        // A file that a crash left empty or half written is no version.
+        let table_uuid = head_of(&path).map(|head| head.table_uuid);
+        if table_uuid.is_none() && !name.to_string_lossy().contains(".gz") {
+            continue;
+        }
         let modified = file.metadata().and_then(|metadata| metadata.modified());
         let modified = modified.map_err(|e| file_error("look at", &path, e))?;
-        let files = newest.entry(table_of(&path)).or_default();
+        let files = newest.entry(table_uuid).or_default();
         match files.first().map_or(Ordering::Greater, |(highest, ..)| version.cmp(highest)) {
             Ordering::Greater => *files = vec![(version, modified, path)],
             Ordering::Equal => files.push((version, modified, path)),
@@ -122,14 +130,25 @@ fn newest_of_others(folder: &Path, table: Option<Uuid>) -> Result<Vec<(i32, Path
     Ok(files.into_iter().map(|(version, _, file)| (version, file)).collect())
 }
 
-/// The UUID of the table that a metadata file is of; `None` where it does not say.
-fn table_of(file: &Path) -> Option<Uuid> {
-    #[derive(Deserialize)]
-    struct Head {
-        #[serde(rename = "table-uuid")]
-        table_uuid: Uuid,
+/// What tells which table a metadata file is of.
+#[derive(Deserialize)]
+struct Head {
+    #[serde(rename = "table-uuid")]
+    table_uuid: Uuid,
+    #[serde(rename = "current-snapshot-id")]
+    snapshot: Option<i64>,
+}
+
+impl Head {
+    /// Java writes -1 for none.
+    fn has_snapshot(&self) -> bool {
+        self.snapshot.is_some_and(|snapshot| snapshot >= 0)
     }
-    serde_json::from_slice::<Head>(&fs::read(file).ok()?).ok().map(|head| head.table_uuid)
+}
+
+/// `None` of a file that is no JSON of a table: damaged, or compressed.
+fn head_of(file: &Path) -> Option<Head> {
+    serde_json::from_slice(&fs::read(file).ok()?).ok()
 }
 
 /// The entries of a folder; none where it does not exist.
@@ -294,11 +313,16 @@ mod tests {
         }
     }
 
+    /// Metadata of a table, as far as it is looked at here.
+    fn of(table: u128) -> String {
+        format!("{{\"table-uuid\": \"{}\"}}", Uuid::from_u128(table))
+    }
+
     fn table(files: &[&str], hint: Option<&str>) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("metadata")).unwrap();
         for file in files {
-            fs::write(folder.path().join("metadata").join(file), "{}").unwrap();
+            fs::write(folder.path().join("metadata").join(file), of(1)).unwrap();
         }
         if let Some(hint) = hint {
             fs::write(folder.path().join("metadata").join(VERSION_HINT), hint).unwrap();
@@ -338,8 +362,11 @@ mod tests {
         check("00010-b.metadata.json").unwrap();
         let old = check("00009-c.metadata.json").unwrap_err();
         assert!(old.kind() == Kind::Refused && old.hint_text().contains("00010-b"), "{old}");
-        let of = |table: u128| format!("{{\"table-uuid\": \"{}\"}}", Uuid::from_u128(table));
-        fs::write(file("00010-d.metadata.json"), "{}").unwrap();
+        for torn in ["00011-e.metadata.json", "00012-f.metadata.json"] {
+            fs::write(file(torn), if torn.contains("11") { "" } else { "{\"table-uu" }).unwrap();
+        }
+        check("00010-b.metadata.json").unwrap();
+        fs::write(file("00010-d.metadata.json"), of(1)).unwrap();
         assert_eq!(locate(folder.path().to_str().unwrap()).unwrap_err().kind(), Kind::Refused);
         check("00010-b.metadata.json").unwrap();
         // One that was dropped, and made anew in its place.
@@ -361,6 +388,11 @@ mod tests {
             "what an init-tables that died leaves is no table"
         );
         assert!(!vacant(&["00001-a.metadata.json"]) && !vacant(&["v1.metadata.json"]));
+        let made_with_rows = table(&["00000-a.metadata.json"], None);
+        let rows = of(1).replace('}', ", \"current-snapshot-id\": 7}");
+        fs::write(made_with_rows.path().join("metadata/00000-a.metadata.json"), rows).unwrap();
+        let name = TableName { namespace: "cold".into(), name: "t".into() };
+        check_vacant(&format!("file://{}", made_with_rows.path().display()), &name).unwrap_err();
         check_vacant("file:///nowhere/at/all", &TableName { namespace: "c".into(), name: "t".into() }).unwrap();
     }
 
