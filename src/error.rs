@@ -67,9 +67,7 @@ impl Kind {
         };
         Policy { exit, retry, hint }
     }
-}
 
-impl Kind {
     /// Whether it stays until a person acts.
     pub fn needs_person(self) -> bool {
         matches!(self.policy().exit, 2 | 3)

@@ -9,6 +9,7 @@
 
 mod telling;
 
+use std::cell::RefCell;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -68,6 +69,10 @@ pub async fn run(
     let tables = pass.layers(tables).instrument(tracing::info_span!("pass", run_id = pass.run_id)).await;
     let exit = worst_exit(tables.iter().map(RunTable::exit_code));
     let exit = if exit == Kind::Stopped.policy().exit { stop.exit_code().unwrap_or(exit) } else { exit };
+    for (report, checked_to) in pass.unremembered.take() {
+        let (run_id, started_at) = (&pass.run_id, &pass.started_at);
+        state.finish_late(&Finished { run_id, started_at, report: &report, checked_to });
+    }
     let report =
         RunReport { duration_ms: millis(pass.started), run_id: pass.run_id, started_at: pass.started_at, exit, tables };
     tell_end(&report);
@@ -114,6 +119,8 @@ struct Pass<'a> {
     state: &'a State,
     stop: &'a Stop,
     telemetry: &'a Telemetry,
+    /// Ends of tables that the state cache could not take.
+    unremembered: RefCell<Vec<(RunTable, Option<Tick>)>>,
     /// Of the images of rows: nobody outside can make two rows alike.
     seed: u64,
 }
@@ -131,6 +138,7 @@ impl<'a> Pass<'a> {
             state,
             stop,
             telemetry,
+            unremembered: RefCell::default(),
             seed: Uuid::new_v4().as_u64_pair().0,
         }
     }
@@ -187,7 +195,10 @@ impl<'a> Pass<'a> {
         tell_table(&report);
         if !self.options.dry_run && failpoint::hit(Failpoint::Remember).is_ok() {
             let (run_id, started_at) = (&self.run_id, &self.started_at);
-            self.state.finish(&Finished { run_id, started_at, report: &report, checked_to: progress.checked_to() });
+            let checked_to = progress.checked_to();
+            if !self.state.finish(&Finished { run_id, started_at, report: &report, checked_to }) {
+                self.unremembered.borrow_mut().push((report.clone(), checked_to));
+            }
         }
         report
     }
@@ -204,9 +215,7 @@ impl<'a> Pass<'a> {
         if !free {
             *guard = Some(Guard::acquire(&self.config.catalog, &table.target, &self.run_id)?);
         }
-        if !self.options.dry_run {
-            self.begin(table).await;
-        }
+        let death = if self.options.dry_run { None } else { self.begin(table) };
         let tried = async || {
             let tried = Box::pin(self.offload(table, server, &mut catalog, progress)).await;
             if tried.as_ref().is_err_and(|error| error.kind() == Kind::Conflict) {
@@ -214,7 +223,7 @@ impl<'a> Pass<'a> {
             }
             tried
         };
-        let offloaded = self.retry(tried).await;
+        let ((), offloaded) = futures::join!(self.tell_death(death), self.retry(tried));
         // Rows first, alarm afterwards; also where something else went wrong after a commit, because the next pass cannot tell any more.
         match (progress.alarm(), offloaded) {
             (Some(lost), Ok(())) => Err(lost),
@@ -223,16 +232,18 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Remembers that a pass over a table is under way. That the one before died is told now: this one may die too.
-    async fn begin(&self, table: &Table) {
+    /// Remembers that a pass over a table is under way; what is to be told of the one before, if it died.
+    fn begin(&self, table: &Table) -> Option<Observed> {
         let target = table.target.to_string();
-        let death = self.state.begin(&target, &self.run_id, &self.started_at);
-        if let Some((error, hint)) = death {
-            tracing::info!(error, hint, "the pass before died");
-            if self.config.notify.is_wanted() {
-                let died = Observed { target, trouble: Trouble::Failed, found: Some((error, hint)) };
-                notify::tell(self.config, self.state, &[died]).await;
-            }
+        let (error, hint) = self.state.begin(&target, &self.run_id, &self.started_at)?;
+        tracing::info!(error, hint, "the pass before died");
+        Some(Observed { target, trouble: Trouble::Failed, found: Some((error, hint)) })
+    }
+
+    /// Tells of a death at once, because this pass may die too; rows do not wait for it.
+    async fn tell_death(&self, death: Option<Observed>) {
+        if let Some(death) = death.filter(|_| self.config.notify.is_wanted()) {
+            notify::tell(self.config, self.state, &[death]).await;
         }
     }
 

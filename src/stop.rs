@@ -1,5 +1,8 @@
 //! SIGTERM and SIGINT: a pass abandons what it reads and finishes what it commits.
 
+use std::time::Duration;
+
+use futures::FutureExt;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
@@ -8,6 +11,9 @@ use crate::error::{Classify, Error, Kind, Result};
 /// Exit codes of the two signals, as a shell reports them.
 const TERMINATED: u8 = 143;
 const INTERRUPTED: u8 = 130;
+
+/// What a process that was asked to stop takes for the rest.
+const LAST_WORD: Duration = Duration::from_secs(2);
 
 /// Says whether a signal has asked this process to stop.
 #[derive(Debug, Clone)]
@@ -28,6 +34,14 @@ impl Stop {
     /// The exit code that a signal asks for, `None` while there was none.
     pub fn exit_code(&self) -> Option<u8> {
         *self.code.borrow()
+    }
+
+    /// Does what is left once all is done, until a signal comes; after one, for a moment only. Whether it came to its end.
+    pub async fn finishes(&self, rest: impl Future<Output = ()>) -> bool {
+        match self.exit_code() {
+            Some(_) => tokio::time::timeout(LAST_WORD, rest).await.is_ok(),
+            None => self.or(rest.map(Ok)).await.is_ok(),
+        }
     }
 
     /// Runs `work` unless and until a signal comes; then drops it, which closes its connections and so cancels its queries.

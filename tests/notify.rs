@@ -151,9 +151,12 @@ fn a_pass_that_was_killed_is_told_before_the_next_one_can_be() {
     for _ in 0..3 {
         assert_eq!(case.run_failing("written=kill", &RUN).code, None);
     }
-    told_one(&webhook, "failed", "failed");
+    // The second and the third could tell; who died before that was remembered told in vain.
+    let events = told(&webhook);
+    assert!(!events.is_empty() && events.iter().all(|event| event.0 == "failed"), "{events:?}");
     case.run(&RUN).expect(0).says(&["the pass before died"]);
-    told_one(&webhook, "recovered", "failed");
+    let events = told(&webhook);
+    assert_eq!(events.last().unwrap().0, "recovered", "{events:?}");
 }
 
 #[test]
@@ -188,7 +191,7 @@ fn a_signal_is_heard_while_a_webhook_hangs() {
     let pass = case.spawn("offload.toml", "target=error", &RUN);
     wait_until("the webhook is asked", || !webhook.documents().is_empty());
     pass.signal("TERM");
-    assert_eq!(pass.wait().code, Some(143));
+    pass.wait().expect(1).says(&["stopped by a signal before all were told"]);
     webhook.answer(200);
     case.run_failing("target=error", &RUN).expect(1);
     told_one(&webhook, "failed", "failed");

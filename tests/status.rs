@@ -4,10 +4,11 @@
 mod support;
 
 use std::fs;
+use std::process::Command;
 
 use rusqlite::Connection;
 use serde_json::{Value, json};
-use support::{Case, Output, TRADES, only_table, table_of};
+use support::{Case, Disk, Output, TRADES, finish, only_table, table_of};
 
 const RUN: [&str; 3] = ["--format", "json", "run"];
 const STATUS: [&str; 3] = ["--format", "json", "status"];
@@ -261,6 +262,65 @@ fn a_state_cache_that_somebody_holds_is_one_warning_and_the_screens_say_so() {
     let shown = case.run(&["--format", "json", "status"]).expect(0).json();
     let notes = table_of(&shown, "cold.second")["notes"].to_string();
     assert!(notes.contains("newer commit than the last pass"), "{shown:#}");
+}
+
+#[test]
+fn a_pass_without_an_end_is_noted() {
+    let case = Case::with_trades("unended");
+    case.trades("trades", "2024-03-10", 100);
+    case.pass();
+    let long_ago = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-29 minutes')";
+    change_state(&case, &format!("UPDATE target_state SET status = 'running', started_at = {long_ago}"));
+    assert!(status(&case, 0)["notes"].to_string().contains("left no record of its end"));
+}
+
+#[test]
+fn a_ttl_that_is_shorter_than_the_margin_is_no_problem_where_nothing_waits() {
+    let case = Case::with_trades("short_ttl");
+    case.sql("ALTER TABLE trades MODIFY TTL toDateTime(exchange_timestamp) + INTERVAL 12 HOUR");
+    case.trades("trades", &case.sql("SELECT toString(now() - INTERVAL 1 HOUR)"), 100);
+    case.run(&RUN).expect_warning("soon expire");
+    case.pass();
+    assert!(status(&case, 0)["ttl_seconds_left"].as_i64().unwrap() < 86_400);
+}
+
+#[test]
+fn who_may_only_read_the_cache_sees_the_same() {
+    let case = Case::with_trades("reader");
+    case.trades("trades", "2024-03-10", 100);
+    case.pass();
+    let seen = status(&case, 0);
+    let disk = Disk::mount(case.path("read_only"));
+    fs::copy(case.path("state.db"), disk.path().join("state.db")).unwrap();
+    disk.make_read_only();
+    case.config_file("offload.toml", "", "[state]\npath = 'read_only/state.db'", TRADES);
+    let shown = status(&case, 0);
+    assert_eq!((&shown["watermark"], &shown["recent"]), (&seen["watermark"], &seen["recent"]));
+    assert_eq!(history(&case, &[]).len(), 1);
+    drop(disk);
+}
+
+#[test]
+fn screens_fit_forty_columns() {
+    let case = Case::with_trades("forty");
+    case.trades("trades", "2024-03-10", 100);
+    case.pass();
+    for (command, kept) in [("status", "cold.trades  ok"), ("history", "cold.trades")] {
+        let on_terminal = |columns: u32| {
+            let run = format!(
+                "stty rows 24 cols {columns}; '{}' -c '{}' {command}",
+                env!("CARGO_BIN_EXE_k2-offload"),
+                case.path("offload.toml").display()
+            );
+            let shown = finish(Command::new("script").args(["-qefc", &run, "/dev/null"])).expect(0).stdout;
+            shown.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>()
+        };
+        let (narrow, wide) = (on_terminal(40), on_terminal(200));
+        assert!(narrow.iter().any(|line| line.contains(kept)), "{narrow:#?}");
+        // The first line of `status` is a sentence.
+        assert!(narrow.iter().skip(1).all(|line| line.chars().count() <= 40), "{narrow:#?}");
+        assert!(wide.iter().any(|line| line.contains("WATERMARK")), "{wide:#?}");
+    }
 }
 
 #[test]

@@ -64,7 +64,7 @@ fn bars_show_rows_on_a_terminal_and_nowhere_else() {
             .map(|word| format!("'{}'", word.to_str().unwrap()))
             .collect();
         let mut script = Command::new("script");
-        script.args(["-qefc", &format!("stty cols {columns}; {}", words.join(" "))]).arg(&typescript);
+        script.args(["-qefc", &format!("stty rows 24 cols {columns}; {}", words.join(" "))]).arg(&typescript);
         script.env("K2_OFFLOAD_FAILPOINTS", format!("counted={}", gate.pause())).env("TERM", "xterm");
         let running = Running::start(&mut script);
         // The pass waits; its bar is drawn all the same.

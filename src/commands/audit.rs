@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use futures::FutureExt;
 use iceberg::io::FileIO;
 use uuid::Uuid;
 
@@ -52,7 +51,7 @@ pub async fn execute(config: &Config, args: &Audit, format: Format, telemetry: &
     }
     let report = AuditReport::new(entries);
     report::print(&report, format);
-    if stop.exit_code().is_none() && stop.or(leave_word(config, args, &state, &report).map(Ok)).await.is_err() {
+    if !stop.finishes(leave_word(config, args, &state, &report)).await {
         tracing::warn!("stopped by a signal before all were told of the audit");
     }
     Ok(stop.exit_code().unwrap_or(report.exit_code()))

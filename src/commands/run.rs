@@ -1,7 +1,6 @@
 //! `run`: one pass.
 
 use chrono::Utc;
-use futures::FutureExt;
 
 use super::select;
 use crate::cli::{Cli, Format, Run};
@@ -24,12 +23,10 @@ pub async fn execute(config: &Config, args: &Run, cli: &Cli, telemetry: &Telemet
         (true, Format::Text) => report::print(&News(&report), cli.format),
         _ => report::print(&report, cli.format),
     }
-    // Who stopped the pass has no time for it.
-    let is_to_be_told = !args.dry_run && stop.exit_code().is_none();
-    if is_to_be_told && stop.or(leave_word(config, &state, &report).map(Ok)).await.is_err() {
+    if !args.dry_run && !stop.finishes(leave_word(config, &state, &report)).await {
         tracing::warn!("stopped by a signal before all were told of the pass");
     }
-    Ok(stop.exit_code().unwrap_or(report.exit))
+    Ok(report.exit)
 }
 
 /// Once all is done and said: what monitoring sees, and who is told.

@@ -39,7 +39,7 @@ pub async fn execute(config: &Config, args: &Status, format: Format) -> Result<u
             Ok(catalog) => look(catalog, &file_io, table).await,
             Err(error) => Err(error.repeat()),
         };
-        entries.push(describe(table, &state, &known, seen, max_lag, now));
+        entries.push(describe(config, table, &state, &known, seen, max_lag));
     }
     let problem = state.problem();
     let report = StatusReport {
@@ -75,13 +75,14 @@ async fn look(catalog: &Catalog, file_io: &FileIO, table: &Table) -> Result<Seen
 }
 
 fn describe(
+    config: &Config,
     table: &Table,
     state: &State,
     remembered: &TableState,
     seen: Result<Seen>,
     max_lag: Duration,
-    now: DateTime<Utc>,
 ) -> StatusTable {
+    let now = Utc::now();
     let target = table.target.to_string();
     let Day { passes, succeeded, rows, rows_late, rows_duplicate } = state.day(&target);
     let recent = state.recent(&target, DRAWN);
@@ -124,6 +125,7 @@ fn describe(
             if missed && remembered.status != "running" {
                 entry.notes.push("the target has a newer commit than the last pass that is remembered".to_owned());
             }
+            entry.notes.extend(unended(remembered, config, now_ms));
             entry.watermark = seen.watermark;
             entry.target_rows = seen.rows;
             (entry.files, entry.small_files) = (Some(seen.files.number), Some(seen.files.small));
@@ -132,6 +134,15 @@ fn describe(
     }
     entry.problems.extend(problems(table, remembered, &entry));
     entry
+}
+
+/// Said of a pass that should have ended long ago: it runs, it died, or its end could not be remembered.
+fn unended(remembered: &TableState, config: &Config, now_ms: i64) -> Option<String> {
+    let started_at = remembered.started_at.as_ref().filter(|_| remembered.status == "running")?;
+    let started_ms = DateTime::parse_from_rfc3339(started_at).ok()?.timestamp_millis();
+    let limit_ms = i64::try_from(config.pass_deadline.as_millis()).ok()?.saturating_mul(2);
+    (now_ms.saturating_sub(started_ms) > limit_ms)
+        .then(|| format!("the pass that began at {started_at} has left no record of its end"))
 }
 
 /// What a person has to look at.

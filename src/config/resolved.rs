@@ -36,6 +36,11 @@ impl Resolved {
         self.0.clickhouse.password_file.as_deref()
     }
 
+    /// The file that holds the webhook's URL.
+    pub fn webhook_file(&self) -> Option<&Path> {
+        self.0.notify.webhook_file.as_deref()
+    }
+
     /// As a file.
     pub fn toml(&self) -> String {
         toml::to_string_pretty(self).unwrap_or_default()

@@ -5,7 +5,9 @@ use std::fmt::Write;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::{fs, io, process};
+use std::{fs, io};
+
+use uuid::Uuid;
 
 use super::{Family, Type};
 
@@ -13,7 +15,7 @@ use super::{Family, Type};
 pub fn write(file: &Path, families: &[Family<'_>]) -> io::Result<()> {
     let mut name = file.file_name().unwrap_or_default().to_owned();
     // Not `.prom`, or the collector would read it.
-    name.push(format!(".{}", process::id()));
+    name.push(format!(".{}", Uuid::new_v4().simple()));
     let new = file.with_file_name(name);
     // Whatever the umask: the collector is another user.
     let readable = || fs::set_permissions(&new, Permissions::from_mode(0o644));
@@ -93,5 +95,19 @@ mod tests {
     fn without_the_cache_there_are_no_tables() {
         let text = render(&families(&Facts::default()));
         assert!(text.contains("k2_offload_state_usable 0") && !text.contains("table="), "{text}");
+    }
+
+    /// A kind of error without a series would be seen by nobody.
+    #[test]
+    fn every_kind_of_failure_has_its_series() {
+        use crate::error::Kind::{self, *};
+        for kind in [Config, Unavailable, Conflict, Unknown, Refused, Locked, Busy, Deadline, Stopped, Internal] {
+            let is_failure = match kind {
+                Locked | Stopped => false,
+                Config | Unavailable | Conflict | Unknown | Refused | Busy | Deadline | Internal => true,
+            };
+            let name = serde_json::to_value::<Kind>(kind).unwrap();
+            assert_eq!(crate::metrics::ERROR_KINDS.contains(&name.as_str().unwrap()), is_failure, "{name}");
+        }
     }
 }

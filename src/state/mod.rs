@@ -29,7 +29,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct State {
     path: PathBuf,
     connection: Option<Connection>,
-    /// What was wrong first; nothing is written any more after it.
+    /// What was wrong first; after it nobody is waited for any more.
     problem: RefCell<Option<String>>,
 }
 
@@ -90,12 +90,22 @@ impl State {
         });
     }
 
-    fn write(&self, work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<usize>) {
-        let Some(connection) = self.connection.as_ref().filter(|_| self.problem.borrow().is_none()) else { return };
+    /// Whether it was written.
+    fn write(&self, work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<usize>) -> bool {
+        let Some(connection) = &self.connection else { return false };
         let written = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)
             .and_then(|transaction| work(&transaction).and_then(|_| transaction.commit()));
-        if let Err(error) = written {
-            self.failed("cannot be written", &error);
+        written.inspect_err(|error| self.failed("cannot be written", error)).is_ok()
+    }
+
+    /// Whoever held it may have let it go: waits for it once more.
+    fn be_patient(&self) {
+        self.wait(BUSY_TIMEOUT);
+    }
+
+    fn wait(&self, limit: Duration) {
+        if let Some(Err(error)) = self.connection.as_ref().map(|connection| connection.busy_timeout(limit)) {
+            tracing::debug!(%error, "the busy timeout cannot be set");
         }
     }
 
@@ -106,6 +116,7 @@ impl State {
 
     /// Said once: more tables would say the same.
     fn failed(&self, what: &str, error: &dyn std::fmt::Display) {
+        self.wait(Duration::ZERO);
         let mut problem = self.problem.borrow_mut();
         if problem.is_none() {
             tracing::warn!(path = %self.path.display(), %error, "the state cache {what}");
@@ -297,6 +308,24 @@ mod tests {
         pass(&State::open(&path), STARTED, Some(10), None, 11);
         let remembered = State::open(&path).tables().remove("c.t").unwrap();
         assert_eq!((remembered.checked_to, remembered.failure_count), (Some(10), 0));
+    }
+
+    #[test]
+    fn a_moment_of_lock_is_no_death() {
+        let (_folder, path) = cache();
+        let state = State::open(&path);
+        state.begin("c.t", "r", STARTED);
+        let holder = Connection::open(&path).unwrap();
+        holder.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let text = "[[table]]\nsource = 't'\ntarget = 'c.t'\ncursor = 'ts'\n";
+        let config = Config::parse(text, Path::new("/"), |_| None).unwrap();
+        let report = Progress::default().report(&config.tables[0], None, 7);
+        let finished = Finished { run_id: "r", started_at: STARTED, report: &report, checked_to: Some(1) };
+        assert!(!state.finish(&finished) && state.problem().is_some());
+        assert!(!state.finish(&finished), "nobody waits for the holder again");
+        drop(holder);
+        state.finish_late(&finished);
+        assert_eq!(State::open(&path).begin("c.t", "next", STARTED), None, "it has not died");
     }
 
     #[test]

@@ -15,6 +15,8 @@ use crate::cursor::Tick;
 pub struct TableState {
     /// `initialized`, `running`, `success` or `failed`.
     pub status: String,
+    /// Start of the pass under way, or of the last one, RFC 3339.
+    pub started_at: Option<String>,
     /// The bound up to which the source was looked at.
     pub checked_to: Option<Tick>,
     /// The same as the last pass reported it, RFC 3339.
@@ -249,7 +251,7 @@ impl State {
 fn tables(connection: &Connection) -> rusqlite::Result<BTreeMap<String, TableState>> {
     let query = "SELECT target, status, checked_to, checked_to_at, watermark, last_success_at, last_pass_ms, last_duration_ms, failure_count, \
                  last_error, last_hint, needs_person, target_rows, caught_up_ms, ttl_seconds_left, ttl_seen_ms, audited_ms, audit_mismatches, \
-                 passes, rows, rows_late, rows_duplicate, rows_rejected, bytes, files, conflicts FROM target_state";
+                 passes, rows, rows_late, rows_duplicate, rows_rejected, bytes, files, conflicts, started_at FROM target_state";
     let mut statement = connection.prepare_cached(query)?;
     let states = statement.query_map([], |row| {
         let totals = Totals {
@@ -280,6 +282,7 @@ fn tables(connection: &Connection) -> rusqlite::Result<BTreeMap<String, TableSta
             ttl_seen_ms: row.get(15)?,
             audited_ms: row.get(16)?,
             audit_mismatches: row.get(17)?,
+            started_at: row.get(26)?,
             totals,
             errors: BTreeMap::new(),
         };

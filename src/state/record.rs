@@ -88,8 +88,8 @@ impl State {
         death
     }
 
-    /// A pass over a table has ended.
-    pub fn finish(&self, finished: &Finished<'_>) {
+    /// A pass over a table has ended; whether that is remembered now.
+    pub fn finish(&self, finished: &Finished<'_>) -> bool {
         let now = Utc::now();
         self.write(|transaction| {
             finished.append_to_history(transaction)?;
@@ -99,7 +99,13 @@ impl State {
             }
             finished.add_what_was_seen(transaction, now, true)?;
             finished.update_status(transaction, now)
-        });
+        })
+    }
+
+    /// Remembers what [`Self::finish`] could not: a moment's lock must not make a pass look dead.
+    pub fn finish_late(&self, finished: &Finished<'_>) {
+        self.be_patient();
+        self.finish(finished);
     }
 
     /// A repair has ended: its rows count, and it is remembered, but it is no pass.

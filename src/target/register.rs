@@ -381,7 +381,8 @@ mod tests {
     fn a_table_is_not_made_over_another() {
         let vacant = |files: &[&str]| {
             let name = TableName { namespace: "cold".into(), name: "t".into() };
-            check_vacant(&format!("file://{}", table(files, None).path().display()), &name).is_ok()
+            let folder = table(files, None);
+            check_vacant(&format!("file://{}", folder.path().display()), &name).is_ok()
         };
         assert!(
             vacant(&[]) && vacant(&["00000-died.metadata.json"]),
