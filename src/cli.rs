@@ -100,7 +100,7 @@ pub enum Command {
     ///
     /// Says of each table its lag, watermark, last passes, failures, time left by the source's TTL, late and duplicate rows, files and last audit, from
     /// the state cache and the targets. The source is not asked. A table is not well that lags more than max_lag, that failed more than three times in
-    /// a row or needs a person, whose rows expire within ttl_margin, or whose last audit found a mismatch.
+    /// a row or needs a person, whose rows wait and expire within ttl_margin, or whose last audit found a mismatch.
     #[command(after_help = examples::STATUS)]
     Status(Status),
     /// Past passes and commits, and why something failed
