@@ -68,10 +68,10 @@ pub async fn run(
     let tables = pass.layers(tables).instrument(tracing::info_span!("pass", run_id = pass.run_id)).await;
     let exit = worst_exit(tables.iter().map(RunTable::exit_code));
     let exit = if exit == Kind::Stopped.policy().exit { stop.exit_code().unwrap_or(exit) } else { exit };
-    for (report, checked_to) in pass.unremembered.take() {
-        let (run_id, started_at) = (&pass.run_id, &pass.started_at);
-        state.finish_late(&Finished { run_id, started_at, report: &report, checked_to });
-    }
+    let unremembered = pass.unremembered.take();
+    let (run_id, started_at) = (&pass.run_id, &pass.started_at);
+    let finished = |(report, checked_to)| Finished { run_id, started_at, report, checked_to };
+    state.finish_late(unremembered.iter().map(|(report, checked_to)| (report, *checked_to)).map(finished));
     let report =
         RunReport { duration_ms: millis(pass.started), run_id: pass.run_id, started_at: pass.started_at, exit, tables };
     tell_end(&report);

@@ -324,7 +324,7 @@ mod tests {
         assert!(!state.finish(&finished) && state.problem().is_some());
         assert!(!state.finish(&finished), "nobody waits for the holder again");
         drop(holder);
-        state.finish_late(&finished);
+        state.finish_late([finished].into_iter());
         assert_eq!(State::open(&path).begin("c.t", "next", STARTED), None, "it has not died");
     }
 

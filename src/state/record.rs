@@ -102,10 +102,10 @@ impl State {
         })
     }
 
-    /// Remembers what [`Self::finish`] could not: a moment's lock must not make a pass look dead.
-    pub fn finish_late(&self, finished: &Finished<'_>) {
+    /// Remembers what [`Self::finish`] could not: a moment's lock must not make passes look dead. The first that fails again is the last.
+    pub fn finish_late<'a>(&self, mut finished: impl Iterator<Item = Finished<'a>>) {
         self.be_patient();
-        self.finish(finished);
+        while finished.next().is_some_and(|finished| self.finish(&finished)) {}
     }
 
     /// A repair has ended: its rows count, and it is remembered, but it is no pass.
