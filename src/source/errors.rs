@@ -129,8 +129,8 @@ fn told(message: &str) -> String {
     let code = exception_code(message);
     let problem = [": while executing", ": While executing"].iter().find_map(|at| Some(line.split_once(at)?.0));
     match (problem, code) {
-        // TIMEOUT_EXCEEDED, TOO_SLOW, MEMORY_LIMIT_EXCEEDED, QUERY_WAS_CANCELLED
-        (Some(problem), Some(159 | 160 | 241 | 394)) => format!("ClickHouse: {problem}"),
+        // TIMEOUT_EXCEEDED, TOO_SLOW, MEMORY_LIMIT_EXCEEDED, QUERY_WAS_CANCELLED, FUNCTION_THROW_IF_VALUE_IS_NON_ZERO, whose text is a constant
+        (Some(problem), Some(159 | 160 | 241 | 394 | 395)) => format!("ClickHouse: {problem}"),
         (None, code) if !code.is_some_and(quotes_a_value) => format!("ClickHouse: {line}"),
         (_, code) => format!(
             "ClickHouse exception {} at work on rows; its text may quote them, and stands in the server's log",

@@ -168,6 +168,12 @@ impl Case {
     pub fn contents(&self) -> BTreeMap<PathBuf, Vec<u8>> {
         files_below(self.folder()).into_iter().map(|path| (path.clone(), fs::read(path).unwrap())).collect()
     }
+
+    /// The same without the state cache, which remembers when audits were.
+    pub fn lake(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        let is_cache = |path: &Path| path.to_string_lossy().contains("state.db");
+        self.contents().into_iter().filter(|(path, _)| !is_cache(path)).collect()
+    }
 }
 
 impl Drop for Case {
