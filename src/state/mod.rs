@@ -83,10 +83,8 @@ impl State {
     /// The watermark of `target` was moved by hand: how far passes have looked no longer says anything.
     pub fn forget_checked_to(&self, target: &str) {
         self.write(|transaction| {
-            transaction.execute(
-                "UPDATE target_state SET checked_to = NULL, checked_to_at = NULL, caught_up_ms = NULL WHERE target = ?1",
-                [target],
-            )
+            transaction
+                .execute("UPDATE target_state SET checked_to = NULL, checked_to_at = NULL WHERE target = ?1", [target])
         });
     }
 

@@ -151,11 +151,11 @@ fn head_of(file: &Path) -> Option<Head> {
     serde_json::from_slice(&fs::read(file).ok()?).ok()
 }
 
-/// The entries of a folder; none where it does not exist.
+/// The entries of a folder; none where there is no folder.
 fn entries(folder: &Path) -> Result<Vec<fs::DirEntry>> {
     match fs::read_dir(folder) {
         Ok(entries) => entries.collect::<io::Result<_>>().map_err(|e| file_error("list", folder, e)),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(Vec::new()),
         Err(e) => Err(file_error("list", folder, e)),
     }
 }
