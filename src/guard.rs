@@ -47,7 +47,7 @@ impl Guard {
 }
 
 fn lock_file(catalog: &Catalog, table: &TableName) -> Result<PathBuf> {
-    let path = catalog.path.canonicalize().map_err(|e| file_error("find", &catalog.path, e))?;
+    let path = catalog.path().canonicalize().map_err(|e| file_error("find", catalog.path(), e))?;
     let mut folder = path.into_os_string();
     folder.push(".locks");
     Ok(PathBuf::from(folder).join(format!("{}.{table}.lock", catalog.name.replace('/', "_"))))

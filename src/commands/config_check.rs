@@ -56,7 +56,7 @@ fn files(file: &Path, config: &Config, resolved: &Resolved) -> Vec<Access> {
     let access = |path: &Path, needs| Access { path: path.to_owned(), needs };
     let beside = |path: &Path, suffix: &str| PathBuf::from(format!("{}{suffix}", path.display()));
     let folder = |path: &Path| path.parent().unwrap_or(path).to_owned();
-    let (catalog, state) = (&config.catalog.path, &config.state);
+    let (catalog, state) = (config.catalog.path(), &config.state);
     let mut files = vec![access(file, "read")];
     files.extend(resolved.password_file().map(|file| access(file, "read")));
     files.extend(resolved.webhook_file().map(|file| access(file, "read")));
@@ -129,7 +129,7 @@ impl Checking<'_> {
 
     /// Opens the catalog; `None` where there is none, and so no target.
     fn catalog(&mut self) -> Option<Catalog> {
-        let path = self.config.catalog.path.display().to_string();
+        let path = self.config.catalog.path().display().to_string();
         let mut catalog = Catalog::open(&self.config.catalog);
         let tried = catalog.as_mut().map_err(|error| error.repeat()).and_then(Catalog::try_writing);
         self.push("catalog", &path, tried.as_ref().map(|()| "can be written".to_owned()));
@@ -188,8 +188,8 @@ impl Checking<'_> {
         let Config { catalog, state, metrics, .. } = self.config;
         let warehouse = local_path(&catalog.warehouse).and_then(|folder| tried(&folder));
         self.push("warehouse", &catalog.warehouse, warehouse.as_ref().cloned());
-        let locks = tried(Path::new(&format!("{}.locks", catalog.path.display())));
-        self.push("locks", &format!("{}.locks", catalog.path.display()), locks.as_ref().cloned());
+        let locks = tried(Path::new(&format!("{}.locks", catalog.path().display())));
+        self.push("locks", &format!("{}.locks", catalog.path().display()), locks.as_ref().cloned());
         let cache = state::try_cache(state).map(|()| "can be written".to_owned());
         self.push("state", &state.display().to_string(), cache.as_ref().cloned());
         if let Some(textfile) = &metrics.textfile {

@@ -22,7 +22,7 @@ pub async fn execute(config: &Config, args: &InitTables, format: Format) -> Resu
         return register_one(config, &tables, &server, &Request { metadata, args, run_id: &run_id }, format).await;
     }
     let mut catalog = match args.dry_run {
-        true if !config.catalog.path.exists() => None,
+        true if !config.catalog.path().exists() => None,
         true => Some(Catalog::open(&config.catalog)?),
         false => Some(Catalog::open_or_create(&config.catalog)?),
     };

@@ -62,7 +62,7 @@ pub async fn register(
 
 impl Registration<'_> {
     async fn execute(&self, clock_micros: i64) -> Result<InitTable> {
-        let registered = match self.config.catalog.path.exists() {
+        let registered = match self.config.catalog.path().exists() {
             true => Target::load(&Catalog::open(&self.config.catalog)?, self.file_io, &self.table.target).await?,
             false => None,
         };

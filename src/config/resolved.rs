@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::raw::{RawDefaults, RawFile, RawTable};
-use super::{Config, Table};
+use super::{Backend, Config, Table};
 
 /// See the module. Reading it again, from wherever, gives the same [`Config`].
 #[derive(Serialize)]
@@ -18,8 +18,21 @@ impl Resolved {
     /// `raw` is what `config` was made of.
     pub(super) fn new(mut raw: RawFile, folder: &Path, config: &Config) -> Self {
         raw.clickhouse.password_file = raw.clickhouse.password_file.map(|file| folder.join(file));
-        raw.catalog.uri = format!("sqlite:///{}", config.catalog.path.display());
-        raw.catalog.warehouse.clone_from(&config.catalog.warehouse);
+        raw.clickhouse.ca_file = raw.clickhouse.ca_file.map(|file| folder.join(file));
+        if let Backend::Sqlite(path) = &config.catalog.backend {
+            raw.catalog.uri = format!("sqlite:///{}", path.display());
+        }
+        raw.catalog.warehouse = Some(config.catalog.warehouse.clone());
+        for file in [
+            &mut raw.catalog.token_file,
+            &mut raw.catalog.credential_file,
+            &mut raw.catalog.password_file,
+            &mut raw.catalog.ca_file,
+            &mut raw.state.password_file,
+            &mut raw.state.ca_file,
+        ] {
+            *file = file.take().map(|file| folder.join(file));
+        }
         raw.state.path.clone_from(&config.state);
         raw.metrics.textfile.clone_from(&config.metrics.textfile);
         raw.notify.webhook_file = raw.notify.webhook_file.map(|file| folder.join(file));

@@ -64,27 +64,27 @@ pub enum SwapError {
 impl Catalog {
     /// Opens an existing catalog file. Its journal mode is left as found.
     pub fn open(config: &Config) -> Result<Self> {
-        if !config.path.exists() {
-            return Err(Error::refused(format!("the catalog file {} does not exist", config.path.display()))
+        if !config.path().exists() {
+            return Err(Error::refused(format!("the catalog file {} does not exist", config.path().display()))
                 .hint("run `k2-offload init-tables` first; if it was there before, mount its disk, or restore it"));
         }
-        let connection = connect(&config.path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        let connection = connect(config.path(), OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         Self::over(connection, config)
     }
 
     /// Opens the catalog file, or creates it with the two tables.
     pub fn open_or_create(config: &Config) -> Result<Self> {
-        if let Some(parent) = config.path.parent() {
+        if let Some(parent) = config.path().parent() {
             std::fs::create_dir_all(parent).map_err(|e| file_error("create", parent, e))?;
         }
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
-        let mut connection = connect(&config.path, flags)?;
+        let mut connection = connect(config.path(), flags)?;
         begin(&mut connection)
             .and_then(|tx| {
                 tx.execute_batch(SCHEMA)?;
                 tx.commit()
             })
-            .map_err(|e| classify(e, &config.path, "create the tables of"))?;
+            .map_err(|e| classify(e, config.path(), "create the tables of"))?;
         Self::over(connection, config)
     }
 
@@ -101,14 +101,14 @@ impl Catalog {
         let columns: Vec<String> = connection
             .prepare("SELECT name FROM pragma_table_info('iceberg_tables')")
             .and_then(|mut statement| statement.query_map([], |row| row.get(0))?.collect())
-            .map_err(|e| classify(e, &config.path, "read"))?;
+            .map_err(|e| classify(e, config.path(), "read"))?;
         if !columns.iter().any(|column| column == "metadata_location") {
-            let message = format!("{} is no Iceberg catalog: it has no table iceberg_tables", config.path.display());
+            let message = format!("{} is no Iceberg catalog: it has no table iceberg_tables", config.path().display());
             return Err(Error::new(Kind::Config, message).hint("correct catalog.uri, or run `k2-offload init-tables`"));
         }
         Ok(Self {
             connection,
-            path: config.path.clone(),
+            path: config.path().to_owned(),
             name: config.name.clone(),
             has_type: columns.iter().any(|column| column == "iceberg_type"),
         })
