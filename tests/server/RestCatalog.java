@@ -35,18 +35,20 @@ final class RestCatalog {
     private static final long TOKEN_SECONDS = 3600;
 
     public static void main(String[] arguments) throws Exception {
-        Map<String, String> properties = Map.of(
-            "uri", env("REST_JDBC_URI"),
-            "jdbc.schema-version", "V1",
+        Map<String, String> properties = Map.ofEntries(
+            Map.entry("uri", env("REST_JDBC_URI")),
+            Map.entry("jdbc.schema-version", "V1"),
+            // As other catalogs do, it refuses a table in a namespace that does not exist.
+            Map.entry("jdbc.strict-mode", "true"),
             // SQLite has one writer: further connections would only wait, or fail.
-            "clients", "1",
-            "warehouse", env("REST_WAREHOUSE"),
-            "io-impl", "org.apache.iceberg.aws.s3.S3FileIO",
-            "s3.endpoint", env("S3_ENDPOINT"),
-            "s3.path-style-access", "true",
-            "client.region", env("S3_REGION"),
-            "s3.access-key-id", env("S3_ACCESS_KEY"),
-            "s3.secret-access-key", env("S3_SECRET_KEY"));
+            Map.entry("clients", "1"),
+            Map.entry("warehouse", env("REST_WAREHOUSE")),
+            Map.entry("io-impl", "org.apache.iceberg.aws.s3.S3FileIO"),
+            Map.entry("s3.endpoint", env("S3_ENDPOINT")),
+            Map.entry("s3.path-style-access", "true"),
+            Map.entry("client.region", env("S3_REGION")),
+            Map.entry("s3.access-key-id", env("S3_ACCESS_KEY")),
+            Map.entry("s3.secret-access-key", env("S3_SECRET_KEY")));
         Catalog catalog = CatalogUtil.loadCatalog("org.apache.iceberg.jdbc.JdbcCatalog", "rest", properties, null);
         RESTCatalogServlet open = new RESTCatalogServlet(new RESTCatalogAdapter(catalog));
         RESTCatalogServlet guarded = new Guarded(new Vending(catalog));
