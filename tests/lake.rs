@@ -64,8 +64,7 @@ fn keys_of_a_session_are_nothing_without_its_token() {
 #[test]
 fn the_catalog_wants_a_token_and_vends_keys_to_those_who_ask() {
     let url = variable("K2_TEST_REST_OAUTH_URL");
-    let namespaces = format!("{url}/v1/namespaces");
-    let refused = curl(&[&namespaces]);
+    let refused = curl(&[&format!("{url}/v1/config")]);
     assert!(refused.starts_with("401\n") && refused.contains("NotAuthorizedException"), "{refused}");
 
     let token = |client: &str, secret: &str| {
@@ -80,6 +79,13 @@ fn the_catalog_wants_a_token_and_vends_keys_to_those_who_ask() {
     };
     let writer = bearer(token(&client, &secret));
     let reader = bearer(token(&format!("{client}-reader"), &secret));
+
+    let config = |warehouse: &str| curl(&["-H", &writer, &format!("{url}/v1/config?warehouse={warehouse}")]);
+    assert!(config("another").starts_with("404\n"));
+    let config = config(&variable("K2_TEST_REST_WAREHOUSE"));
+    let config: serde_json::Value = serde_json::from_str(config.strip_prefix("200\n").unwrap()).unwrap();
+    let namespaces = format!("{url}/v1/{}/namespaces", config["overrides"]["prefix"].as_str().unwrap());
+    assert!(curl(&["-H", &writer, &format!("{url}/v1/namespaces")]).starts_with("404\n"));
 
     let namespace = format!("strict_{}", uuid::Uuid::new_v4().simple());
     let json = ["-H", "Content-Type: application/json"];

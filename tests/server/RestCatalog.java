@@ -2,6 +2,7 @@ package org.apache.iceberg.rest; // The Apache project's fixture keeps its parts
 
 import jakarta.servlet.ServletException;
 import jakarta.servlet.http.HttpServletRequest;
+import jakarta.servlet.http.HttpServletRequestWrapper;
 import jakarta.servlet.http.HttpServletResponse;
 import java.io.IOException;
 import java.nio.charset.StandardCharsets;
@@ -14,6 +15,7 @@ import java.util.function.Consumer;
 import org.apache.iceberg.CatalogUtil;
 import org.apache.iceberg.catalog.Catalog;
 import org.apache.iceberg.rest.credentials.ImmutableCredential;
+import org.apache.iceberg.rest.responses.ConfigResponse;
 import org.apache.iceberg.rest.responses.LoadTableResponse;
 import org.eclipse.jetty.ee10.servlet.ServletContextHandler;
 import org.eclipse.jetty.ee10.servlet.ServletHolder;
@@ -24,7 +26,8 @@ import org.eclipse.jetty.server.ServerConnector;
  * The Iceberg REST catalog of the tests: the adapter and servlet of the Apache project's own fixture, over its JDBC catalog.
  *
  * <p>Its main program is not used because it listens on all addresses, asks nobody who they are, and vends no credentials. This one serves the same catalog on two
- * ports of 127.0.0.1: one as the fixture does, and one that wants OAuth2 tokens and vends S3 credentials to those who ask for them.
+ * ports of 127.0.0.1: one as the fixture does, and one as catalogs with several warehouses do: it wants OAuth2 tokens, gives the warehouse that is asked for by name
+ * a prefix in all paths, and vends S3 credentials to those who ask for them.
  *
  * <p>What it is told comes from environment variables, which other processes cannot read.
  */
@@ -32,6 +35,8 @@ final class RestCatalog {
     private static final String WRITER = env("REST_CLIENT_ID");
     private static final String READER = WRITER + "-reader";
     private static final String SECRET = env("REST_CLIENT_SECRET");
+    private static final String WAREHOUSE = env("REST_WAREHOUSE_NAME");
+    private static final String PREFIX = "warehouse-of-" + WAREHOUSE;
     private static final long TOKEN_SECONDS = 3600;
 
     public static void main(String[] arguments) throws Exception {
@@ -76,7 +81,7 @@ final class RestCatalog {
         return value;
     }
 
-    /** Gives S3 credentials, which are not those of the catalog, with a table whose client asks for them. */
+    /** Names the prefix of the warehouse, and gives S3 credentials, which are not those of the catalog, with a table whose client asks for them. */
     private static final class Vending extends RESTCatalogAdapter {
         private static final Map<String, String> PLACE = Map.of(
             "s3.endpoint", env("S3_ENDPOINT"), "s3.path-style-access", "true", "client.region", env("S3_REGION"));
@@ -91,6 +96,14 @@ final class RestCatalog {
         public <T extends RESTResponse> T handleRequest(
                 Route route, Map<String, String> variables, HTTPRequest request, Class<T> type, Consumer<Map<String, String>> headers) {
             T response = super.handleRequest(route, variables, request, type, headers);
+            if (response instanceof ConfigResponse config) {
+                return type.cast(ConfigResponse.builder()
+                    .withDefaults(config.defaults())
+                    .withOverrides(config.overrides())
+                    .withOverride("prefix", PREFIX)
+                    .withEndpoints(config.endpoints())
+                    .build());
+            }
             boolean wanted = request.headers().entries("X-Iceberg-Access-Delegation").stream()
                 .anyMatch(header -> header.value().contains("vended-credentials"));
             if (!wanted || !(response instanceof LoadTableResponse loaded)) {
@@ -124,14 +137,35 @@ final class RestCatalog {
         protected void service(HttpServletRequest request, HttpServletResponse response) throws ServletException, IOException {
             String bearer = credentials(request, "Bearer ");
             Token token = bearer == null ? null : tokens.get(bearer);
-            if (request.getRequestURI().equals("/v1/oauth/tokens")) {
+            String path = request.getRequestURI();
+            if (path.equals("/v1/oauth/tokens")) {
                 giveToken(request, response);
             } else if (token == null || token.end.isBefore(Instant.now())) {
                 refuse(response, 401, "NotAuthorizedException", token == null ? "no token" : "the token has expired");
             } else if (token.client.equals(READER) && !request.getMethod().matches("GET|HEAD")) {
                 refuse(response, 403, "ForbiddenException", READER + " may only read");
+            } else if (path.equals("/v1/config")) {
+                if (WAREHOUSE.equals(request.getParameter("warehouse"))) {
+                    super.service(request, response);
+                } else {
+                    refuse(response, 404, "NotFoundException", "no such warehouse");
+                }
+            } else if (path.startsWith("/v1/" + PREFIX + "/")) {
+                super.service(new WithoutPrefix(request), response);
             } else {
-                super.service(request, response);
+                refuse(response, 404, "NotFoundException", "no such path: all begin with /v1/" + PREFIX);
+            }
+        }
+
+        /** The adapter knows no prefixes. */
+        private static final class WithoutPrefix extends HttpServletRequestWrapper {
+            WithoutPrefix(HttpServletRequest request) {
+                super(request);
+            }
+
+            @Override
+            public String getRequestURI() {
+                return "/v1" + super.getRequestURI().substring(("/v1/" + PREFIX).length());
             }
         }
 
