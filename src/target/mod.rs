@@ -5,6 +5,8 @@ mod files;
 pub(crate) mod history;
 mod orphans;
 mod register;
+#[allow(dead_code, unused_imports)]
+mod rest;
 mod rows;
 mod scan;
 mod sort;
