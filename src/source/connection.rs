@@ -10,15 +10,19 @@ use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::client::legacy::{self, connect::HttpConnector};
 use hyper_util::rt::TokioExecutor;
 use rustls::{AlertDescription, CertificateError, Error as TlsError, InvalidMessage};
+use tokio::time::timeout;
 
 use super::errors::classify;
-use crate::config::ClickHouse;
+use crate::config::{ClickHouse, Secret};
 use crate::error::{Error, Kind, Result};
 use crate::tls;
 
 /// Shorter than the 3 s after which older servers close a connection that is idle: a request must not meet one that just closed.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(2);
 const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
+/// Longest wait for a handshake that is only tried to tell better what is wrong.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+const SPEAKS_TLS: &str = "what listens there speaks TLS: clickhouse.url must begin with https://";
 
 /// A client of the server, as its user in its database. It connects with the first query, whose error is for [`of_first_answer`].
 pub fn http_client(config: &ClickHouse) -> Result<Client> {
@@ -49,21 +53,35 @@ pub fn http_client(config: &ClickHouse) -> Result<Client> {
     })
 }
 
+/// An error that tells more, where plain HTTP found no answer because TLS is spoken there: such servers just hang up. No credentials are sent.
+pub async fn wants_tls(config: &ClickHouse) -> Option<Error> {
+    let url = format!("https:{}", config.url.strip_prefix("http:")?);
+    let probe = ClickHouse { url, user: String::new(), password: Secret::default(), ..config.clone() };
+    let asked = http_client(&probe).ok()?.query_raw("SELECT 1").execute();
+    let speaks_tls = match timeout(PROBE_TIMEOUT, asked).await.ok()? {
+        Ok(()) | Err(ClientError::BadResponse(_)) => true,
+        Err(error) => causes(&error).any(|cause| {
+            cause.downcast_ref::<TlsError>().is_some_and(|error| !matches!(error, TlsError::InvalidMessage(_)))
+        }),
+    };
+    speaks_tls.then(|| Error::new(Kind::Config, "plain HTTP finds no answer").hint(SPEAKS_TLS))
+}
+
 /// Sorts the error of the first query: who does not speak our protocol, or is not who the configuration says, stays so until a person acts.
 pub fn of_first_answer(error: ClientError) -> Error {
-    let causes = || causes(&error);
-    let hint = match causes().find_map(|cause| cause.downcast_ref::<TlsError>()) {
-        Some(error) => of_tls(error),
-        // The first bytes of the answer are no HTTP.
-        None if causes().any(|cause| cause.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse)) => Some(
-            "what listens there does not speak HTTP: see the port, and whether clickhouse.url must begin with https://",
-        ),
-        None => None,
-    };
-    match hint {
-        Some(hint) => Error::from_cause(Kind::Config, error).hint(hint),
-        None => classify(error, &[]),
+    for cause in causes(&error) {
+        let hint = match cause.downcast_ref::<TlsError>() {
+            Some(error) => of_tls(error),
+            // The first bytes of the answer are no HTTP.
+            None => cause.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse).then_some(
+                "what listens there does not speak HTTP: see the port, and whether clickhouse.url must begin with https://",
+            ),
+        };
+        if let Some(hint) = hint {
+            return Error::new(Kind::Config, cause).hint(hint);
+        }
     }
+    classify(error, &[])
 }
 
 /// What to do where TLS cannot begin; `None` where waiting may help.
@@ -92,7 +110,8 @@ fn of_tls(error: &TlsError) -> Option<&'static str> {
 fn of_certificate(error: &CertificateError) -> &'static str {
     use CertificateError as E;
     match error {
-        E::UnknownIssuer => {
+        // The second: a CA of the same name and another key.
+        E::UnknownIssuer | E::BadSignature => {
             "neither the system nor clickhouse.ca_file knows the CA of the server's certificate: name the CA's own certificate there, as PEM"
         }
         E::NotValidForName | E::NotValidForNameContext { .. } => {

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::connection::{http_client, of_first_answer};
+use super::connection::{http_client, of_first_answer, wants_tls};
 use super::errors::{classify, not_clickhouse, of_setting, of_users_sql, stalled};
 use super::settings::{self, ServerSetting};
 use super::sql;
@@ -75,7 +75,12 @@ impl Server {
 
     async fn learn(&mut self, config: &ClickHouse) -> Result<()> {
         let hello = "SELECT hostName() AS host, version() AS version";
-        let rows = self.fetch_bytes(hello, "hello", of_first_answer).await?;
+        let rows = match self.fetch_bytes(hello, "hello", of_first_answer).await {
+            Err(error) if error.kind() == Kind::Unavailable => {
+                return Err(wants_tls(config).await.unwrap_or(error));
+            }
+            rows => rows?,
+        };
         let row: HostRow = rows.into_iter().next().ok_or_else(not_clickhouse)?;
         if is_too_old(&row.version) {
             let (major, minor) = OLDEST;
