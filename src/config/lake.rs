@@ -32,6 +32,20 @@ impl Catalog {
     }
 }
 
+#[cfg(test)]
+impl Catalog {
+    /// One in a SQLite file, with files on this host.
+    pub fn of_sqlite(file: PathBuf) -> Self {
+        let wait = Duration::from_secs(1);
+        Self {
+            name: "k2".to_owned(),
+            warehouse: "file:///w".to_owned(),
+            backend: Backend::Sqlite(file),
+            storage: Storage { properties: BTreeMap::new(), ca_file: None, connect_timeout: wait, timeout: wait },
+        }
+    }
+}
+
 /// Where a catalog is.
 #[derive(Debug, Clone)]
 pub enum Backend {
