@@ -68,7 +68,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("c.db");
         std::fs::write(&path, "").unwrap();
-        let catalog = Catalog { path, name: "k2".into(), warehouse: String::new() };
+        let catalog = Catalog::of_sqlite(path);
         let table = |name: &str| TableName { namespace: "cold".into(), name: name.into() };
         let held = Guard::acquire(&catalog, &table("t"), "first").unwrap();
         let error = Guard::acquire(&catalog, &table("t"), "second").unwrap_err();

@@ -31,6 +31,20 @@ impl Catalog {
     }
 }
 
+#[cfg(test)]
+impl Catalog {
+    /// One in a SQLite file, with files on this host.
+    pub fn of_sqlite(file: PathBuf) -> Self {
+        let wait = Duration::from_secs(1);
+        Self {
+            name: "k2".to_owned(),
+            warehouse: "file:///w".to_owned(),
+            backend: Backend::Sqlite(file),
+            storage: Storage { properties: BTreeMap::new(), ca_file: None, connect_timeout: wait, timeout: wait },
+        }
+    }
+}
+
 /// Where a catalog is.
 #[derive(Debug, Clone)]
 pub enum Backend {
@@ -274,8 +288,7 @@ fn headers(
     problems: &mut Problems,
 ) -> BTreeMap<String, Secret> {
     let plain = raw.properties.iter().filter_map(|(key, value)| Some((key.strip_prefix(HEADER)?, value.clone())));
-    let mut headers: BTreeMap<String, Secret> =
-        plain.map(|(name, value)| (name.to_owned(), Secret(value))).collect();
+    let mut headers: BTreeMap<String, Secret> = plain.map(|(name, value)| (name.to_owned(), Secret(value))).collect();
     for (name, variable) in &raw.header_env {
         let key = format!("catalog.header_env.{name}");
         match environment(variable) {

@@ -225,7 +225,8 @@ fn records(
     environment: &impl Fn(&str) -> Option<String>,
     problems: &mut Problems,
 ) -> Option<Records> {
-    let password = problems.secret("state.password", raw.password_env.clone(), raw.password_file.clone(), folder, environment);
+    let password =
+        problems.secret("state.password", raw.password_env.clone(), raw.password_file.clone(), folder, environment);
     let timeout = problems.timeout("state.timeout", &raw.timeout);
     let ca_file = raw.ca_file.as_ref().map(|file| folder.join(file));
     let Some(uri) = &raw.uri else {
@@ -242,7 +243,10 @@ fn records(
     }
     let parsed = url::Url::parse(uri).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
     let Some(mut url) = parsed else {
-        problems.add("state.uri", "is neither postgresql://USER@HOST/DATABASE nor http(s)://USER@HOST:PORT/DATABASE of ClickHouse");
+        problems.add(
+            "state.uri",
+            "is neither postgresql://USER@HOST/DATABASE nor http(s)://USER@HOST:PORT/DATABASE of ClickHouse",
+        );
         return None;
     };
     if url.password().is_some() || url.query().is_some() {

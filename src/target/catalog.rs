@@ -217,7 +217,7 @@ mod tests {
     use super::*;
 
     fn config(folder: &tempfile::TempDir) -> Config {
-        Config { path: folder.path().join("c.db"), name: "k2".into(), warehouse: "file:///w".into() }
+        Config::of_sqlite(folder.path().join("c.db"))
     }
 
     fn name(name: &str) -> TableName {
@@ -256,7 +256,7 @@ mod tests {
     fn the_tables_of_older_pyiceberg_work_too() {
         let folder = tempfile::tempdir().unwrap();
         let old = SCHEMA.replace("iceberg_type VARCHAR(5),", "");
-        Connection::open(config(&folder).path).unwrap().execute_batch(&old).unwrap();
+        Connection::open(config(&folder).path()).unwrap().execute_batch(&old).unwrap();
         let mut catalog = Catalog::open_or_create(&config(&folder)).unwrap();
         assert!(catalog.insert(&name("t"), "a").unwrap());
         assert_eq!(catalog.location(&name("t")).unwrap().as_deref(), Some("a"));
@@ -266,11 +266,11 @@ mod tests {
     fn other_files_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(Catalog::open(&config(&folder)).unwrap_err().kind(), Kind::Refused);
-        std::fs::write(config(&folder).path, "certainly no database, but long enough to look like one".repeat(50))
+        std::fs::write(config(&folder).path(), "certainly no database, but long enough to look like one".repeat(50))
             .unwrap();
         assert_eq!(Catalog::open(&config(&folder)).unwrap_err().kind(), Kind::Config);
-        std::fs::remove_file(config(&folder).path).unwrap();
-        Connection::open(config(&folder).path).unwrap().execute_batch("CREATE TABLE x (y)").unwrap();
+        std::fs::remove_file(config(&folder).path()).unwrap();
+        Connection::open(config(&folder).path()).unwrap().execute_batch("CREATE TABLE x (y)").unwrap();
         assert_eq!(Catalog::open(&config(&folder)).unwrap_err().kind(), Kind::Config);
     }
 }
