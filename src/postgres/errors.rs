@@ -78,6 +78,9 @@ impl Fault {
     pub fn classify_connect(self, settings: &Settings) -> Error {
         let error = match self {
             Self::Server(error) if error.as_db_error().is_none() => error,
+            Self::TimedOut(limit) => {
+                return timed_out(limit).hint("see whether host and port of the URI are right and nothing stands between; the next pass tries again");
+            }
             other => return other.classify(),
         };
         if let Some(tls) = tls_error(&error) {
@@ -85,7 +88,9 @@ impl Fault {
                 rustls::Error::InvalidCertificate(_) => {
                     "name the authority that signed the server's certificate with ca_file; the certificate must be for the host of the URI"
                 }
-                _ => "see which TLS the server speaks, and whether it wants a certificate of ours, which is not supported",
+                _ => {
+                    "see which TLS the server speaks, and whether it wants a certificate of ours, which is not supported"
+                }
             };
             return Error::from_cause(Kind::Config, error).hint(hint);
         }
@@ -97,7 +102,7 @@ impl Fault {
                 .hint("see whether the server runs and can be reached; the next pass tries again"),
             None if error.is_closed() => Error::from_cause(Kind::Unavailable, error),
             None if !settings.has_password => Error::from_cause(Kind::Config, error)
-                .hint("the server may want a password: name its variable or file with password_env or password_file"),
+                .hint("see host, port and sslmode of the URI; the server may want a password, which password_env or password_file names"),
             None => Error::from_cause(Kind::Config, error)
                 .hint("see host, port and sslmode of the URI: the server may not be PostgreSQL, or speak no TLS"),
         }
@@ -128,9 +133,10 @@ fn of_state(state: &str) -> (Kind, &'static str) {
         ("25006" | "0A000", _) => {
             (Kind::Unavailable, "the server does not take changes: it is a standby or set to read only")
         }
-        ("55P03" | "57014", _) => {
-            (Kind::Unavailable, "another session holds the row, see which (pg_stat_activity); the next pass tries again")
-        }
+        ("55P03" | "57014", _) => (
+            Kind::Unavailable,
+            "another session holds the row, see which (pg_stat_activity); the next pass tries again",
+        ),
         ("53100", _) => (Kind::Unavailable, "the disk of the database is full"),
         ("53300", _) => (Kind::Unavailable, "the server has no connection left; the next pass tries again"),
         ("22001", _) => (Kind::Refused, "a name or location is longer than the column of the table takes"),

@@ -129,8 +129,10 @@ impl Client {
         let limit = self.settings.timeout;
         let synchronous = match durability {
             // `on` is the least that is on disk; `remote_write`, `remote_apply` are on this disk too and are left as they are.
-            Durability::Disk => "SELECT set_config('synchronous_commit', 'on', true) \
-                                 WHERE current_setting('synchronous_commit') IN ('off', 'local')",
+            Durability::Disk => {
+                "SELECT set_config('synchronous_commit', 'on', true) \
+                                 WHERE current_setting('synchronous_commit') IN ('off', 'local')"
+            }
             Durability::Crash => "SET LOCAL synchronous_commit = off",
         };
         let begin = format!(

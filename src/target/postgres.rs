@@ -207,4 +207,3 @@ async fn make_tables(client: &Client) -> Result<()> {
     }
     client.batch(SCHEMA).await
 }
-

@@ -6,6 +6,7 @@
 
 pub mod data;
 pub mod disk;
+pub mod lake;
 pub mod machine;
 pub mod prometheus;
 pub mod proxy;
