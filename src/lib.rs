@@ -48,6 +48,7 @@ pub mod notify;
 pub mod partition;
 pub mod pass;
 pub mod plan;
+pub mod postgres;
 pub mod progress;
 pub mod report;
 pub mod reset;

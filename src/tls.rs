@@ -10,13 +10,15 @@ use rustls::{ClientConfig, RootCertStore};
 
 use crate::error::{Classify, Error, Kind, Result};
 
-/// What a client trusts: the system's certificates, and those of a PEM file.
-pub fn client_config(ca_file: Option<&Path>) -> Result<ClientConfig> {
+/// What a client trusts: the system's certificates, and those of PEM files.
+pub fn client_config<'a>(ca_files: impl IntoIterator<Item = &'a Path>) -> Result<ClientConfig> {
     let mut roots = RootCertStore::empty();
     // A system without certificates has none to add; a server that needs one says so.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    for certificate in ca_file.map(certificates).transpose()?.unwrap_or_default() {
-        roots.add(certificate).or_error(Kind::Config, "ca_file")?;
+    for file in ca_files {
+        for certificate in certificates(file)? {
+            roots.add(certificate).or_error(Kind::Config, "ca_file")?;
+        }
     }
     let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
     let builder = builder.with_safe_default_protocol_versions().or_error(Kind::Internal, "set up TLS")?;
