@@ -61,6 +61,7 @@ pub mod stop;
 pub mod storage;
 pub mod target;
 pub mod telemetry;
+pub mod tls;
 pub mod ttl;
 pub mod watermark;
 pub mod write;

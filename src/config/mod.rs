@@ -3,6 +3,7 @@
 //! Below this module nothing is optional or unchecked. Unknown keys are errors everywhere. Secrets never stand in the
 //! file: it names an environment variable or a file.
 
+mod lake;
 mod outlets;
 mod raw;
 mod resolved;
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
+pub use self::lake::{Auth, Backend, Catalog, Postgres, Rest, Storage};
 use self::raw::RawFile;
 pub use self::resolved::Resolved;
 use self::validate::{Problems, validate};
@@ -37,6 +39,8 @@ pub struct Config {
     pub state: PathBuf,
     /// How long passes are remembered there.
     pub history_keep: Duration,
+    /// Where the state of tables is told to others beside it.
+    pub records: Option<Records>,
     /// Where metrics go.
     pub metrics: Metrics,
     /// Who is told of troubles.
@@ -64,6 +68,8 @@ pub struct ClickHouse {
     pub user: String,
     /// Password, empty for none.
     pub password: Secret,
+    /// Certificates to trust beside the system's, for https.
+    pub ca_file: Option<PathBuf>,
     /// Longest wait for the first answer of the server.
     pub connect_timeout: Duration,
     /// Longest silence of a running query.
@@ -74,15 +80,13 @@ pub struct ClickHouse {
     pub settings: BTreeMap<String, String>,
 }
 
-/// The Iceberg catalog: SQLite tables that PyIceberg's `SqlCatalog` shares.
+/// A database that tells the state of all tables to dashboards, and to hosts without a cache of their own.
 #[derive(Debug, Clone)]
-pub struct Catalog {
-    /// The SQLite file.
-    pub path: PathBuf,
-    /// `catalog_name` of its rows.
-    pub name: String,
-    /// `file:///` URI below which new tables are created.
-    pub warehouse: String,
+pub enum Records {
+    /// A PostgreSQL database.
+    Postgres(Postgres),
+    /// A ClickHouse database.
+    ClickHouse(Box<ClickHouse>),
 }
 
 /// Where metrics go after each pass and audit.
@@ -259,6 +263,11 @@ pub struct Compression {
 pub struct Secret(String);
 
 impl Secret {
+    /// Hides `text`.
+    pub fn new(text: String) -> Self {
+        Self(text)
+    }
+
     /// The secret itself, for the one place that sends it.
     pub fn expose(&self) -> &str {
         &self.0
@@ -474,15 +483,13 @@ mod tests {
     #[test]
     fn paths_are_relative_to_the_file() {
         let config = parse(MINIMAL).unwrap();
-        assert_eq!(config.catalog.path, Path::new("/etc/x/catalog.db"));
+        assert!(matches!(config.catalog.backend, Backend::Sqlite(path) if path == Path::new("/etc/x/catalog.db")));
         assert_eq!(config.catalog.warehouse, "file:///etc/x/warehouse");
         assert_eq!(config.state, Path::new("/etc/x/state.db"));
         let absolute = format!("[catalog]\nuri = 'sqlite:////var/c.db'\nwarehouse = 'file:///data/'\n{MINIMAL}");
         let config = parse(&absolute).unwrap();
-        assert_eq!(
-            (config.catalog.path.as_path(), config.catalog.warehouse.as_str()),
-            (Path::new("/var/c.db"), "file:///data")
-        );
+        assert_eq!(config.catalog.warehouse, "file:///data");
+        assert!(matches!(config.catalog.backend, Backend::Sqlite(path) if path == Path::new("/var/c.db")));
     }
 
     #[test]

@@ -32,6 +32,7 @@ pub struct RawClickHouse {
     pub user: String,
     pub password_env: Option<String>,
     pub password_file: Option<PathBuf>,
+    pub ca_file: Option<PathBuf>,
     pub connect_timeout: String,
     pub idle_timeout: String,
     pub query_timeout: String,
@@ -46,6 +47,7 @@ impl Default for RawClickHouse {
             user: "default".into(),
             password_env: None,
             password_file: None,
+            ca_file: None,
             connect_timeout: "10s".into(),
             idle_timeout: "2m".into(),
             query_timeout: "10m".into(),
@@ -61,7 +63,18 @@ pub struct RawCatalog {
     pub kind: String,
     pub uri: String,
     pub name: String,
-    pub warehouse: String,
+    pub warehouse: Option<String>,
+    pub token_env: Option<String>,
+    pub token_file: Option<PathBuf>,
+    pub credential_env: Option<String>,
+    pub credential_file: Option<PathBuf>,
+    pub password_env: Option<String>,
+    pub password_file: Option<PathBuf>,
+    pub ca_file: Option<PathBuf>,
+    pub connect_timeout: String,
+    pub timeout: String,
+    pub header_env: BTreeMap<String, String>,
+    pub properties: BTreeMap<String, String>,
 }
 
 impl Default for RawCatalog {
@@ -70,7 +83,18 @@ impl Default for RawCatalog {
             kind: "sql".into(),
             uri: "sqlite:///catalog.db".into(),
             name: "k2".into(),
-            warehouse: "warehouse".into(),
+            warehouse: None,
+            token_env: None,
+            token_file: None,
+            credential_env: None,
+            credential_file: None,
+            password_env: None,
+            password_file: None,
+            ca_file: None,
+            connect_timeout: "10s".into(),
+            timeout: "60s".into(),
+            header_env: BTreeMap::new(),
+            properties: BTreeMap::new(),
         }
     }
 }
@@ -80,11 +104,24 @@ impl Default for RawCatalog {
 pub struct RawState {
     pub path: PathBuf,
     pub history_keep: String,
+    pub uri: Option<String>,
+    pub password_env: Option<String>,
+    pub password_file: Option<PathBuf>,
+    pub ca_file: Option<PathBuf>,
+    pub timeout: String,
 }
 
 impl Default for RawState {
     fn default() -> Self {
-        Self { path: "state.db".into(), history_keep: "90d".into() }
+        Self {
+            path: "state.db".into(),
+            history_keep: "90d".into(),
+            uri: None,
+            password_env: None,
+            password_file: None,
+            ca_file: None,
+            timeout: "10s".into(),
+        }
     }
 }
 

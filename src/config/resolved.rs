@@ -2,12 +2,12 @@
 //!
 //! It holds what the file holds: where secrets come from, never a secret.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use super::raw::{RawDefaults, RawFile, RawTable};
-use super::{Config, Table};
+use super::{Backend, Config, Table};
 
 /// See the module. Reading it again, from wherever, gives the same [`Config`].
 #[derive(Serialize)]
@@ -18,8 +18,21 @@ impl Resolved {
     /// `raw` is what `config` was made of.
     pub(super) fn new(mut raw: RawFile, folder: &Path, config: &Config) -> Self {
         raw.clickhouse.password_file = raw.clickhouse.password_file.map(|file| folder.join(file));
-        raw.catalog.uri = format!("sqlite:///{}", config.catalog.path.display());
-        raw.catalog.warehouse.clone_from(&config.catalog.warehouse);
+        raw.clickhouse.ca_file = raw.clickhouse.ca_file.map(|file| folder.join(file));
+        if let Backend::Sqlite(path) = &config.catalog.backend {
+            raw.catalog.uri = format!("sqlite:///{}", path.display());
+        }
+        raw.catalog.warehouse = Some(config.catalog.warehouse.clone());
+        for file in [
+            &mut raw.catalog.token_file,
+            &mut raw.catalog.credential_file,
+            &mut raw.catalog.password_file,
+            &mut raw.catalog.ca_file,
+            &mut raw.state.password_file,
+            &mut raw.state.ca_file,
+        ] {
+            *file = file.take().map(|file| folder.join(file));
+        }
         raw.state.path.clone_from(&config.state);
         raw.metrics.textfile.clone_from(&config.metrics.textfile);
         raw.notify.webhook_file = raw.notify.webhook_file.map(|file| folder.join(file));
@@ -31,14 +44,21 @@ impl Resolved {
         Self(raw)
     }
 
-    /// The file that holds the password.
-    pub fn password_file(&self) -> Option<&Path> {
-        self.0.clickhouse.password_file.as_deref()
-    }
-
-    /// The file that holds the webhook's URL.
-    pub fn webhook_file(&self) -> Option<&Path> {
-        self.0.notify.webhook_file.as_deref()
+    /// The files that hold secrets, or certificates to trust.
+    pub fn secret_files(&self) -> impl Iterator<Item = &Path> {
+        let RawFile { clickhouse, catalog, state, notify, .. } = &self.0;
+        let files = [
+            &clickhouse.password_file,
+            &clickhouse.ca_file,
+            &catalog.token_file,
+            &catalog.credential_file,
+            &catalog.password_file,
+            &catalog.ca_file,
+            &state.password_file,
+            &state.ca_file,
+            &notify.webhook_file,
+        ];
+        files.into_iter().flatten().map(PathBuf::as_path)
     }
 
     /// As a file.

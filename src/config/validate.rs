@@ -1,18 +1,22 @@
 //! Raw keys in, checked values out.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::raw::{RawCatalog, RawClickHouse, RawDefaults, RawFile, RawTable};
-use super::{Catalog, ClickHouse, Compression, Config, Secret, Table, TableName};
-use super::{outlets, rows};
+use super::raw::{RawClickHouse, RawDefaults, RawFile, RawState, RawTable};
+use super::{Backend, ClickHouse, Compression, Config, Postgres, Records, Secret, Table, TableName};
+use super::{lake, outlets, rows};
 use crate::cursor::parse_instant;
 use crate::partition::PartitionBy;
 use crate::schema::SchemaEvolution;
 
 /// Rows are compared slice by slice; with less, slices would be many.
 const MIN_MERGE_MEMORY: u64 = 1_000_000;
+
+/// Of certificates that nobody would look at; the `s` was forgotten.
+const NEEDS_HTTPS: &str = "is for https, and the URL begins with http://";
 
 /// Collects problems, so that a user sees all of them at once.
 #[derive(Default)]
@@ -118,7 +122,7 @@ pub fn validate(
 ) -> Config {
     let password_env = raw.clickhouse.password_env.clone();
     let clickhouse = validate_clickhouse(raw.clickhouse, folder, &environment, problems);
-    let catalog = validate_catalog(raw.catalog, folder, problems);
+    let catalog = lake::catalog(raw.catalog, folder, &environment, problems);
     let mut tables: Vec<Table> = Vec::with_capacity(raw.table.len());
     for (number, table) in (1..).zip(raw.table) {
         let table = validate_table(table, number, &raw.defaults, &clickhouse.database, problems);
@@ -133,14 +137,16 @@ pub fn validate(
     if tables.is_empty() {
         problems.add("[[table]]", "there is none");
     }
+    let records = records(&raw.state, folder, &environment, problems);
     let state = folder.join(raw.state.path);
-    if state == catalog.path {
+    if matches!(&catalog.backend, Backend::Sqlite(path) if *path == state) {
         problems.add("state.path", "is the catalog's file; the state cache needs a file of its own");
     }
     Config {
         clickhouse,
         catalog,
         state,
+        records,
         history_keep: problems.duration("state.history_keep", &raw.state.history_keep),
         metrics: outlets::metrics(raw.metrics, folder, problems),
         notify: outlets::notify(raw.notify, folder, password_env, &environment, problems),
@@ -168,17 +174,17 @@ fn validate_clickhouse(
 ) -> ClickHouse {
     // The URL itself is not repeated: it may hold a password.
     match url::Url::parse(&raw.url) {
-        Ok(url) if url.scheme() == "https" => {
-            problems.add("clickhouse.url", "https is not supported by this version; use http over a private network");
-        }
-        Ok(url) if url.scheme() != "http" || url.host().is_none() => {
-            problems.add("clickhouse.url", "is no http URL such as http://127.0.0.1:8123");
+        Ok(url) if !matches!(url.scheme(), "http" | "https") || url.host().is_none() => {
+            problems.add("clickhouse.url", "is no http or https URL such as http://127.0.0.1:8123");
         }
         Ok(url) if !url.username().is_empty() || url.password().is_some() || url.query().is_some() => {
             problems.add("clickhouse.url", "credentials and parameters do not belong into the URL");
         }
         Ok(_) => {}
         Err(e) => problems.add("clickhouse.url", format_args!("is no URL ({e})")),
+    }
+    if raw.ca_file.is_some() && raw.url.starts_with("http:") {
+        problems.add("clickhouse.ca_file", NEEDS_HTTPS);
     }
     let password = problems
         .secret("clickhouse.password", raw.password_env, raw.password_file, folder, environment)
@@ -210,6 +216,7 @@ fn validate_clickhouse(
         database: raw.database,
         user: raw.user,
         password,
+        ca_file: raw.ca_file.map(|file| folder.join(file)),
         connect_timeout: problems.timeout("clickhouse.connect_timeout", &raw.connect_timeout),
         idle_timeout: problems.timeout("clickhouse.idle_timeout", &raw.idle_timeout),
         query_timeout: problems.timeout("clickhouse.query_timeout", &raw.query_timeout),
@@ -217,27 +224,62 @@ fn validate_clickhouse(
     }
 }
 
-fn validate_catalog(raw: RawCatalog, folder: &Path, problems: &mut Problems) -> Catalog {
-    if raw.kind != "sql" {
-        problems.add("catalog.type", format_args!("`{}` is not supported by this version, which has `sql`", raw.kind));
-    }
-    // URIs of other schemes are not repeated: they may hold a password.
-    let path = raw.uri.strip_prefix("sqlite:///").filter(|path| !path.is_empty()).unwrap_or_else(|| {
-        problems.add("catalog.uri", "is not sqlite:///FILE, the only catalog of this version");
-        ""
-    });
-    let warehouse = if let Some(path) = raw.warehouse.strip_prefix("file://") {
-        if !path.starts_with('/') {
-            problems.add("catalog.warehouse", format_args!("`{}` needs three slashes: file:///path", raw.warehouse));
+/// Where the state of tables is told beside the cache.
+fn records(
+    raw: &RawState,
+    folder: &Path,
+    environment: &impl Fn(&str) -> Option<String>,
+    problems: &mut Problems,
+) -> Option<Records> {
+    let password =
+        problems.secret("state.password", raw.password_env.clone(), raw.password_file.clone(), folder, environment);
+    let timeout = problems.timeout("state.timeout", &raw.timeout);
+    let ca_file = raw.ca_file.as_ref().map(|file| folder.join(file));
+    let Some(uri) = &raw.uri else {
+        if password.is_some() || ca_file.is_some() {
+            problems.add("state.uri", "is missing: a password and ca_file are for the database that it names");
         }
-        raw.warehouse.trim_end_matches('/').to_owned()
-    } else if raw.warehouse.contains("://") {
-        problems.add("catalog.warehouse", "is neither a folder nor file:///FOLDER, to which alone this version writes");
-        raw.warehouse
-    } else {
-        format!("file://{}", folder.join(&raw.warehouse).display()).trim_end_matches('/').to_owned()
+        return None;
     };
-    Catalog { path: folder.join(path), name: raw.name, warehouse }
+    let password = password.unwrap_or_default();
+    if lake::is_postgres(uri) {
+        lake::check_postgres("state.uri", uri, problems);
+        let url = uri.clone();
+        return Some(Records::Postgres(Postgres { url, password, ca_file, connect_timeout: timeout, timeout }));
+    }
+    let parsed = url::Url::parse(uri).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+    let Some(mut url) = parsed else {
+        problems.add(
+            "state.uri",
+            "is neither postgresql://USER@HOST/DATABASE nor http(s)://USER@HOST:PORT/DATABASE of ClickHouse",
+        );
+        return None;
+    };
+    if url.password().is_some() || url.query().is_some() {
+        problems.add("state.uri", "a password and parameters do not belong into the URI");
+    }
+    let user = if url.username().is_empty() { "default" } else { url.username() }.to_owned();
+    let database = url.path().trim_matches('/').to_owned();
+    if database.is_empty() || database.contains('/') {
+        problems.add("state.uri", "names no database: http://USER@HOST:PORT/DATABASE");
+    }
+    if ca_file.is_some() && url.scheme() == "http" {
+        problems.add("state.ca_file", NEEDS_HTTPS);
+    }
+    url.set_path("");
+    // A URL with a host takes both.
+    let _ = url.set_username("").and_then(|()| url.set_password(None));
+    Some(Records::ClickHouse(Box::new(ClickHouse {
+        url: url.to_string().trim_end_matches('/').to_owned(),
+        database,
+        user,
+        password,
+        ca_file,
+        connect_timeout: timeout,
+        idle_timeout: timeout,
+        query_timeout: timeout,
+        settings: BTreeMap::new(),
+    })))
 }
 
 fn validate_table(

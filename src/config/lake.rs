@@ -1,0 +1,345 @@
+//! `[catalog]`: where the target's catalog is, who we are there, and how its storage is reached.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::Secret;
+use super::raw::RawCatalog;
+use super::validate::Problems;
+
+/// The Iceberg catalog, and the storage of its tables.
+#[derive(Debug, Clone)]
+pub struct Catalog {
+    /// What the catalog is called: `catalog_name` of the rows of an SQL catalog.
+    pub name: String,
+    /// URI below which new tables are created; for a REST catalog also the name of a warehouse there, and empty for its default.
+    pub warehouse: String,
+    /// Where it is.
+    pub backend: Backend,
+    /// How the files of its tables are reached.
+    pub storage: Storage,
+}
+
+impl Catalog {
+    /// The SQLite file; empty for other catalogs.
+    pub fn path(&self) -> &Path {
+        match &self.backend {
+            Backend::Sqlite(path) => path,
+            _ => Path::new(""),
+        }
+    }
+}
+
+#[cfg(test)]
+impl Catalog {
+    /// One in a SQLite file, with files on this host.
+    pub fn of_sqlite(file: PathBuf) -> Self {
+        let wait = Duration::from_secs(1);
+        Self {
+            name: "k2".to_owned(),
+            warehouse: "file:///w".to_owned(),
+            backend: Backend::Sqlite(file),
+            storage: Storage { properties: BTreeMap::new(), ca_file: None, connect_timeout: wait, timeout: wait },
+        }
+    }
+}
+
+/// Where a catalog is.
+#[derive(Debug, Clone)]
+pub enum Backend {
+    /// The tables of PyIceberg's `SqlCatalog` in a SQLite file.
+    Sqlite(PathBuf),
+    /// The same tables in PostgreSQL.
+    Postgres(Postgres),
+    /// A server that speaks Iceberg's REST protocol.
+    Rest(Box<Rest>),
+}
+
+/// Where it is, as people know it: no secret.
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sqlite(path) => write!(f, "{}", path.display()),
+            Self::Postgres(postgres) => f.write_str(&postgres.url),
+            Self::Rest(rest) => f.write_str(&rest.url),
+        }
+    }
+}
+
+/// A PostgreSQL database.
+#[derive(Debug, Clone)]
+pub struct Postgres {
+    /// `postgresql://USER@HOST:PORT/DATABASE?sslmode=..`, without a password.
+    pub url: String,
+    /// Empty for none.
+    pub password: Secret,
+    /// Certificates to trust instead of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Longest wait for a connection.
+    pub connect_timeout: Duration,
+    /// Longest wait for an answer.
+    pub timeout: Duration,
+}
+
+/// A server that speaks Iceberg's REST protocol.
+#[derive(Debug, Clone)]
+pub struct Rest {
+    /// Its URL, below which `v1/config` lies.
+    pub url: String,
+    /// Who we are there.
+    pub auth: Auth,
+    /// Further headers of each request, by name.
+    pub headers: BTreeMap<String, Secret>,
+    /// Iceberg's properties of REST clients: `prefix`, `scope`, `audience`, `resource`, `oauth2-server-uri`, all optional.
+    pub properties: BTreeMap<String, String>,
+    /// Certificates to trust beside the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Longest wait for a connection.
+    pub connect_timeout: Duration,
+    /// Longest wait for an answer.
+    pub timeout: Duration,
+}
+
+/// Who we are for a REST catalog.
+#[derive(Debug, Clone)]
+pub enum Auth {
+    /// Nobody.
+    None,
+    /// Whoever holds this bearer token.
+    Token(Secret),
+    /// An OAuth2 client: its id, where it has one, and its secret.
+    Client(Option<String>, Secret),
+}
+
+/// How files of tables are reached, where they are not on this host.
+#[derive(Debug, Clone)]
+pub struct Storage {
+    /// Iceberg's properties: `s3.*`, `client.region`, `gcs.*`, `adls.*`. No secrets.
+    pub properties: BTreeMap<String, String>,
+    /// Certificates to trust beside the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Longest wait for a connection.
+    pub connect_timeout: Duration,
+    /// Longest wait for an answer.
+    pub timeout: Duration,
+}
+
+/// Properties of REST clients that may stand in `catalog.properties`.
+const OF_REST: [&str; 5] = ["prefix", "scope", "audience", "resource", "oauth2-server-uri"];
+/// Prefix of properties that are headers.
+const HEADER: &str = "header.";
+/// Properties of storage that may stand there.
+const OF_STORAGE: [&str; 13] = [
+    "client.region",
+    "s3.endpoint",
+    "s3.region",
+    "s3.path-style-access",
+    "s3.checksum-enabled",
+    "s3.credentials-file",
+    "s3.profile-name",
+    "s3.sse.type",
+    "s3.sse.key",
+    "gcs.service.host",
+    "gcs.credentials-file",
+    "adls.account-name",
+    "adls.endpoint",
+];
+/// Schemes of warehouses.
+const SCHEMES: [&str; 9] = ["file", "s3", "s3a", "gs", "abfs", "abfss", "wasb", "wasbs", "az"];
+
+pub(super) fn catalog(
+    raw: RawCatalog,
+    folder: &Path,
+    environment: &impl Fn(&str) -> Option<String>,
+    problems: &mut Problems,
+) -> Catalog {
+    let secret = |problems: &mut Problems, name: &str, env: &Option<String>, file: &Option<PathBuf>| {
+        problems.secret(&format!("catalog.{name}"), env.clone(), file.clone(), folder, environment)
+    };
+    let token = secret(problems, "token", &raw.token_env, &raw.token_file);
+    let credential = secret(problems, "credential", &raw.credential_env, &raw.credential_file);
+    let password = secret(problems, "password", &raw.password_env, &raw.password_file);
+    let ca_file = raw.ca_file.as_ref().map(|file| folder.join(file));
+    let connect_timeout = problems.timeout("catalog.connect_timeout", &raw.connect_timeout);
+    let timeout = problems.timeout("catalog.timeout", &raw.timeout);
+    check_properties(&raw, problems);
+    let (token_given, credential_given, password_given) = (token.is_some(), credential.is_some(), password.is_some());
+    let backend = match raw.kind.as_str() {
+        "sql" if is_postgres(&raw.uri) => {
+            check_postgres("catalog.uri", &raw.uri, problems);
+            let password = password.unwrap_or_default();
+            let (url, ca_file) = (raw.uri.clone(), ca_file.clone());
+            Backend::Postgres(Postgres { url, password, ca_file, connect_timeout, timeout })
+        }
+        "sql" => {
+            // URIs of other schemes are not repeated: they may hold a password.
+            let path = raw.uri.strip_prefix("sqlite:///").filter(|path| !path.is_empty()).unwrap_or_else(|| {
+                problems.add("catalog.uri", "is neither sqlite:///FILE nor postgresql://USER@HOST/DATABASE");
+                ""
+            });
+            Backend::Sqlite(folder.join(path))
+        }
+        "rest" => {
+            problems.http_url("catalog.uri", &raw.uri);
+            if url::Url::parse(&raw.uri).is_ok_and(|url| !url.username().is_empty() || url.password().is_some()) {
+                problems.add("catalog.uri", "credentials do not belong into the URL");
+            }
+            let auth = match (token, credential) {
+                (Some(_), Some(_)) => {
+                    problems.add("catalog.token", "give either a token or a credential");
+                    Auth::None
+                }
+                (Some(token), None) => Auth::Token(token),
+                (None, Some(credential)) => client(&credential),
+                (None, None) => Auth::None,
+            };
+            Backend::Rest(Box::new(Rest {
+                url: raw.uri.trim_end_matches('/').to_owned(),
+                auth,
+                headers: headers(&raw, environment, problems),
+                properties: only(&raw.properties, |key| OF_REST.contains(&key)),
+                ca_file: ca_file.clone(),
+                connect_timeout,
+                timeout,
+            }))
+        }
+        kind => {
+            problems.add("catalog.type", format_args!("`{kind}` is neither sql nor rest"));
+            Backend::Sqlite(PathBuf::new())
+        }
+    };
+    for (name, given, wanted) in [
+        ("token", token_given, matches!(backend, Backend::Rest(_))),
+        ("credential", credential_given, matches!(backend, Backend::Rest(_))),
+        ("password", password_given, matches!(backend, Backend::Postgres(_))),
+    ] {
+        if given && !wanted {
+            let what = if name == "password" { "a postgresql:// catalog" } else { "type = \"rest\"" };
+            problems.add(&format!("catalog.{name}"), format_args!("is for {what} only"));
+        }
+    }
+    Catalog {
+        warehouse: warehouse(raw.warehouse.as_deref(), &backend, folder, problems),
+        name: raw.name,
+        backend,
+        storage: Storage {
+            properties: only(&raw.properties, |key| OF_STORAGE.contains(&key)),
+            ca_file,
+            connect_timeout,
+            timeout,
+        },
+    }
+}
+
+/// Whether a URI names a PostgreSQL database.
+pub(super) fn is_postgres(uri: &str) -> bool {
+    uri.starts_with("postgresql://") || uri.starts_with("postgres://")
+}
+
+/// Checks the form of a PostgreSQL URI, without repeating it.
+pub(super) fn check_postgres(key: &str, uri: &str, problems: &mut Problems) {
+    match url::Url::parse(uri) {
+        Ok(url) if url.password().is_some() || url.query_pairs().any(|(name, _)| name == "password") => {
+            problems.add(key, "a password does not belong into the URI; name its variable or file");
+        }
+        Ok(url) if url.path().trim_matches('/').is_empty() => problems.add(key, "names no database"),
+        Ok(_) => {}
+        Err(e) => problems.add(key, format_args!("is no URI ({e})")),
+    }
+}
+
+/// `ID:SECRET`, or a secret alone, as Iceberg's clients have it.
+fn client(credential: &Secret) -> Auth {
+    match credential.expose().split_once(':') {
+        Some((id, secret)) => Auth::Client(Some(id.to_owned()), Secret(secret.to_owned())),
+        None => Auth::Client(None, credential.clone()),
+    }
+}
+
+fn only(properties: &BTreeMap<String, String>, wanted: impl Fn(&str) -> bool) -> BTreeMap<String, String> {
+    let wanted = properties.iter().filter(|(key, _)| wanted(key));
+    wanted.map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
+/// Refuses keys that nobody reads, and secrets.
+fn check_properties(raw: &RawCatalog, problems: &mut Problems) {
+    for (key, value) in &raw.properties {
+        let at = format!("catalog.properties.\"{key}\"");
+        match key.as_str() {
+            "token" | "credential" => problems.add(&at, format_args!("is a secret: use {key}_env or {key}_file")),
+            "s3.access-key-id" | "s3.secret-access-key" | "s3.session-token" => problems.add(
+                &at,
+                "is a secret: use AWS_ACCESS_KEY_ID and its like, or a file that \"s3.credentials-file\" names",
+            ),
+            "s3.path-style-access" | "s3.checksum-enabled" if !matches!(value.as_str(), "true" | "false") => {
+                problems.add(&at, "is neither \"true\" nor \"false\"");
+            }
+            "s3.sse.type" if !matches!(value.as_str(), "none" | "s3" | "kms" | "dsse-kms") => {
+                problems.add(&at, "is none of none, s3, kms, dsse-kms, the encryptions that every reader can undo");
+            }
+            "s3.endpoint" | "oauth2-server-uri" | "gcs.service.host" | "adls.endpoint" => problems.http_url(&at, value),
+            key if key.starts_with(HEADER) || OF_REST.contains(&key) || OF_STORAGE.contains(&key) => {}
+            _ => problems.add(&at, format_args!("is unknown; known are {}", known().join(", "))),
+        }
+    }
+    let needs_key = raw.properties.get("s3.sse.type").is_some_and(|kind| kind.ends_with("kms"));
+    if needs_key && !raw.properties.contains_key("s3.sse.key") {
+        problems.add("catalog.properties.\"s3.sse.key\"", "is missing: the id of the key for s3.sse.type = \"kms\"");
+    }
+}
+
+fn known() -> Vec<&'static str> {
+    OF_REST.into_iter().chain(["header.NAME"]).chain(OF_STORAGE).collect()
+}
+
+fn headers(
+    raw: &RawCatalog,
+    environment: &impl Fn(&str) -> Option<String>,
+    problems: &mut Problems,
+) -> BTreeMap<String, Secret> {
+    let plain = raw.properties.iter().filter_map(|(key, value)| Some((key.strip_prefix(HEADER)?, value.clone())));
+    let mut headers: BTreeMap<String, Secret> = plain.map(|(name, value)| (name.to_owned(), Secret(value))).collect();
+    for (name, variable) in &raw.header_env {
+        let key = format!("catalog.header_env.{name}");
+        match environment(variable) {
+            Some(value) => drop(headers.insert(name.clone(), Secret(value))),
+            None => problems.add(&key, "the variable that it names is not set"),
+        }
+    }
+    for (name, value) in &headers {
+        let is_name = name.parse::<reqwest::header::HeaderName>().is_ok();
+        if !is_name || value.expose().parse::<reqwest::header::HeaderValue>().is_err() {
+            problems.add(&format!("catalog header `{name}`"), "cannot be sent: it holds what no header may hold");
+        }
+    }
+    headers
+}
+
+fn warehouse(given: Option<&str>, backend: &Backend, folder: &Path, problems: &mut Problems) -> String {
+    let trimmed = |text: &str| text.trim_end_matches('/').to_owned();
+    let default = if matches!(backend, Backend::Rest(_)) { "" } else { "warehouse" };
+    let (given, key) = (given.unwrap_or(default), "catalog.warehouse");
+    if let Some(path) = given.strip_prefix("file://") {
+        if !path.starts_with('/') {
+            problems.add(key, format_args!("`{given}` needs three slashes: file:///path"));
+        }
+        return trimmed(given);
+    }
+    if let Some((scheme, rest)) = given.split_once("://") {
+        // What stands before an @ may be a secret, except in Azure's container@account.
+        let (authority, _) = rest.split_once('/').unwrap_or((rest, ""));
+        let azure = matches!(scheme, "abfs" | "abfss" | "wasb" | "wasbs");
+        if !SCHEMES.contains(&scheme) {
+            problems.add(key, format_args!("begins with none of {}, nor is it a folder", SCHEMES.join("://, ")));
+        } else if authority.is_empty() || (authority.contains(['@', ':']) && !azure) {
+            problems.add(key, "names no bucket, or more than a bucket; credentials do not belong here");
+        }
+        return trimmed(given);
+    }
+    match backend {
+        Backend::Rest(_) => given.to_owned(),
+        _ => trimmed(&format!("file://{}", folder.join(given).display())),
+    }
+}
