@@ -58,9 +58,7 @@ fn files(file: &Path, config: &Config, resolved: &Resolved) -> Vec<Access> {
     let folder = |path: &Path| path.parent().unwrap_or(path).to_owned();
     let (catalog, state) = (config.catalog.path(), &config.state);
     let mut files = vec![access(file, "read")];
-    files.extend(resolved.password_file().map(|file| access(file, "read")));
-    files.extend(config.clickhouse.ca_file.as_ref().map(|file| access(file, "read")));
-    files.extend(resolved.webhook_file().map(|file| access(file, "read")));
+    files.extend(resolved.files().map(|file| access(file, "read")));
     let textfile = config.metrics.textfile.as_ref();
     files.extend(textfile.map(|file| access(&folder(file), "create and replace files; the collector: read")));
     files.extend([

@@ -2,10 +2,11 @@
 //!
 //! It holds what the file holds: where secrets come from, never a secret.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::lake::properties::{FILES, located};
 use super::raw::{RawDefaults, RawFile, RawTable};
 use super::{Backend, Config, Table};
 
@@ -33,6 +34,7 @@ impl Resolved {
         ] {
             *file = file.take().map(|file| folder.join(file));
         }
+        raw.catalog.properties = located(raw.catalog.properties, folder);
         raw.state.path.clone_from(&config.state);
         raw.metrics.textfile.clone_from(&config.metrics.textfile);
         raw.notify.webhook_file = raw.notify.webhook_file.map(|file| folder.join(file));
@@ -44,14 +46,22 @@ impl Resolved {
         Self(raw)
     }
 
-    /// The file that holds the password.
-    pub fn password_file(&self) -> Option<&Path> {
-        self.0.clickhouse.password_file.as_deref()
-    }
-
-    /// The file that holds the webhook's URL.
-    pub fn webhook_file(&self) -> Option<&Path> {
-        self.0.notify.webhook_file.as_deref()
+    /// The files beside it that are read: secrets and certificates.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let RawFile { clickhouse, catalog, state, notify, .. } = &self.0;
+        let named = [
+            &clickhouse.password_file,
+            &clickhouse.ca_file,
+            &catalog.token_file,
+            &catalog.credential_file,
+            &catalog.password_file,
+            &catalog.ca_file,
+            &state.password_file,
+            &state.ca_file,
+            &notify.webhook_file,
+        ];
+        let of_storage = FILES.iter().filter_map(|key| catalog.properties.get(*key)).map(Path::new);
+        named.into_iter().flatten().map(PathBuf::as_path).chain(of_storage)
     }
 
     /// As a file.
