@@ -212,10 +212,8 @@ async fn clean(catalog: &Catalog, staged: &Staged) {
 /// Deletes files that nothing refers to: of an attempt that is known to be rejected (readers that trust the directory must not find its
 /// metadata), or that a commit let go.
 async fn discard(storage: &Storage, files: &[String]) {
-    for file in files {
-        if let Err(error) = storage.delete(file).await {
-            tracing::warn!(file, %error, "a file that is not needed was left behind");
-        }
+    if let Err((left, error)) = storage.delete_all(files).await {
+        tracing::warn!(files = ?left, %error, "files that are not needed were left behind");
     }
 }
 
