@@ -9,7 +9,7 @@ use std::process::Command;
 
 use serde_json::Value;
 use support::shapes::{CANDLES, CHUNKED, KEYED, PLAIN, Shape, Work};
-use support::{Case, Running, failpoints, in_parallel, only_table};
+use support::{Case, Place, Running, failpoints, in_parallel, only_table};
 
 /// Points behind the swap: the rows have left.
 const AFTER_COMMIT: [&str; 3] = ["commit-clean", "committed", "remember"];
@@ -36,7 +36,7 @@ struct Scene {
 
 impl Scene {
     fn case(self, name: &str) -> Case {
-        self.shape.case_with(self.work, name)
+        self.shape.case_with(self.work, Place::Local, name)
     }
 
     /// What a run without faults comes to.
