@@ -271,7 +271,7 @@ fn an_upload_that_fails_is_given_up_with_its_parts() {
     for (request, said) in [(SECOND_PART, "write s3://"), (COMPLETE, "write s3://"), ("POST */tables/trades", "")] {
         match request.ends_with("trades") {
             true => proxies.catalog.inject(request, ALWAYS, Fault::Answered(400, "")),
-            false => proxies.s3.inject(request, ALWAYS, Fault::Answered(500, "")),
+            false => proxies.s3.inject(request, ALWAYS, Fault::Answered(400, "")),
         }
         let code = if request.ends_with("trades") { 3 } else { 1 };
         case.run(&["run"]).expect(code).says(&[said]).keeps_back(&["left behind"]);
@@ -281,8 +281,8 @@ fn an_upload_that_fails_is_given_up_with_its_parts() {
         case.target("trades").has_no_uploads(request);
     }
     // A store that does not take that either is told of.
-    proxies.s3.inject(SECOND_PART, ALWAYS, Fault::Answered(500, ""));
-    proxies.s3.inject(ABORT, ALWAYS, Fault::Answered(500, ""));
+    proxies.s3.inject(SECOND_PART, ALWAYS, Fault::Answered(400, ""));
+    proxies.s3.inject(ABORT, ALWAYS, Fault::Answered(400, ""));
     case.run(&["run"]).expect(1).says(&["parts of a file were left behind", "lifecycle rule"]);
     proxies.s3.calm();
     assert_eq!(case.target("trades").state(), before);
@@ -298,7 +298,7 @@ fn an_upload_is_given_up_whatever_the_network_does_to_that() {
     another_day(&case, 0);
     let before = case.target("trades").state();
     for fault in OF_ANY {
-        proxies.s3.inject(SECOND_PART, ALWAYS, Fault::Answered(500, ""));
+        proxies.s3.inject(SECOND_PART, ALWAYS, Fault::Answered(400, ""));
         proxies.s3.inject(ABORT, ONCE, fault);
         case.run(&["run"]).expect(1).keeps_back(&["left behind"]);
         proxies.s3.calm();
