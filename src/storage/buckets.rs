@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, Checksum};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::gcp::{GcpCredential, GoogleCloudStorageBuilder};
@@ -16,7 +17,7 @@ use object_store::{
     StaticCredentialProvider,
 };
 
-use super::errors::{Missing, classify};
+use super::errors::{Missing, classify, was_cut};
 use super::profile::Files;
 use super::same_spelling;
 use crate::config::{Secret, Storage};
@@ -133,16 +134,13 @@ impl Buckets {
     pub(super) async fn delete(&self, location: &str) -> Result<()> {
         let begun = locked(&self.uploads).remove(location);
         if let Some(Begun { bucket, key, id }) = begun
-            && let Err(error) = bucket.parts.abort_multipart(&key, &id).await
+            && let Err(error) = gone(|| Box::pin(bucket.parts.abort_multipart(&key, &id))).await
         {
             let error = classify("give up the upload of", location, error);
             tracing::warn!(%error, "parts of a file were left behind; a lifecycle rule of the bucket deletes them");
         }
         let (bucket, key) = self.find(location)?;
-        match bucket.store.delete(&key).await {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(classify("delete", location, error)),
-        }
+        gone(|| Box::pin(bucket.store.delete(&key))).await.map_err(|e| classify("delete", location, e))
     }
 
     pub(super) fn begun(&self, location: &str, begun: Begun) {
@@ -156,6 +154,21 @@ impl Buckets {
     pub(super) fn forget(&self, location: &str) {
         locked(&self.uploads).remove(location);
     }
+}
+
+/// Deletes what may be gone already. The client repeats neither DELETE nor the POST that S3 has for many objects where an answer is lost; repeated,
+/// they do what they did.
+async fn gone<'a>(
+    delete: impl Fn() -> BoxFuture<'a, object_store::Result<()>> + Send + Sync,
+) -> object_store::Result<()> {
+    for attempt in 0..=RETRIES {
+        match delete().await {
+            Err(object_store::Error::NotFound { .. }) => break,
+            Err(error) if attempt < RETRIES && was_cut(&error) => {}
+            result => return result,
+        }
+    }
+    Ok(())
 }
 
 /// Scheme and bucket of a location, and the key in it.

@@ -130,6 +130,12 @@ fn transport(error: &object_store::Error) -> Option<HttpErrorKind> {
     causes(error).find_map(|cause| cause.downcast_ref::<HttpError>()).map(HttpError::kind)
 }
 
+/// Whether the connection ended in the middle of a request or of its answer.
+pub(super) fn was_cut(error: &object_store::Error) -> bool {
+    let of_others = [HttpErrorKind::Connect, HttpErrorKind::Timeout];
+    transport(error).is_some_and(|kind| !of_others.contains(&kind))
+}
+
 fn is_about_certificates(error: &object_store::Error) -> bool {
     let is_tls = |cause: &(dyn StdError + 'static)| {
         let inner = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);

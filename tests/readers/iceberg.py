@@ -2,8 +2,9 @@
 
     python iceberg.py COMMAND '{"catalog": "/path/catalog.db", "namespace": "cold", "table": "trades", ...}'
 
-Each command is the function of its name below; the JSON object holds its arguments. `compare` is the oracle of the tests: it
-reads the source over HTTP, the target with one of three readers, and compares the rows as multisets of canonical text.
+Each command is the function of its name below; the JSON object holds its arguments. `catalog` is the file of an SQL catalog, or the properties of
+any other. `compare` is the oracle of the tests: it reads the source over HTTP, the target with one of three readers, and compares the rows as
+multisets of canonical text.
 """
 
 import datetime
@@ -183,12 +184,18 @@ def read_duckdb(url, catalog, namespace, table):
 def duckdb_scan(catalog, namespace, table, what):
     import duckdb
 
-    metadata = local_path(load(catalog, namespace, table).metadata_location)
+    metadata = load(catalog, namespace, table).metadata_location
     connection = duckdb.connect()
     # iceberg loads avro by itself, but would look for it on the network.
-    for extension in ("avro", "iceberg"):
+    for extension in ("avro", "iceberg") if is_local(metadata) else ("httpfs", "avro", "iceberg"):
         connection.execute(f"LOAD '{duckdb_extension(extension)}'")
-    return connection.execute(f"SELECT {what} FROM iceberg_scan(?)", [metadata])
+    if not is_local(metadata):
+        keys = {"KEY_ID": "s3.access-key-id", "SECRET": "s3.secret-access-key", "REGION": "s3.region"}
+        settings = [f"{key} {text_literal(catalog[name])}" for key, name in keys.items()]
+        host = urllib.parse.urlparse(catalog["s3.endpoint"]).netloc
+        connection.execute(f"CREATE SECRET (TYPE s3, {', '.join(settings)}, ENDPOINT {text_literal(host)}, URL_STYLE 'path', USE_SSL false)")
+        return connection.execute(f"SELECT {what} FROM iceberg_scan(?)", [metadata])
+    return connection.execute(f"SELECT {what} FROM iceberg_scan(?)", [local_path(metadata)])
 
 
 def duckdb_extension(name):
@@ -201,11 +208,14 @@ def duckdb_extension(name):
 
 def read_clickhouse_iceberg(url, catalog, namespace, table):
     loaded = load(catalog, namespace, table)
-    folder = local_path(loaded.location())
-    # Left to itself, icebergLocal takes the newest metadata file of the folder, also one that no commit made current.
-    metadata = os.path.relpath(local_path(loaded.metadata_location), folder)
+    # Left to itself, it takes the newest metadata file of the folder, also one that no commit made current.
+    metadata = os.path.relpath(local_path(loaded.metadata_location), local_path(loaded.location()))
     settings = f"SETTINGS iceberg_metadata_file_path = {text_literal(metadata)}"
-    return read_clickhouse(url, f"icebergLocal({text_literal(folder)}, {settings})", "1")
+    if is_local(loaded.location()):
+        return read_clickhouse(url, f"icebergLocal({text_literal(local_path(loaded.location()))}, {settings})", "1")
+    place = f"{catalog['s3.endpoint']}/{loaded.location().removeprefix('s3://')}"
+    keys = [text_literal(each) for each in (place, catalog["s3.access-key-id"], catalog["s3.secret-access-key"])]
+    return read_clickhouse(url, f"icebergS3({', '.join(keys)}, {settings})", "1")
 
 
 READERS = {"pyiceberg": read_pyiceberg, "duckdb": read_duckdb, "clickhouse": read_clickhouse_iceberg}
@@ -445,6 +455,19 @@ def add_schema(catalog, namespace, table):
 
 def metadata_location(catalog, namespace, table):
     return local_path(load(catalog, namespace, table).metadata_location)
+
+
+def uploads(catalog, namespace, table):
+    """Keys of the objects below the table that were begun and neither finished nor given up."""
+    import boto3
+    import botocore.config
+
+    place = urllib.parse.urlparse(load(catalog, namespace, table).location())
+    path_style = botocore.config.Config(s3={"addressing_style": "path"})
+    keys = {"aws_access_key_id": catalog["s3.access-key-id"], "aws_secret_access_key": catalog["s3.secret-access-key"]}
+    s3 = boto3.client("s3", endpoint_url=catalog["s3.endpoint"], region_name=catalog["s3.region"], config=path_style, **keys)
+    begun = s3.list_multipart_uploads(Bucket=place.netloc).get("Uploads", [])
+    return sorted(upload["Key"] for upload in begun if upload["Key"].startswith(place.path.lstrip("/") + "/"))
 
 
 # --- changing, as other users of the catalog do
@@ -690,10 +713,14 @@ def create_catalog(catalog, namespace, **_):
     open_catalog(catalog).create_namespace(namespace)
 
 
-def open_catalog(path):
+def open_catalog(catalog):
+    if isinstance(catalog, dict):
+        from pyiceberg.catalog import load_catalog
+
+        return load_catalog(**catalog)
     from pyiceberg.catalog.sql import SqlCatalog
 
-    return SqlCatalog("k2", uri=f"sqlite:///{path}")
+    return SqlCatalog("k2", uri=f"sqlite:///{catalog}")
 
 
 def load(catalog, namespace, table):
@@ -701,12 +728,18 @@ def load(catalog, namespace, table):
 
 
 def local_path(location):
-    """`file:///p`, `file:/p` and `/p` are one path."""
+    """`file:///p`, `file:/p` and `/p` are one path; the S3 of scripts/lake keeps each object as a file."""
+    if location.startswith("s3://"):
+        return f"{os.environ['K2_TEST_LAKE']}/s3/{location.removeprefix('s3://')}"
     return location.removeprefix("file://" if location.startswith("file://") else "file:")
 
 
+def is_local(location):
+    return "://" not in location or location.startswith("file:")
+
+
 COMMANDS = [
-    compare, compare_all, count, count_duckdb, count_where, plan_files, data_files, snapshots, referenced_files, manifests, count_at, properties,
+    compare, compare_all, count, count_duckdb, count_where, plan_files, data_files, uploads, snapshots, referenced_files, manifests, count_at, properties,
     schema, time_travel, alter, add_schema, identifier_fields, sort_order, sorted_files, metadata_location, append, delete, change, double, delete_positions, delete_equal, append_without, drop,
     rollback, expire, tag, branch, set_properties, create_other_table, create_catalog, hadoop_append, parquet, bloom_probe, bounds,
 ]

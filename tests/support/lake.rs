@@ -1,7 +1,7 @@
 //! The object storage, the catalogs and the https of the tests, which scripts/lake starts and scripts/test names by variables.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::files_below;
@@ -84,6 +84,11 @@ impl Prefix {
         Self { prefix: format!("{name}-{}", uuid::Uuid::new_v4().simple()) }
     }
 
+    /// Where the REST catalog puts the tables of a namespace.
+    pub fn of_catalog(namespace: &str) -> Self {
+        Self { prefix: format!("warehouse/{namespace}") }
+    }
+
     /// `s3://BUCKET/PREFIX`, without a slash at the end.
     pub fn url(&self) -> String {
         format!("s3://{}/{}", variable("K2_TEST_S3_BUCKET"), self.prefix)
@@ -105,6 +110,12 @@ impl Prefix {
     pub fn file(&self, location: &str) -> PathBuf {
         let bucket = format!("s3://{}/", variable("K2_TEST_S3_BUCKET"));
         self.bucket().join(location.strip_prefix(&bucket).unwrap_or_else(|| panic!("`{location}` is not in {bucket}")))
+    }
+
+    /// The location of the object that is this file.
+    pub fn location(&self, file: &Path) -> String {
+        let key = file.strip_prefix(self.bucket()).unwrap();
+        format!("s3://{}/{}", variable("K2_TEST_S3_BUCKET"), key.display())
     }
 
     fn bucket(&self) -> PathBuf {

@@ -6,8 +6,10 @@
 
 pub mod data;
 pub mod disk;
+pub mod faults;
 pub mod lake;
 pub mod machine;
+pub mod place;
 pub mod prometheus;
 pub mod proxy;
 pub mod readers;
@@ -27,6 +29,7 @@ use tempfile::TempDir;
 
 pub use data::{BRONZE, HASH_OF_BRONZE};
 pub use disk::Disk;
+pub use place::{Lake, Place, Proxies};
 pub use readers::Target;
 pub use server::Server;
 pub use webhook::Webhook;
@@ -38,10 +41,12 @@ const POLL: Duration = Duration::from_millis(5);
 /// The only table of most tests.
 pub const TRADES: &str = "[[table]]\nsource = 'trades'\ntarget = 'cold.trades'\ncursor = 'exchange_timestamp'\npartition_by = ['day(exchange_timestamp)']\n";
 
-/// A database and a folder with configuration, catalog, state and warehouse, all of one test.
+/// A database and a folder with configuration, state and, where they are not on the lake, catalog and warehouse, all of one test.
 pub struct Case {
     pub database: String,
     pub url: String,
+    /// Where catalog and warehouse are, if not in the folder.
+    pub lake: Option<Lake>,
     folder: TempDir,
 }
 
@@ -55,12 +60,29 @@ impl Case {
     pub fn on(url: &str, name: &str) -> Self {
         let database = format!("{name}_{}", uuid::Uuid::new_v4().simple());
         server::post(url, "default", &format!("CREATE DATABASE {database}")).unwrap();
-        Self { database, url: url.to_owned(), folder: tempfile::tempdir().unwrap() }
+        Self { database, url: url.to_owned(), lake: None, folder: tempfile::tempdir().unwrap() }
+    }
+
+    /// A case whose targets lie in S3, behind the REST catalog.
+    pub fn on_lake(name: &str) -> Self {
+        Self::at(Place::Rest, name)
+    }
+
+    /// A case whose targets lie there.
+    pub fn at(place: Place, name: &str) -> Self {
+        let mut case = Self::new(name);
+        case.lake = (place != Place::Local).then(|| Lake::new(place, name));
+        case
     }
 
     /// A case with an empty bronze table `trades`, its configuration, and its target.
     pub fn with_trades(name: &str) -> Self {
-        let case = Self::new(name);
+        Self::with_trades_at(Place::Local, name)
+    }
+
+    /// The same with its target there.
+    pub fn with_trades_at(place: Place, name: &str) -> Self {
+        let case = Self::at(place, name);
         case.bronze("trades");
         case.config(TRADES);
         case.init_tables();
@@ -89,9 +111,37 @@ impl Case {
     pub fn config_file(&self, file: &str, clickhouse: &str, rest: &str, tables: &str) {
         let (url, database) = (&self.url, &self.database);
         let delay = if tables.contains("settle_delay") { "" } else { "[defaults]\nsettle_delay = '0s'\n" };
-        let text =
-            format!("[clickhouse]\nurl = '{url}'\ndatabase = '{database}'\n{clickhouse}\n{delay}{rest}\n{tables}");
-        fs::write(self.path(file), text).unwrap();
+        let catalog = self.lake.as_ref().filter(|_| !rest.contains("[catalog]")).map(Lake::config).unwrap_or_default();
+        let text = format!(
+            "[clickhouse]\nurl = '{url}'\ndatabase = '{database}'\n{clickhouse}\n{catalog}{delay}{rest}\n{tables}"
+        );
+        fs::write(self.path(file), self.in_namespace(&text)).unwrap();
+    }
+
+    /// A text of a test whose `cold` is the namespace of this case.
+    pub fn in_namespace(&self, text: &str) -> String {
+        self.lake.as_ref().map_or_else(|| text.to_owned(), |lake| lake.in_namespace(text))
+    }
+
+    /// Where the targets of this case are.
+    pub fn place(&self) -> Place {
+        self.lake.as_ref().map_or(Place::Local, |lake| lake.place)
+    }
+
+    /// The file of this host that holds what is at a location: also S3 keeps each object as a file.
+    pub fn file(&self, location: &str) -> PathBuf {
+        match &self.lake {
+            Some(lake) => lake.prefix.file(location),
+            None => PathBuf::from(location.strip_prefix("file://").unwrap_or(location)),
+        }
+    }
+
+    /// The location of such a file.
+    pub fn location(&self, file: &Path) -> String {
+        match &self.lake {
+            Some(lake) => lake.prefix.location(file),
+            None => format!("file://{}", file.display()),
+        }
     }
 
     /// `k2-offload -c offload.toml` of this case, in an environment without our variables.
@@ -101,7 +151,11 @@ impl Case {
 
     pub fn command_with(&self, config: &str, arguments: &[&str]) -> Command {
         let mut command = bare_command();
+        let arguments = arguments.iter().map(|argument| self.in_namespace(argument));
         command.current_dir(self.folder()).arg("-c").arg(self.path(config)).args(arguments);
+        if let Some(lake) = &self.lake {
+            lake.lend_secrets(&mut command);
+        }
         command
     }
 
@@ -149,9 +203,10 @@ impl Case {
         only_table(&self.run(&["--format", "json", "run"]).expect(3).says(&[said]).json())
     }
 
-    /// The Iceberg table `cold.NAME`.
+    /// The Iceberg table `cold.NAME`, in the namespace of this case.
     pub fn target(&self, name: &str) -> Target<'_> {
-        Target { case: self, namespace: "cold".to_owned(), table: name.to_owned() }
+        let namespace = self.lake.as_ref().map_or("cold", |lake| &lake.namespace);
+        Target { case: self, namespace: namespace.to_owned(), table: name.to_owned() }
     }
 
     /// A folder where paused passes say that they have arrived.
@@ -172,7 +227,7 @@ impl Case {
     }
 
     /// The same without the state cache, which remembers when audits were.
-    pub fn lake(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+    pub fn contents_but_state(&self) -> BTreeMap<PathBuf, Vec<u8>> {
         let is_cache = |path: &Path| path.to_string_lossy().contains("state.db");
         self.contents().into_iter().filter(|(path, _)| !is_cache(path)).collect()
     }
@@ -194,7 +249,7 @@ impl Drop for Case {
 pub fn bare_command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_k2-offload"));
     for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("K2_") {
+        if ["K2_", "AWS_"].iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
             command.env_remove(name);
         }
     }

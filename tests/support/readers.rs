@@ -1,4 +1,4 @@
-//! An Iceberg table as others see it: PyIceberg, DuckDB and ClickHouse, and its files on disk.
+//! An Iceberg table as others see it: PyIceberg, DuckDB and ClickHouse, and its files on disk, where S3 keeps its objects too.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use super::server::{readers_python, repository};
-use super::{Case, files_below};
+use super::{Case, Place, files_below};
 
 /// An Iceberg table of a case.
 pub struct Target<'a> {
@@ -19,8 +19,12 @@ pub struct Target<'a> {
 impl Target<'_> {
     /// Runs a command of tests/readers/iceberg.py on this table.
     pub fn ask(&self, command: &str, arguments: Value) -> Value {
-        let mut all =
-            json!({"catalog": self.case.path("catalog.db"), "namespace": self.namespace, "table": self.table});
+        let sqlite = self.case.path("catalog.db");
+        let catalog = match &self.case.lake {
+            Some(lake) => lake.for_readers(sqlite),
+            None => json!(sqlite),
+        };
+        let mut all = json!({"catalog": catalog, "namespace": self.namespace, "table": self.table});
         for (name, value) in arguments.as_object().unwrap() {
             all[name] = value.clone();
         }
@@ -84,10 +88,16 @@ impl Target<'_> {
 
     /// The same of the rows with a filter.
     pub fn icebergs_of(&self, query: &str, filter: &str) -> String {
-        let (folder, metadata) = (self.folder(), self.metadata_file());
-        let settings =
-            format!("SETTINGS iceberg_metadata_file_path = '{}'", metadata.strip_prefix(&folder).unwrap().display());
-        self.case.sql(&format!("{query} icebergLocal('{}', {settings}) WHERE {filter}", folder.display()))
+        let location = self.metadata_location();
+        let mut parts = location.rmatch_indices('/').map(|(at, _)| at);
+        let (_, end) = (parts.next(), parts.next().unwrap());
+        let (table, metadata) = (&location[..end], &location[end + 1..]);
+        let function = match &self.case.lake {
+            Some(lake) => lake.clickhouse(table),
+            None => format!("icebergLocal('{}'", table.strip_prefix("file://").unwrap()),
+        };
+        let settings = format!("SETTINGS iceberg_metadata_file_path = '{metadata}'");
+        self.case.sql(&format!("{query} {function}, {settings}) WHERE {filter}"))
     }
 
     /// Rows that ClickHouse finds with a filter.
@@ -114,6 +124,17 @@ impl Target<'_> {
         assert_eq!(self.files_on_disk(), known, "files on disk, files of the table");
     }
 
+    /// Nothing in S3 may be begun and neither finished nor given up.
+    pub fn has_no_uploads(&self, what: &str) {
+        assert_eq!(self.ask("uploads", json!({})), json!([]), "{what}");
+    }
+
+    /// Every data file on disk must be one that ClickHouse reads.
+    pub fn has_only_read_files(&self, what: &str) {
+        let read = self.icebergs("SELECT uniqExact(_path) FROM");
+        assert_eq!(self.files_on_disk().len().to_string(), read, "files on disk, files of the table: {what}");
+    }
+
     /// The metadata file that the catalog names, and every file of the table: the same again where a pass changed nothing and left nothing.
     pub fn state(&self) -> (PathBuf, Vec<PathBuf>) {
         (self.metadata_file(), files_below(&self.folder()))
@@ -121,15 +142,17 @@ impl Target<'_> {
 
     /// The metadata file that the catalog names.
     pub fn metadata_file(&self) -> PathBuf {
-        let location: String = self
-            .catalog()
-            .query_row(
-                "SELECT metadata_location FROM iceberg_tables WHERE table_namespace = ?1 AND table_name = ?2",
-                [&self.namespace, &self.table],
-                |row| row.get(0),
-            )
-            .unwrap();
-        PathBuf::from(location.strip_prefix("file://").unwrap())
+        self.case.file(&self.metadata_location())
+    }
+
+    /// Its location.
+    pub fn metadata_location(&self) -> String {
+        let lake = self.case.lake.as_ref();
+        let elsewhere = lake.and_then(|lake| lake.metadata_location(&self.namespace, &self.table));
+        elsewhere.unwrap_or_else(|| {
+            let query = "SELECT metadata_location FROM iceberg_tables WHERE table_namespace = ?1 AND table_name = ?2";
+            self.catalog().query_row(query, [&self.namespace, &self.table], |row| row.get(0)).unwrap()
+        })
     }
 
     /// The newest metadata file that a pass wrote upon `base` and that the catalog need not name.
@@ -141,9 +164,12 @@ impl Target<'_> {
 
     /// Swaps in the metadata file `new` if the catalog still names `base`; whether it did.
     pub fn swaps(&self, base: &Path, new: &Path) -> bool {
+        let (base, new) = (self.case.location(base), self.case.location(new));
+        if self.case.place() == Place::Postgres {
+            return self.case.lake.as_ref().unwrap().swaps(&base, &new);
+        }
         let swap = "UPDATE iceberg_tables SET metadata_location = ?1, previous_metadata_location = ?2 WHERE metadata_location = ?2";
-        let location = |path: &Path| format!("file://{}", path.display());
-        self.catalog().execute(swap, [location(new), location(base)]).unwrap() == 1
+        self.catalog().execute(swap, [new, base]).unwrap() == 1
     }
 
     /// Does what the lost request of a pass would have done, had it come through only now; whether it could.
@@ -158,6 +184,7 @@ impl Target<'_> {
         text.map_or(Value::Null, |text| serde_json::from_str(text).unwrap())
     }
 
+    /// The catalog, where it is a SQLite file.
     pub fn catalog(&self) -> rusqlite::Connection {
         rusqlite::Connection::open(self.case.path("catalog.db")).unwrap()
     }

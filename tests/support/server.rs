@@ -20,19 +20,26 @@ pub fn readers_python() -> String {
     std::env::var("K2_TEST_PYTHON").expect(MISSING)
 }
 
-/// Runs a query; HTTP/1.0, so that the answer ends with the connection and comes in one piece.
+/// Runs a query.
 pub fn post(url: &str, database: &str, query: &str) -> Result<String, String> {
+    // Without wait_end_of_query a query that fails midway has already been answered with 200.
+    ask(url, &format!("POST /?wait_end_of_query=1&database={database}"), query)
+}
+
+/// Gets what lies at a path.
+pub fn get(url: &str, path: &str) -> Result<String, String> {
+    ask(url, &format!("GET {path}"), "")
+}
+
+/// HTTP/1.0, so that the answer ends with the connection and comes in one piece.
+fn ask(url: &str, request: &str, body: &str) -> Result<String, String> {
     let host = url.strip_prefix("http://").unwrap();
     let mut stream = TcpStream::connect(host).map_err(|e| format!("connect to {url}: {e}"))?;
-    // Without wait_end_of_query a query that fails midway has already been answered with 200.
-    let head = format!(
-        "POST /?wait_end_of_query=1&database={database} HTTP/1.0\r\nHost: {host}\r\nContent-Length: {}\r\n\r\n",
-        query.len()
-    );
+    let head = format!("{request} HTTP/1.0\r\nHost: {host}\r\nContent-Length: {}\r\n\r\n", body.len());
     let mut answer = Vec::new();
     let exchanged = stream
         .write_all(head.as_bytes())
-        .and_then(|()| stream.write_all(query.as_bytes()))
+        .and_then(|()| stream.write_all(body.as_bytes()))
         .and_then(|()| stream.read_to_end(&mut answer));
     exchanged.map_err(|e| format!("ask {url}: {e}"))?;
     let answer = String::from_utf8_lossy(&answer);

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Case, HASH_OF_BRONZE, Output};
+use super::{Case, HASH_OF_BRONZE, Output, Place};
 
 /// A configuration of the target `cold.trades` whose rows come from the source table `trades`.
 #[derive(Debug)]
@@ -64,12 +64,22 @@ pub enum Work {
 impl Shape {
     /// A case with an empty source, its configuration, its target, and the view `wanted`.
     pub fn case(&self, name: &str) -> Case {
-        let case = Case::new(&format!("{name}_{}", self.name));
+        self.case_at(Place::Local, name)
+    }
+
+    /// The same with its target there.
+    pub fn case_at(&self, place: Place, name: &str) -> Case {
+        let case = Case::at(place, &format!("{name}_{}", self.name));
+        self.set_up(&case);
+        case
+    }
+
+    /// The same on a case that is there.
+    pub fn set_up(&self, case: &Case) {
         case.bronze("trades");
         case.sql(&format!("CREATE VIEW wanted AS {}", self.wanted));
         case.config(self.config);
         case.init_tables();
-        case
     }
 
     /// Adds keys to the configuration of the table.
@@ -79,7 +89,12 @@ impl Shape {
 
     /// A case whose target holds one day and whose source holds two.
     pub fn two_days(&self, name: &str) -> Case {
-        let case = self.case(name);
+        self.two_days_at(Place::Local, name)
+    }
+
+    /// The same with its target there.
+    pub fn two_days_at(&self, place: Place, name: &str) -> Case {
+        let case = self.case_at(place, name);
         case.trades("trades", "2024-03-09 23:50:00", 200);
         case.pass();
         case.trades("trades", "2024-03-10 23:59:00", 200);
@@ -87,11 +102,11 @@ impl Shape {
     }
 
     /// A case with this work to do.
-    pub fn case_with(&self, work: Work, name: &str) -> Case {
+    pub fn case_with(&self, work: Work, place: Place, name: &str) -> Case {
         if work == Work::NewRows {
-            return self.two_days(name);
+            return self.two_days_at(place, name);
         }
-        let case = self.case(name);
+        let case = self.case_at(place, name);
         // More than a chunk of those shapes that have small ones.
         case.trades("trades", "2024-03-09 23:50:00", 400);
         case.pass();
