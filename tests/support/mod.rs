@@ -6,6 +6,7 @@
 
 pub mod data;
 pub mod disk;
+pub mod faults;
 pub mod lake;
 pub mod machine;
 pub mod place;
@@ -28,7 +29,7 @@ use tempfile::TempDir;
 
 pub use data::{BRONZE, HASH_OF_BRONZE};
 pub use disk::Disk;
-pub use place::{Lake, Place};
+pub use place::{Lake, Place, Proxies};
 pub use readers::Target;
 pub use server::Server;
 pub use webhook::Webhook;
