@@ -72,9 +72,8 @@ const OF_COMMIT: [(Fault, bool); 10] = [
 
 #[test]
 fn p14_a_commit_whose_request_or_reply_is_lost_or_repeated_is_there_once() {
-    let is_for = |place: Place, fault: Fault| {
-        place.is_rest() || !matches!(fault, Fault::Repeated | Fault::Answered(..))
-    };
+    let is_for =
+        |place: Place, fault: Fault| place.is_rest() || !matches!(fault, Fault::Repeated | Fault::Answered(..));
     let places = [Place::Rest, Place::Guarded, Place::Postgres];
     let all = places.iter().flat_map(|place| OF_COMMIT.map(|(fault, unknown)| (*place, fault, unknown)));
     let all: Vec<_> = all.filter(|(place, fault, _)| is_for(*place, *fault)).collect();

@@ -21,7 +21,7 @@ use super::errors::{Access, Missing, NoCredentials};
 use super::profile::Files;
 use super::same_spelling;
 use crate::config::{Secret, Storage};
-use crate::error::{Classify, Error, Kind, Result};
+use crate::error::{Classify, Context, Error, Kind, Result};
 
 /// Tries of a request after the first. A pass tries a table again on top of them.
 const RETRIES: usize = 5;
@@ -261,7 +261,8 @@ impl Settings<'_> {
             .with_allow_http(endpoint.is_some_and(|url| url.starts_with("http://")))
             .with_connect_timeout(self.config.connect_timeout)
             .with_timeout(self.config.timeout);
-        let certificates = self.config.ca_file.as_deref().map(crate::tls::certificates).transpose()?;
+        let certificates = self.config.ca_file.as_deref().map(crate::tls::certificates).transpose();
+        let certificates = certificates.context_with(|| "catalog.ca_file")?;
         for certificate in certificates.unwrap_or_default() {
             options = options
                 .with_root_certificate(Certificate::from_der(&certificate).or_error(Kind::Config, "catalog.ca_file")?);

@@ -30,6 +30,8 @@ pub enum Fault {
     Swallowed,
     /// It does not arrive, and is answered with this status and these headers, each with its line break.
     Answered(u16, &'static str),
+    /// It does not arrive, and is answered with this status and body.
+    Told(u16, &'static str),
 }
 
 /// Every request from now on.
@@ -83,8 +85,7 @@ impl FaultyProxy {
     fn start(server: &str, serve: fn(&State, TcpStream) -> io::Result<()>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let state =
-            Arc::new(State { server: server.to_owned(), shared: Mutex::default(), changed: Condvar::new() });
+        let state = Arc::new(State { server: server.to_owned(), shared: Mutex::default(), changed: Condvar::new() });
         let shared = Arc::clone(&state);
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
@@ -218,6 +219,11 @@ impl State {
                     let answer = format!("HTTP/1.1 {status} x\r\nContent-Length: 0\r\n{headers}\r\n");
                     client.write_all(answer.as_bytes())?;
                 }
+                Some(Fault::Told(status, body)) => {
+                    let body = if is_head { "" } else { body };
+                    let answer = format!("HTTP/1.1 {status} x\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+                    client.write_all(answer.as_bytes())?;
+                }
             }
         }
         client.shutdown(Shutdown::Both)
@@ -261,7 +267,7 @@ impl State {
                 Some(Fault::Swallowed) => return client.read(&mut [0]).map(drop),
                 Some(Fault::Held) => self.wait(),
                 Some(Fault::ReplyLost | Fault::ReplyCut(_) | Fault::ReplyHeld) => *of_answers.lock().unwrap() = fault,
-                Some(Fault::Repeated | Fault::Answered(..)) => panic!("{fault:?} is for HTTP"),
+                Some(Fault::Repeated | Fault::Answered(..) | Fault::Told(..)) => panic!("{fault:?} is for HTTP"),
             }
             server.write_all(&message)?;
             if fault == Some(Fault::Held) {
@@ -371,7 +377,8 @@ impl Reader {
         loop {
             let end = self.find(start, b"\r\n")?.ok_or(io::ErrorKind::UnexpectedEof)?;
             let size = String::from_utf8_lossy(&self.ahead[start..end - 2]).into_owned();
-            let size = usize::from_str_radix(size.split(';').next().unwrap_or_default(), 16).map_err(io::Error::other)?;
+            let size =
+                usize::from_str_radix(size.split(';').next().unwrap_or_default(), 16).map_err(io::Error::other)?;
             start = end + size + 2;
             if size == 0 {
                 return Ok(start);

@@ -12,7 +12,7 @@ use reqwest::{Client, RequestBuilder};
 
 use super::errors::{Patience, Told, retry_after};
 use crate::config::{Auth, Rest as Config, Secret};
-use crate::error::{Classify, Error, Kind, Result};
+use crate::error::{Classify, Context, Error, Kind, Result};
 use crate::tls;
 
 /// Connections that were idle for longer are not used again: servers close theirs, and a request on a closed one is lost, which for a commit
@@ -60,8 +60,9 @@ impl Unanswered {
 
 impl Transport {
     pub fn new(config: &Config) -> Result<Self> {
+        let tls = tls::client_config(config.ca_file.as_deref()).context_with(|| "catalog.ca_file")?;
         let client = Client::builder()
-            .use_preconfigured_tls(tls::client_config(config.ca_file.as_deref())?)
+            .use_preconfigured_tls(tls)
             // Who goes where he is sent to takes credentials there.
             .redirect(Policy::none())
             .connect_timeout(config.connect_timeout)
