@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use chrono::{SecondsFormat, Utc};
 
-use crate::config::{Catalog, TableName};
+use crate::config::{Backend, Config, TableName};
 use crate::error::{Error, Kind, Result};
 use crate::storage::file_error;
 
@@ -21,8 +21,8 @@ pub struct Guard {
 
 impl Guard {
     /// Takes the lock of a table, or says who holds it.
-    pub fn acquire(catalog: &Catalog, table: &TableName, run_id: &str) -> Result<Self> {
-        let path = lock_file(catalog, table)?;
+    pub fn acquire(config: &Config, table: &TableName, run_id: &str) -> Result<Self> {
+        let path = lock_folder(config)?.join(format!("{}.{table}.lock", config.catalog.name.replace('/', "_")));
         let failed = |e| file_error("lock", &path, e);
         let folder = path.parent().unwrap_or(&path);
         std::fs::create_dir_all(folder).map_err(failed)?;
@@ -46,11 +46,15 @@ impl Guard {
     }
 }
 
-fn lock_file(catalog: &Catalog, table: &TableName) -> Result<PathBuf> {
-    let path = catalog.path().canonicalize().map_err(|e| file_error("find", catalog.path(), e))?;
-    let mut folder = path.into_os_string();
+/// Beside the catalog where that is a file; else beside the state cache: nothing else on this host is known to be there for all passes.
+pub fn lock_folder(config: &Config) -> Result<PathBuf> {
+    let beside = match &config.catalog.backend {
+        Backend::Sqlite(path) => path.canonicalize().map_err(|e| file_error("find", path, e))?,
+        Backend::Postgres(_) | Backend::Rest(_) => config.state.clone(),
+    };
+    let mut folder = beside.into_os_string();
     folder.push(".locks");
-    Ok(PathBuf::from(folder).join(format!("{}.{table}.lock", catalog.name.replace('/', "_"))))
+    Ok(folder.into())
 }
 
 /// This host, as logs and locks name it.
@@ -68,7 +72,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("c.db");
         std::fs::write(&path, "").unwrap();
-        let catalog = Catalog::of_sqlite(path);
+        let text = "[catalog]\nuri = 'sqlite:///c.db'\n[[table]]\nsource = 't'\ntarget = 'c.t'\ncursor = 'ts'\n";
+        let catalog = Config::parse(text, folder.path(), |_| None).unwrap();
         let table = |name: &str| TableName { namespace: "cold".into(), name: name.into() };
         let held = Guard::acquire(&catalog, &table("t"), "first").unwrap();
         let error = Guard::acquire(&catalog, &table("t"), "second").unwrap_err();

@@ -15,7 +15,6 @@ use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
 use futures::{FutureExt, StreamExt, stream};
-use iceberg::io::FileIO;
 use tracing::Instrument;
 use uuid::Uuid;
 
@@ -35,7 +34,6 @@ use crate::report::{RunReport, RunTable};
 use crate::source::{Server, new_run_id};
 use crate::state::{Finished, State};
 use crate::stop::Stop;
-use crate::storage::local_file_io;
 use crate::target::{Catalog, Target, deleted_by_others, live_records};
 use crate::telemetry::Telemetry;
 use crate::ttl;
@@ -91,7 +89,6 @@ struct Pass<'a> {
     deadline: Option<Duration>,
     started_at: String,
     run_id: String,
-    file_io: FileIO,
     state: &'a State,
     stop: &'a Stop,
     telemetry: &'a Telemetry,
@@ -110,7 +107,6 @@ impl<'a> Pass<'a> {
             deadline: Some(config.pass_deadline),
             started_at: now(),
             run_id: new_run_id(),
-            file_io: local_file_io(),
             state,
             stop,
             telemetry,
@@ -121,17 +117,18 @@ impl<'a> Pass<'a> {
 
     /// Layer by layer, the tables of a layer side by side. Layers order work, they are no dependency: a failed one does not hold the next back.
     async fn layers(&self, tables: &[&Table]) -> Vec<RunTable> {
-        let connect = async || self.stop.or(Server::connect(&self.config.clickhouse, &self.run_id)).await;
-        // A catalog that cannot be opened is waited for once, and not by every table.
-        let server = match Catalog::open(&self.config.catalog) {
-            Ok(_) => self.retry(connect).await,
-            Err(error) => Err(error),
+        // Once, and not by every table: what is not there now is not there for the others either.
+        let connect = async || {
+            let catalog = self.stop.or(Catalog::open(self.config)).await?;
+            let server = self.stop.or(Server::connect(&self.config.clickhouse, &self.run_id)).await?;
+            Ok((catalog, server))
         };
+        let ends = self.retry(connect).await;
         let mut reports = Vec::with_capacity(tables.len());
         for layer in tables.chunk_by(|a, b| a.layer == b.layer) {
-            let tables = layer.iter().map(|table| {
-                self.table(table, &server).instrument(tracing::info_span!("table", target = %table.target))
-            });
+            let tables = layer
+                .iter()
+                .map(|table| self.table(table, &ends).instrument(tracing::info_span!("table", target = %table.target)));
             let mut side_by_side = stream::iter(tables).buffered(self.config.parallel_tables);
             while let Some(report) = side_by_side.next().await {
                 reports.push(report);
@@ -157,13 +154,13 @@ impl<'a> Pass<'a> {
     }
 
     /// One table, from the guard to the state cache.
-    async fn table(&self, table: &Table, server: &Result<Server>) -> RunTable {
+    async fn table(&self, table: &Table, ends: &Result<(Catalog, Server)>) -> RunTable {
         let started = Instant::now();
         let mut progress = Progress::default();
         // Held until the end is remembered: who takes it and finds a pass without an end counts it as dead.
         let mut guard = None;
-        let result = match server {
-            Ok(server) => self.guarded(table, server, &mut guard, &mut progress).await,
+        let result = match ends {
+            Ok(ends) => self.guarded(table, ends, &mut guard, &mut progress).await,
             Err(error) => Err(error.repeat()),
         };
         let report = progress.report(table, result.as_ref().err(), millis(started));
@@ -182,18 +179,17 @@ impl<'a> Pass<'a> {
     async fn guarded(
         &self,
         table: &Table,
-        server: &Server,
+        (catalog, server): &(Catalog, Server),
         guard: &mut Option<Guard>,
         progress: &mut Progress,
     ) -> Result<()> {
-        let mut catalog = Catalog::open(&self.config.catalog)?;
         let free = failpoint::hit(Failpoint::Guard)? == Action::Skip || self.options.dry_run;
         if !free {
-            *guard = Some(Guard::acquire(&self.config.catalog, &table.target, &self.run_id)?);
+            *guard = Some(Guard::acquire(self.config, &table.target, &self.run_id)?);
         }
         let death = if self.options.dry_run { None } else { self.begin(table) };
         let tried = async || {
-            let tried = Box::pin(self.offload(table, server, &mut catalog, progress)).await;
+            let tried = Box::pin(self.offload(table, server, catalog, progress)).await;
             if tried.as_ref().is_err_and(|error| error.kind() == Kind::Conflict) {
                 progress.conflict();
             }
@@ -224,18 +220,12 @@ impl<'a> Pass<'a> {
     }
 
     /// One try of a table: plans its window and moves it chunk by chunk.
-    async fn offload(
-        &self,
-        table: &Table,
-        server: &Server,
-        catalog: &mut Catalog,
-        progress: &mut Progress,
-    ) -> Result<()> {
+    async fn offload(&self, table: &Table, server: &Server, catalog: &Catalog, progress: &mut Progress) -> Result<()> {
         failpoint::hit(Failpoint::Target)?;
-        let target = self.stop.or(Target::load_existing(catalog, &self.file_io, &table.target)).await?;
-        let marker = self.stop.or(target.marker(&self.file_io, &table.target)).await?;
+        let target = self.stop.or(Target::load_existing(catalog, &table.target)).await?;
+        let marker = self.stop.or(target.marker(catalog.file_io(), &table.target)).await?;
         let database = &self.config.clickhouse.database;
-        let mut route = self.stop.or(Route::open(server, database, table, target)).await?;
+        let mut route = self.stop.or(Route::open(server, database, table, target, catalog.storage())).await?;
         route.check(marker.as_ref())?;
         tell_differences(&route, self.state, !self.options.dry_run);
 

@@ -1,7 +1,5 @@
 //! Rows that came late: which windows below the watermark hold others than when they left (protocol.md P23, P24).
 
-use iceberg::io::FileIO;
-
 use super::{Route, check_mergeable};
 use crate::cursor::{Tick, micros_of};
 use crate::error::Result;
@@ -22,7 +20,7 @@ pub struct Late {
 impl Route<'_> {
     /// Looks at the last `late_lookback` before the watermark, commit by commit, up to `until`: one query tells. `None` where nobody looks: where it is
     /// switched off, and where rows cannot be compared (protocol.md P22).
-    pub async fn late(&self, file_io: &FileIO, marker: &Marker, until: Option<Tick>) -> Result<Option<Late>> {
+    pub async fn late(&self, marker: &Marker, until: Option<Tick>) -> Result<Option<Late>> {
         let Some(from) = self.lookback(marker.watermark) else { return Ok(None) };
         // Where the watermark was put back, all from there on is compared anyway.
         if marker.watermark < marker.offloaded_to || check_mergeable(&self.source, self.table).is_err() {
@@ -37,7 +35,7 @@ impl Route<'_> {
         let is_deleted = deleted_by_others(&self.target.metadata, marker).is_some();
         let mut late = Late::default();
         for (piece, now) in pieces.iter().zip(now).filter(|(piece, now)| piece.differs(*now)) {
-            let held = self.rows_held(file_io, piece.window).await?;
+            let held = self.rows_held(piece.window).await?;
             match piece.lateness(now, held, is_whole(marker, is_deleted, piece.window)) {
                 Lateness::None => {}
                 Lateness::Late => late.windows.push(piece.window),
@@ -70,9 +68,9 @@ impl Route<'_> {
         Ok(found)
     }
 
-    pub(super) async fn rows_held(&self, file_io: &FileIO, window: Window) -> Result<u64> {
+    pub(super) async fn rows_held(&self, window: Window) -> Result<u64> {
         let (name, day) = (&self.table.target, self.cursor().kind.ticks_per_day());
-        let days = self.target.histogram(file_io, name, self.cursor(), window, day).await?;
+        let days = self.target.histogram(self.storage.file_io(), name, self.cursor(), window, day).await?;
         Ok(days.iter().map(|day| day.rows).sum())
     }
 }

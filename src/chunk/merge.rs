@@ -5,14 +5,12 @@
 //! judge those that are not found.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
 use arrow_array::{BooleanArray, RecordBatch, StringArray};
 use arrow_select::filter::filter_record_batch;
 use iceberg::arrow::schema_to_arrow_schema;
-use iceberg::io::FileIO;
 use iceberg::spec::{NestedField, PrimitiveType, Schema, SchemaRef, Type};
 
 use super::held::{BYTES_PER_ROW, Held, Identities, Unmatched};
@@ -40,18 +38,14 @@ const PLAIN_ENGINES: [&str; 3] = ["MergeTree", "ReplicatedMergeTree", "SharedMer
 
 /// What a merge needs beside source and target.
 #[derive(Debug, Clone, Copy)]
-pub struct Merger<'a> {
-    /// Storage of the target.
-    pub file_io: &'a FileIO,
-    /// Folder of files that are only needed meanwhile.
-    pub scratch: &'a Path,
+pub struct Merger {
     /// Bytes for the rows of the target.
     pub memory: u64,
     /// Makes the images.
     pub imager: Imager,
 }
 
-impl Merger<'_> {
+impl Merger {
     /// Rows of a chunk that are compared by one reading.
     pub fn rows(&self) -> u64 {
         (self.memory / BYTES_PER_ROW).max(1)
@@ -71,8 +65,8 @@ struct Level {
 }
 
 /// A merge under way.
-struct Merge<'a> {
-    merger: Merger<'a>,
+struct Merge {
+    merger: Merger,
     /// Rows that are added lie in it.
     window: Window,
     /// Rows that are compared lie in it.
@@ -86,7 +80,7 @@ struct Merge<'a> {
     found: Vec<bool>,
 }
 
-impl Merge<'_> {
+impl Merge {
     /// Whether a row of the source is to be judged.
     fn is_open(&self, row: usize) -> bool {
         self.wanted.get(row).copied().unwrap_or(false) && !self.found.get(row).copied().unwrap_or(true)
@@ -111,18 +105,20 @@ pub fn check_mergeable(source: &Source<'_>, table: &Table) -> Result<()> {
 
 impl Route<'_> {
     /// Adds what of a chunk the target does not hold. Returns how many rows the source has there.
-    pub(super) async fn write_merge(&self, chunk: &mut Chunk, files: &mut Files, merger: Merger<'_>) -> Result<u64> {
+    pub(super) async fn write_merge(&self, chunk: &mut Chunk, files: &mut Files, merger: Merger) -> Result<u64> {
         let keyed = !self.table.key.is_empty();
         let reach = match keyed && !self.table.is_final && !self.source.is_query() {
             true => late::reach(&markers(&self.target.metadata)?, chunk.window),
             false => chunk.window,
         };
-        let Some(source) = self.receive(reach, merger.scratch).await? else {
-            chunk.held = self.rows_held(merger.file_io, chunk.window).await?;
+        let Some(source) = self.receive(reach).await? else {
+            chunk.held = self.rows_held(chunk.window).await?;
             return Ok(0);
         };
-        let found =
-            self.target.row_files(merger.file_io, &self.table.target, self.cursor(), reach, &self.table.key).await?;
+        let found = self
+            .target
+            .row_files(self.storage.file_io(), &self.table.target, self.cursor(), reach, &self.table.key)
+            .await?;
         let found = found.iter().filter_map(|file| file.within(reach)).collect();
         let (levels, identity) = self.levels(&source, found, chunk.mode)?;
         let (wanted, found) = (Vec::new(), Vec::new());
@@ -147,9 +143,9 @@ impl Route<'_> {
     }
 
     /// Streams the rows of the source into a file, with their partitions.
-    async fn receive(&self, window: Window, folder: &Path) -> Result<Option<Scratch>> {
+    async fn receive(&self, window: Window) -> Result<Option<Scratch>> {
         let mut stream = self.source.merged(self.cursor(), window, &self.fields, PARTITION)?;
-        let mut scratch = ScratchWriter::create(folder)?;
+        let mut scratch = ScratchWriter::create(self.storage.scratch())?;
         while let Some(bytes) = stream.next().await? {
             scratch.write(&bytes)?;
         }
@@ -196,14 +192,14 @@ impl Route<'_> {
     }
 
     /// Looks for the source's rows among the target's, by all that both have.
-    async fn look_for(&self, merge: &mut Merge<'_>, chunk: &mut Chunk) -> Result<()> {
+    async fn look_for(&self, merge: &mut Merge, chunk: &mut Chunk) -> Result<()> {
         let mut read = self.read_source(merge, &merge.identity.schema)?;
         while let Some((_, ticks)) = read.next().await? {
             merge.wanted.extend(ticks.iter().map(|tick| tick.is_some_and(|tick| merge.window.contains(tick))));
         }
         // At which level each row was found.
         let mut found: Vec<Option<usize>> = vec![None; merge.wanted.len()];
-        let rows = self.rows_held(merge.merger.file_io, merge.reach).await?;
+        let rows = self.rows_held(merge.reach).await?;
         for (number, level) in merge.levels.iter().enumerate() {
             let same_files = |other: &Level| {
                 level.again && !other.again && other.fields != other.lasting && other.lasting == level.lasting
@@ -226,7 +222,7 @@ impl Route<'_> {
     /// Takes the rows of the source that were found `at` a level, or not yet, from those of the target: they are found there.
     async fn take(
         &self,
-        merge: &Merge<'_>,
+        merge: &Merge,
         level: &Level,
         slice: Slice,
         held: &mut Held,
@@ -248,15 +244,15 @@ impl Route<'_> {
         if number == found.len() { Ok(()) } else { Err(other_rows()) }
     }
 
-    fn read_source(&self, merge: &Merge<'_>, schema: &SchemaRef) -> Result<Rows> {
+    fn read_source(&self, merge: &Merge, schema: &SchemaRef) -> Result<Rows> {
         let file = RowFile::of_scratch(&merge.source, schema.clone());
-        read_rows(merge.merger.file_io, std::iter::once(&file), schema, self.cursor())
+        read_rows(self.storage.file_io(), std::iter::once(&file), schema, self.cursor())
     }
 
     /// The target's rows of a slice in the files of a level.
-    async fn held(&self, merge: &Merge<'_>, level: &Level, slice: Slice, chunk: &mut Chunk) -> Result<Held> {
+    async fn held(&self, merge: &Merge, level: &Level, slice: Slice, chunk: &mut Chunk) -> Result<Held> {
         let mut held = Held::default();
-        let mut rows = read_rows(merge.merger.file_io, level.files.iter(), &level.schema, self.cursor())?;
+        let mut rows = read_rows(self.storage.file_io(), level.files.iter(), &level.schema, self.cursor())?;
         while let Some((columns, ticks)) = rows.next().await? {
             let is_within = |tick: &Option<Tick>, window: Window| tick.is_some_and(|tick| window.contains(tick));
             // A file may be much longer than the window.
@@ -276,7 +272,7 @@ impl Route<'_> {
     }
 
     /// Learns of the rows of a slice that were not found whether the target holds them with other content.
-    async fn identities(&self, merge: &Merge<'_>, slice: Slice) -> Result<Identities> {
+    async fn identities(&self, merge: &Merge, slice: Slice) -> Result<Identities> {
         let (schema, imager) = (&merge.identity.schema, merge.merger.imager);
         let mut identities = Identities::default();
         let mut number = 0;
@@ -288,7 +284,7 @@ impl Route<'_> {
             number += ticks.len();
         }
         let files = merge.levels.iter().filter(|level| !level.again).flat_map(|level| &level.files);
-        let mut read = read_rows(merge.merger.file_io, files, schema, self.cursor())?;
+        let mut read = read_rows(self.storage.file_io(), files, schema, self.cursor())?;
         while let Some((columns, ticks)) = read.next().await? {
             merge.identity.check_labels(&columns)?;
             let of_rows = merge.identity.images(imager, &columns, ticks.len())?;
@@ -310,7 +306,7 @@ impl Route<'_> {
     /// Writes the rows of a slice that the target does not hold, partition by partition.
     async fn add_missing(
         &self,
-        merge: &Merge<'_>,
+        merge: &Merge,
         slice: Slice,
         mut identities: Identities,
         chunk: &mut Chunk,
@@ -351,7 +347,7 @@ impl Route<'_> {
                     Some(file) => file,
                     None => file.insert(self.begin(key, &rows, chunk, files)?),
                 };
-                file.encoder.write(&rows)?;
+                file.encoder.write(&rows).await?;
             }
             tokio::task::yield_now().await;
         }
@@ -369,7 +365,7 @@ impl Route<'_> {
         let placement =
             Placement { sort_order_id: None, ..self.placement(&partition_values(&self.fields, &values)?, &name)? };
         files.begun.push(placement.location.clone());
-        Ok(Added { key, encoder: Encoder::create(&placement.location, rows, self.table)?, placement })
+        Ok(Added { key, encoder: Encoder::create(&self.storage, &placement.location, rows, self.table)?, placement })
     }
 }
 
@@ -395,7 +391,7 @@ impl Added<'_> {
 }
 
 /// The slices in which so many rows are held in memory.
-fn slices(merger: Merger<'_>, rows: u64) -> Result<impl Iterator<Item = Slice> + use<>> {
+fn slices(merger: Merger, rows: u64) -> Result<impl Iterator<Item = Slice> + use<>> {
     let of = rows.div_ceil(merger.rows()).max(1);
     if of > MAX_SLICES {
         let message = format!("{rows} rows are to be compared at once, which merge_memory is too small for");

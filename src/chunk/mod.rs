@@ -20,7 +20,7 @@ use crate::plan::{Partition, Piece, Window, is_whole, span_ticks, step};
 use crate::reset::check_adopted;
 use crate::schema::{Evolution, evolve};
 use crate::source::{Counting, Server, Source, partition_values};
-use crate::storage::delete_own_file;
+use crate::storage::Storage;
 use crate::target::Target;
 use crate::telemetry::TableBar;
 use crate::watermark::{Fingerprint, Marker, Mode, SourceIdentity, VERSION, remove_range};
@@ -37,6 +37,8 @@ pub struct Route<'a> {
     pub source: Source<'a>,
     /// Where they go.
     pub target: Target,
+    /// How its files are reached.
+    pub storage: Storage,
     /// What the marker will say of the source.
     pub identity: SourceIdentity,
     /// Bounds are multiples of it (protocol.md P11).
@@ -184,9 +186,9 @@ impl Files {
     }
 
     /// Deletes every file of a chunk that is known not to be in the table.
-    pub fn discard(&self) {
+    pub async fn discard(&self, storage: &Storage) {
         for location in &self.begun {
-            if let Err(error) = delete_own_file(location) {
+            if let Err(error) = storage.delete(location).await {
                 tracing::warn!(location, %error, "a file of an abandoned chunk was left behind");
             }
         }
@@ -197,7 +199,13 @@ pub use self::merge::{Merger, check_mergeable};
 
 impl<'a> Route<'a> {
     /// Opens the source of `table` and finds cursor and partition column in it.
-    pub async fn open(server: &'a Server, database: &str, table: &'a Table, target: Target) -> Result<Self> {
+    pub async fn open(
+        server: &'a Server,
+        database: &str,
+        table: &'a Table,
+        target: Target,
+        storage: &Storage,
+    ) -> Result<Self> {
         target.check_format()?;
         let mut source = server.open(database, table).await?;
         let cursor = source.cursor(&table.cursor)?;
@@ -212,7 +220,8 @@ impl<'a> Route<'a> {
         let step = step(table.window, kind)?;
         source.check_input(kind, step)?;
         let span = table.chunk_span.map(|span| span_ticks("chunk_span", span, kind)).transpose()?;
-        Ok(Self { table, source, target, identity, step, span, evolution, fields })
+        let storage = storage.clone();
+        Ok(Self { table, source, target, storage, identity, step, span, evolution, fields })
     }
 
     /// The column that orders the source.
@@ -262,7 +271,7 @@ impl<'a> Route<'a> {
     }
 
     /// Reads a chunk into data files, and checks that nothing was missed or moved (protocol.md P6 to P8).
-    pub async fn write(&self, chunk: &mut Chunk, files: &mut Files, merger: Merger<'_>, bar: &TableBar) -> Result<()> {
+    pub async fn write(&self, chunk: &mut Chunk, files: &mut Files, merger: Merger, bar: &TableBar) -> Result<()> {
         let changed = |what: &str| {
             Err(Error::new(Kind::Conflict, format!("the source changed while it was read: {what}"))
                 .hint("nothing was committed; the chunk is planned again"))
@@ -339,10 +348,12 @@ impl<'a> Route<'a> {
         let mut hold_back = HOLD_BACK;
         for _ in 0..2 {
             let mut stream = self.source.parquet(self.cursor(), piece.window, &self.fields, &values, self.table)?;
-            let mut file = Passthrough::create(&placement.location, hold_back)?;
+            let compacted = !placement.bloom_filter.is_empty();
+            let mut file = Passthrough::create(&self.storage, &placement.location, hold_back, compacted)?;
             while let Some(bytes) = stream.next().await? {
                 bar.bytes(bytes.len());
                 file.write(bytes)?;
+                file.ready().await?;
             }
             match file.finish(&placement).await? {
                 Written::File(file) => {
@@ -351,8 +362,11 @@ impl<'a> Route<'a> {
                     files.finished.push(*file);
                     return Ok(());
                 }
-                Written::Empty => return Ok(()),
-                Written::NeedsHoldBack(longer) => hold_back = longer,
+                Written::Empty => return self.storage.delete(&placement.location).await,
+                Written::NeedsHoldBack(longer) => {
+                    self.storage.delete(&placement.location).await?;
+                    hold_back = longer;
+                }
             }
         }
         Err(Error::new(Kind::Conflict, "the Parquet footer grew from one reading to the next"))

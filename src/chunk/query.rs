@@ -37,8 +37,7 @@ impl Route<'_> {
 
     /// Reads a chunk; what it holds is known afterwards.
     pub(super) async fn write_query(&self, chunk: &mut Chunk, files: &mut Files, bar: &TableBar) -> Result<()> {
-        let spool = format!("{}/data/k2-offload-{}.spool", self.target.metadata.location(), chunk.commit_id);
-        let mut spool = Spool::create(&spool)?;
+        let mut spool = Spool::create(&self.storage, &format!("{}/data", self.target.metadata.location()))?;
         let mut stream = self.source.whole(self.cursor(), chunk.window, &self.fields, (PARTITION, COPIES))?;
         while let Some(bytes) = stream.next().await? {
             bar.bytes(bytes.len());
@@ -56,12 +55,12 @@ impl Route<'_> {
             }
             let placement = self.placement(&partition_values(&self.fields, &run.key)?, &name)?;
             files.begun.push(placement.location.clone());
-            let mut file = Encoder::create(&placement.location, &run.rows, self.table)?;
+            let mut file = Encoder::create(&self.storage, &placement.location, &run.rows, self.table)?;
             let mut partition = Partition { key: run.key.clone(), rows: 0, kept: 0, rejected: 0 };
             let mut same = Some(run);
             while let Some(run) = same.take() {
                 newest = newest.max(self.newest(&run.rows)?);
-                file.write(&run.rows)?;
+                file.write(&run.rows).await?;
                 partition.rows += run.source_rows;
                 partition.kept += run.rows.num_rows() as u64;
                 // Encoding takes its time, and another table may stream meanwhile.

@@ -1,8 +1,5 @@
 //! `audit`: counts both sides hour by hour, or compares their rows, and says where they differ; with `--repair` adds what is missing.
 
-use std::path::Path;
-
-use iceberg::io::FileIO;
 use uuid::Uuid;
 
 use super::select;
@@ -21,7 +18,6 @@ use crate::rows::Imager;
 use crate::source::{Server, new_run_id};
 use crate::state::{Audited, State};
 use crate::stop::Stop;
-use crate::storage::local_file_io;
 use crate::target::{Catalog, Target};
 use crate::telemetry::Telemetry;
 use crate::watermark::Marker;
@@ -36,14 +32,18 @@ pub async fn execute(config: &Config, args: &Audit, format: Format, telemetry: &
     }
     let tables = select(config, &args.tables)?;
     let stop = Stop::listen()?;
-    let server = stop.or(Server::connect(&config.clickhouse, &new_run_id())).await;
+    let ends = async || {
+        let catalog = stop.or(Catalog::open(config)).await?;
+        Ok((catalog, stop.or(Server::connect(&config.clickhouse, &new_run_id())).await?))
+    };
+    let ends = ends().await;
     let state = State::open(&config.state);
-    let job = Job { config, args, file_io: local_file_io(), state: &state, stop: &stop, telemetry };
+    let job = Job { config, args, state: &state, stop: &stop, telemetry };
     let mut entries = Vec::with_capacity(tables.len());
     for table in tables {
-        let compared = match &server {
-            Ok(server) => Box::pin(job.table(table, server)).await,
-            Err(error) => Err(error.repeat()),
+        let compared = match &ends {
+            Ok((catalog, server)) => Box::pin(job.table(table, catalog, server)).await,
+            Err(error) => Err(Error::repeat(error)),
         };
         entries.push(
             compared.unwrap_or_else(|error| AuditTable { error: Some(ErrorReport::from(&error)), ..entry(table) }),
@@ -94,7 +94,6 @@ fn entry(table: &Table) -> AuditTable {
 struct Job<'a> {
     config: &'a Config,
     args: &'a Audit,
-    file_io: FileIO,
     state: &'a State,
     stop: &'a Stop,
     telemetry: &'a Telemetry,
@@ -124,22 +123,23 @@ impl Found {
 
 impl Job<'_> {
     /// Compares both sides of a table; with `--repair` adds what is missing, and compares again.
-    async fn table(&self, table: &Table, server: &Server) -> Result<AuditTable> {
+    async fn table(&self, table: &Table, catalog: &Catalog, server: &Server) -> Result<AuditTable> {
         let mut rows_repaired = None;
         loop {
             // Watermark and rows of the target are those of one snapshot: what a pass commits meanwhile lies above. The source is counted after it,
             // so that a row that comes late meanwhile is missing, which is true.
-            let catalog = Catalog::open(&self.config.catalog)?;
-            let target = Target::load_existing(&catalog, &self.file_io, &table.target).await?;
-            let marker = target.marker(&self.file_io, &table.target).await?;
-            let route = self.stop.or(Route::open(server, &self.config.clickhouse.database, table, target)).await?;
+            let database = &self.config.clickhouse.database;
+            let target = Target::load_existing(catalog, &table.target).await?;
+            let marker = target.marker(catalog.file_io(), &table.target).await?;
+            let opened = Route::open(server, database, table, target, catalog.storage());
+            let route = self.stop.or(opened).await?;
             let Some(marker) = marker else { return Ok(entry(table)) };
             marker.check_identity(&route.identity)?;
             let found = self.stop.or(self.compare(&route, server, &marker)).await?;
             let missing = found.as_ref().map(|found| found.missing(route.step)).unwrap_or_default();
             if self.args.repair && rows_repaired.is_none() && !missing.is_empty() {
                 let Self { config, state, stop, telemetry, .. } = *self;
-                let repaired = pass::repair(config, table, server, &missing, state, stop, telemetry).await?;
+                let repaired = pass::repair(config, catalog, table, server, &missing, state, stop, telemetry).await?;
                 rows_repaired = Some(repaired.rows_written);
                 continue;
             }
@@ -151,7 +151,7 @@ impl Job<'_> {
     async fn compare(&self, route: &Route<'_>, server: &Server, marker: &Marker) -> Result<Option<Found>> {
         let clock_micros = server.clock_micros().await?;
         let range = range(self.args, route.cursor().kind, clock_micros, marker.watermark, route.step);
-        let sides = Sides { route, file_io: &self.file_io };
+        let sides = Sides { route };
         let mut late = Vec::new();
         for _ in 0..MAX_LOOKS {
             let sections = audit::sections(range, &marker.skipped, &late);
@@ -160,12 +160,12 @@ impl Job<'_> {
                 false => counted.into_iter().flat_map(|(_, counts)| counts).collect(),
                 true => {
                     route.evolution.check()?;
-                    compare_rows(self.config, route, &self.file_io, counted).await?
+                    compare_rows(self.config, route, counted).await?
                 }
             };
             let is = |verdict| counts.iter().any(|counts| counts.verdict(None) == verdict);
             if is(Verdict::Missing) {
-                let now = route.late(&self.file_io, marker, None).await?.unwrap_or_default().windows;
+                let now = route.late(marker, None).await?.unwrap_or_default().windows;
                 if now != late {
                     late = now;
                     continue;
@@ -206,20 +206,9 @@ fn audited(cursor: CursorType, table: &Table, marker: &Marker, found: Option<Fou
 }
 
 /// Compares the rows of what was counted, section by section.
-async fn compare_rows(
-    config: &Config,
-    route: &Route<'_>,
-    file_io: &FileIO,
-    counted: Vec<(Section, Vec<Counts>)>,
-) -> Result<Vec<Counts>> {
+async fn compare_rows(config: &Config, route: &Route<'_>, counted: Vec<(Section, Vec<Counts>)>) -> Result<Vec<Counts>> {
     let (_, seed) = Uuid::new_v4().as_u64_pair();
-    let comparison = Comparison {
-        route,
-        file_io,
-        scratch: config.state.parent().unwrap_or(Path::new("/")),
-        memory: config.merge_memory,
-        imager: Imager::new(seed),
-    };
+    let comparison = Comparison { route, memory: config.merge_memory, imager: Imager::new(seed) };
     let width = audit::bucket_width(route.cursor().kind);
     let mut compared = Vec::new();
     for (section, counts) in counted {
@@ -245,7 +234,6 @@ fn range(args: &Audit, cursor: CursorType, clock_micros: i64, watermark: Tick, s
 /// Both sides of a table.
 struct Sides<'a> {
     route: &'a Route<'a>,
-    file_io: &'a FileIO,
 }
 
 impl Sides<'_> {
@@ -268,7 +256,8 @@ impl Sides<'_> {
         let mut counts = Vec::new();
         for (section, source_rows) in counted {
             let section = Section { window: section.window.intersect(low, range.high), ..section };
-            let target_rows = target.histogram(self.file_io, &table.target, cursor, section.window, width).await?;
+            let target_rows =
+                target.histogram(self.route.storage.file_io(), &table.target, cursor, section.window, width).await?;
             counts.push((section, audit::pair(section, &source_rows, &target_rows)));
         }
         Ok(Some((Window { low: Some(low), ..range }, counts)))

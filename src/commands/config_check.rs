@@ -4,20 +4,19 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use iceberg::io::FileIO;
-
 use super::init_tables::new_table;
 use crate::chunk::Route;
 use crate::cli::{ConfigCheck, Format};
-use crate::config::{self, Config, Resolved, Secret, Table};
+use crate::config::{self, Backend, Config, Resolved, Secret, Table};
 use crate::error::{Error, Kind, Result};
+use crate::guard::lock_folder;
 use crate::http::reach;
 use crate::notify;
 use crate::plan::{lower_bound, step};
 use crate::report::{self, Access, Check, ConfigReport, GrantLine};
 use crate::source::{Reads, Server, new_run_id};
 use crate::state;
-use crate::storage::{local_file_io, local_path, try_folder};
+use crate::storage::{Storage, is_local, local_path, try_folder};
 use crate::target::{Catalog, Target};
 use crate::watermark::Marker;
 
@@ -37,7 +36,7 @@ pub async fn execute(file: Option<PathBuf>, args: &ConfigCheck, format: Format) 
                 ..ConfigReport::default()
             };
             if !args.offline {
-                Checking { config: &config, file_io: local_file_io(), report: &mut report }.all().await;
+                Checking { config: &config, report: &mut report }.all().await;
             }
             report
         }
@@ -56,17 +55,20 @@ fn files(file: &Path, config: &Config, resolved: &Resolved) -> Vec<Access> {
     let access = |path: &Path, needs| Access { path: path.to_owned(), needs };
     let beside = |path: &Path, suffix: &str| PathBuf::from(format!("{}{suffix}", path.display()));
     let folder = |path: &Path| path.parent().unwrap_or(path).to_owned();
-    let (catalog, state) = (config.catalog.path(), &config.state);
+    let state = &config.state;
     let mut files = vec![access(file, "read")];
-    files.extend(resolved.password_file().map(|file| access(file, "read")));
-    files.extend(resolved.webhook_file().map(|file| access(file, "read")));
+    files.extend(resolved.secret_files().map(|file| access(file, "read")));
     let textfile = config.metrics.textfile.as_ref();
     files.extend(textfile.map(|file| access(&folder(file), "create and replace files; the collector: read")));
-    files.extend([
-        access(catalog, "read and write; the same for all that read tables by the catalog"),
-        access(&folder(catalog), "create and delete files: the catalog's journal"),
-        access(&beside(catalog, ".locks"), "create files, read and write them"),
-    ]);
+    let locks = "create files, read and write them";
+    match &config.catalog.backend {
+        Backend::Sqlite(catalog) => files.extend([
+            access(catalog, "read and write; the same for all that read tables by the catalog"),
+            access(&folder(catalog), "create and delete files: the catalog's journal"),
+            access(&beside(catalog, ".locks"), locks),
+        ]),
+        Backend::Postgres(_) | Backend::Rest(_) => files.push(access(&beside(state, ".locks"), locks)),
+    }
     files.extend(local_path(&config.catalog.warehouse).ok().map(|warehouse| {
         access(&warehouse, "create folders, create, read and delete files; readers of the tables: read")
     }));
@@ -83,7 +85,6 @@ const READ_FURTHER_TABLES: [&str; 3] = ["Buffer", "Distributed", "Merge"];
 /// The checks under way.
 struct Checking<'a> {
     config: &'a Config,
-    file_io: FileIO,
     report: &'a mut ConfigReport,
 }
 
@@ -94,12 +95,12 @@ impl Checking<'_> {
         let found = server.as_ref().map(|server| format!("{}, user `{}`", server.name(), clickhouse.user));
         self.push("clickhouse", &clickhouse.url, found);
 
-        let catalog = self.catalog();
+        let catalog = self.catalog().await;
         let mut reads = Reads::default();
         for table in &self.config.tables {
             let target = match &catalog {
                 Some(catalog) => {
-                    let target = self.target(catalog, table).await;
+                    let target = target(catalog, table).await;
                     let found = target.as_ref().map(|(_, marker)| describe(marker.as_ref()));
                     self.push("target", &table.target.to_string(), found);
                     target.ok()
@@ -116,7 +117,7 @@ impl Checking<'_> {
                 });
             }
         }
-        self.folders();
+        self.folders(catalog.as_ref()).await;
         self.outlets().await;
         if let Ok(server) = &server {
             self.grants(&reads, server.reads_of_sizes().await.unwrap_or_default());
@@ -128,20 +129,15 @@ impl Checking<'_> {
     }
 
     /// Opens the catalog; `None` where there is none, and so no target.
-    fn catalog(&mut self) -> Option<Catalog> {
-        let path = self.config.catalog.path().display().to_string();
-        let mut catalog = Catalog::open(&self.config.catalog);
-        let tried = catalog.as_mut().map_err(|error| error.repeat()).and_then(Catalog::try_writing);
-        self.push("catalog", &path, tried.as_ref().map(|()| "can be written".to_owned()));
+    async fn catalog(&mut self) -> Option<Catalog> {
+        let catalog = Catalog::open(self.config).await;
+        let tried = match &catalog {
+            Ok(catalog) => catalog.try_writing().await,
+            Err(error) => Err(error.repeat()),
+        };
+        let name = self.config.catalog.backend.to_string();
+        self.push("catalog", &name, tried.as_ref().map(|()| "can be written".to_owned()));
         catalog.ok()
-    }
-
-    /// The target of a table, as far as passes have filled it.
-    async fn target(&self, catalog: &Catalog, table: &Table) -> Result<(Target, Option<Marker>)> {
-        let target = Target::load_existing(catalog, &self.file_io, &table.target).await?;
-        let marker = target.marker(&self.file_io, &table.target).await?;
-        try_folder(&local_path(target.metadata.location())?)?;
-        Ok((target, marker))
     }
 
     /// All that a pass checks before it plans; what it found, and what passes read.
@@ -155,7 +151,7 @@ impl Checking<'_> {
         let (source, fields, marker) = match target {
             Some((target, marker)) => {
                 let fields = target.partition_by()?;
-                let route = Route::open(server, database, table, target).await?;
+                let route = Route::open(server, database, table, target, &Storage::of(self.config)).await?;
                 route.check(marker.as_ref())?;
                 (route.source, fields, marker)
             }
@@ -184,12 +180,20 @@ impl Checking<'_> {
         Ok((found, source.reads(&cursor, &fields).await?))
     }
 
-    fn folders(&mut self) {
+    async fn folders(&mut self, opened: Option<&Catalog>) {
         let Config { catalog, state, metrics, .. } = self.config;
-        let warehouse = local_path(&catalog.warehouse).and_then(|folder| tried(&folder));
-        self.push("warehouse", &catalog.warehouse, warehouse.as_ref().cloned());
-        let locks = tried(Path::new(&format!("{}.locks", catalog.path().display())));
-        self.push("locks", &format!("{}.locks", catalog.path().display()), locks.as_ref().cloned());
+        let warehouse = &catalog.warehouse;
+        if is_local(warehouse) {
+            let tried = local_path(warehouse).and_then(|folder| tried(&folder));
+            self.push("warehouse", warehouse, tried.as_ref().cloned());
+        } else if let Some(opened) = opened.filter(|_| warehouse.contains("://")) {
+            let tried = opened.storage().try_writing(warehouse).await.map(|()| "can be written".to_owned());
+            self.push("warehouse", warehouse, tried.as_ref().cloned());
+        }
+        let folder = lock_folder(self.config);
+        let locks = folder.as_ref().map_err(|error| error.repeat()).and_then(|folder| tried(folder));
+        let name = folder.as_ref().map_or_else(|_| String::new(), |folder| folder.display().to_string());
+        self.push("locks", &name, locks.as_ref().cloned());
         let cache = state::try_cache(state).map(|()| "can be written".to_owned());
         self.push("state", &state.display().to_string(), cache.as_ref().cloned());
         if let Some(textfile) = &metrics.textfile {
@@ -242,6 +246,14 @@ impl Checking<'_> {
             .map(|name| format!("a query calls the table function {name}, which may need a grant of its own"));
         self.report.notes.extend(notes);
     }
+}
+
+/// The target of a table, as far as passes have filled it.
+async fn target(catalog: &Catalog, table: &Table) -> Result<(Target, Option<Marker>)> {
+    let target = Target::load_existing(catalog, &table.target).await?;
+    let marker = target.marker(catalog.file_io(), &table.target).await?;
+    catalog.storage().try_writing(target.metadata.location()).await?;
+    Ok((target, marker))
 }
 
 /// That a folder takes files, or would once it exists.

@@ -1,7 +1,5 @@
 //! `init-tables`: creates what is missing, says what differs, changes nothing that exists. Tables of others are [`super::register`]'s.
 
-use iceberg::io::FileIO;
-
 use super::register::{Request, register};
 use super::select;
 use crate::cli::{Format, InitTables};
@@ -11,7 +9,7 @@ use crate::plan::{span_ticks, step};
 use crate::report::{self, ErrorReport, InitReport, InitStatus, InitTable};
 use crate::schema::{Evolution, evolve};
 use crate::source::{Server, Source, new_run_id};
-use crate::storage::local_file_io;
+use crate::storage::Storage;
 use crate::target::{Catalog, NewTable, Target, check_vacant};
 
 pub async fn execute(config: &Config, args: &InitTables, format: Format) -> Result<u8> {
@@ -21,15 +19,13 @@ pub async fn execute(config: &Config, args: &InitTables, format: Format) -> Resu
     if let Some(metadata) = &args.register {
         return register_one(config, &tables, &server, &Request { metadata, args, run_id: &run_id }, format).await;
     }
-    let mut catalog = match args.dry_run {
-        true if !config.catalog.path().exists() => None,
-        true => Some(Catalog::open(&config.catalog)?),
-        false => Some(Catalog::open_or_create(&config.catalog)?),
+    let catalog = match args.dry_run {
+        true => Catalog::open_if_exists(config).await?,
+        false => Some(Catalog::open_or_create(config).await?),
     };
-    let file_io = local_file_io();
     let mut report = InitReport { tables: Vec::new() };
     for table in tables {
-        let entry = init(config, table, &server, catalog.as_mut(), &file_io, args.dry_run).await;
+        let entry = init(config, table, &server, catalog.as_ref(), args.dry_run).await;
         report.tables.push(entry.unwrap_or_else(|error| failed(table, &error)));
     }
     report::print(&report, format);
@@ -46,7 +42,7 @@ async fn register_one(
     let [table] = tables else {
         return Err(Error::new(Kind::Config, "--register takes over one table, and needs one --table"));
     };
-    let entry = register(config, table, server, &local_file_io(), request).await;
+    let entry = register(config, table, server, request).await;
     let code = entry.as_ref().map_or_else(|error| error.kind().policy().exit, |_| 0);
     let entry = entry.unwrap_or_else(|error| failed(table, &error));
     report::print(&InitReport { tables: vec![entry] }, format);
@@ -57,23 +53,24 @@ async fn init(
     config: &Config,
     table: &Table,
     server: &Server,
-    catalog: Option<&mut Catalog>,
-    file_io: &FileIO,
+    catalog: Option<&Catalog>,
     dry_run: bool,
 ) -> Result<InitTable> {
     let source = server.open(&config.clickhouse.database, table).await?;
     let new = new_table(config, table, &source)?;
-    let existing = match &catalog {
-        Some(catalog) => Target::load(catalog, file_io, &table.target).await?,
+    let existing = match catalog {
+        Some(catalog) => Target::load(catalog, &table.target).await?,
         None => None,
     };
-    if existing.is_none() {
-        check_vacant(new.location(), &table.target)?;
+    match catalog {
+        Some(catalog) if existing.is_none() => catalog.check_vacant(&new, &table.target).await?,
+        Some(_) => {}
+        None => check_vacant(&Storage::of(config), new.location(), &table.target).await?,
     }
     match (existing, catalog) {
         (Some(target), _) => Ok(exists(table, &source, &target)),
         (None, Some(catalog)) if !dry_run => {
-            let created = new.create(catalog, file_io, &table.target).await?;
+            let created = catalog.create(&table.target, &new).await?;
             let status = if created { InitStatus::Created } else { InitStatus::Exists };
             Ok(entry(table, status, new.location(), Vec::new()))
         }

@@ -2,8 +2,6 @@
 
 use std::time::SystemTime;
 
-use iceberg::io::FileIO;
-
 use super::select;
 use crate::cli::{Audit, Format};
 use crate::config::{Config, Table};
@@ -11,7 +9,6 @@ use crate::error::{Error, Kind, Result};
 use crate::guard::Guard;
 use crate::report::{self, ErrorReport, OrphanFile, OrphanReport, OrphanTable};
 use crate::source::new_run_id;
-use crate::storage::{delete_own_file, local_file_io};
 use crate::target::{Catalog, Target};
 
 pub async fn execute(config: &Config, args: &Audit, format: Format) -> Result<u8> {
@@ -19,11 +16,11 @@ pub async fn execute(config: &Config, args: &Audit, format: Format) -> Result<u8
         return Err(Error::new(Kind::Config, "--orphans looks at files, not at rows")
             .hint("of the other options only --table and --repair go with it"));
     }
-    let file_io = local_file_io();
+    let catalog = Catalog::open(config).await?;
     let mut tables = Vec::new();
     for table in select(config, &args.tables)? {
         let mut entry = OrphanTable { target: table.target.to_string(), orphans: Vec::new(), error: None };
-        if let Err(error) = look(config, table, args.repair, &file_io, &mut entry.orphans).await {
+        if let Err(error) = look(config, &catalog, table, args.repair, &mut entry.orphans).await {
             entry.error = Some(ErrorReport::from(&error));
         }
         tables.push(entry);
@@ -36,21 +33,20 @@ pub async fn execute(config: &Config, args: &Audit, format: Format) -> Result<u8
 /// Lists the orphans of a table; deletes them where that is asked for.
 async fn look(
     config: &Config,
+    catalog: &Catalog,
     table: &Table,
     repair: bool,
-    file_io: &FileIO,
     found: &mut Vec<OrphanFile>,
 ) -> Result<()> {
-    let catalog = Catalog::open(&config.catalog)?;
     let _guard = match repair {
-        true => Some(Guard::acquire(&config.catalog, &table.target, &new_run_id())?),
+        true => Some(Guard::acquire(config, &table.target, &new_run_id())?),
         false => None,
     };
-    let target = Target::load_existing(&catalog, file_io, &table.target).await?;
-    for orphan in target.orphans(file_io, SystemTime::now()).await? {
-        let path = orphan.path.to_string_lossy().into_owned();
+    let target = Target::load_existing(catalog, &table.target).await?;
+    for orphan in target.orphans(catalog.storage(), SystemTime::now()).await? {
+        let path = orphan.location;
         if repair {
-            delete_own_file(&path)?;
+            catalog.storage().delete(&path).await?;
         }
         found.push(OrphanFile { path, bytes: orphan.bytes, modified_at: orphan.modified.into(), removed: repair });
     }

@@ -3,9 +3,6 @@
 //! Two steps, each whole by itself: the catalog learns the table, as it is; then one commit without rows sets the watermark (P17). Crash
 //! safety: after the first alone, passes refuse the table, because it holds rows and no marker; the same command goes on with the second.
 
-use std::path::{Path, PathBuf};
-
-use iceberg::io::FileIO;
 use iceberg::spec::{NestedFieldRef, PrimitiveType, Type};
 
 use super::init_tables::differences;
@@ -21,7 +18,8 @@ use crate::report::{self, InitStatus, InitTable, ResetReport, ResetStatus, Seam}
 use crate::reset::{Reset, Situation};
 use crate::schema::{Evolution, evolve, fitting_types};
 use crate::source::{Server, Source};
-use crate::target::{Catalog, Relation, Standing, Swap, SwapError, Target, check_newest, locate};
+use crate::storage::Storage;
+use crate::target::{Catalog, Moved, Relation, Standing, SwapError, Target, check_newest, locate};
 use crate::watermark::SourceIdentity;
 
 /// What the command line asks for.
@@ -38,7 +36,7 @@ struct Registration<'a> {
     table: &'a Table,
     request: &'a Request<'a>,
     source: Source<'a>,
-    file_io: &'a FileIO,
+    storage: Storage,
 }
 
 /// The watermark that is to be set.
@@ -47,34 +45,28 @@ struct Adoption {
     report: ResetReport,
 }
 
-pub async fn register(
-    config: &Config,
-    table: &Table,
-    server: &Server,
-    file_io: &FileIO,
-    request: &Request<'_>,
-) -> Result<InitTable> {
+pub async fn register(config: &Config, table: &Table, server: &Server, request: &Request<'_>) -> Result<InitTable> {
     let source = server.open(&config.clickhouse.database, table).await?;
     let clock_micros = server.clock_micros().await?;
-    let registration = Registration { config, table, request, source, file_io };
+    let registration = Registration { config, table, request, source, storage: Storage::of(config) };
     Box::pin(registration.execute(clock_micros)).await
 }
 
 impl Registration<'_> {
     async fn execute(&self, clock_micros: i64) -> Result<InitTable> {
-        let registered = match self.config.catalog.path().exists() {
-            true => Target::load(&Catalog::open(&self.config.catalog)?, self.file_io, &self.table.target).await?,
-            false => None,
+        let registered = match Catalog::open_if_exists(self.config).await? {
+            Some(catalog) => Target::load(&catalog, &self.table.target).await?,
+            None => None,
         };
-        let (file, given) = match (locate(self.request.metadata), &registered) {
+        let (file, given) = match (locate(&self.storage, self.request.metadata).await, &registered) {
             (Ok(file), _) => {
-                let given = Target::read_unregistered(self.file_io, &file).await?;
+                let given = Target::read_unregistered(&self.storage, &file).await?;
                 (file, given)
             }
             (Err(error), Some(registered))
                 if error.kind() == Kind::Config && registered.goes_on_from(self.request.metadata) =>
             {
-                (PathBuf::new(), registered.clone())
+                (String::new(), registered.clone())
             }
             (Err(error), _) => return Err(error),
         };
@@ -83,17 +75,17 @@ impl Registration<'_> {
         let target = match (relation, &registered) {
             (Some(Relation::Known), Some(registered)) => registered,
             _ => {
-                check_newest(&file, given.metadata.uuid())?;
-                given.check_files(self.file_io).await?;
+                check_newest(&self.storage, &file, given.metadata.uuid()).await?;
+                given.check_files(&self.storage).await?;
                 &given
             }
         };
         self.check_fits(target)?;
 
-        let standing = target.standing(self.file_io, &self.table.target).await?;
+        let standing = target.standing(self.storage.file_io(), &self.table.target).await?;
         let cursor = self.source.cursor(&self.table.cursor)?;
         let largest = match standing {
-            Standing::Foreign => target.largest(self.file_io, &self.table.target, &cursor).await?,
+            Standing::Foreign => target.largest(self.storage.file_io(), &self.table.target, &cursor).await?,
             _ => None,
         };
         let now = cursor.kind.tick_at(clock_micros);
@@ -135,7 +127,7 @@ impl Registration<'_> {
             return Err(Error::new(Kind::Config, "the answer was no").hint("nothing was changed"));
         }
         let old = registered.as_ref().filter(|_| relation == Some(Relation::Newer));
-        let from = (relation != Some(Relation::Known)).then_some((file.as_path(), old));
+        let from = (relation != Some(Relation::Known)).then_some((file.as_str(), old));
         let snapshot_id = self.change(target, from, adoption.as_ref()).await?;
         let adopted =
             adoption.map(|adoption| ResetReport { status: ResetStatus::Reset, snapshot_id, ..adoption.report });
@@ -205,7 +197,7 @@ impl Registration<'_> {
     /// The last tick of the table, where the source holds more rows of it: a predecessor that went by `> last timestamp` loses such ties.
     async fn seam(&self, target: &Target, source: &SourceIdentity, largest: Tick) -> Result<Option<Seam>> {
         let (cursor, window) = (&source.cursor, Window { low: Some(largest), high: largest.saturating_add(1) });
-        let theirs = target.histogram(self.file_io, &self.table.target, cursor, window, 1).await?;
+        let theirs = target.histogram(self.storage.file_io(), &self.table.target, cursor, window, 1).await?;
         let target_rows = theirs.iter().map(|bucket| bucket.rows).sum();
         let source_rows = self.source.rows(cursor, window).await?;
         if source_rows <= target_rows {
@@ -224,34 +216,36 @@ impl Registration<'_> {
     async fn change(
         &self,
         target: &Target,
-        from: Option<(&Path, Option<&Target>)>,
+        from: Option<(&str, Option<&Target>)>,
         adoption: Option<&Adoption>,
     ) -> Result<Option<i64>> {
-        let mut catalog = Catalog::open_or_create(&self.config.catalog)?;
+        let catalog = Catalog::open_or_create(self.config).await?;
         failpoint::hit(Failpoint::Guard)?;
-        let _guard = Guard::acquire(&self.config.catalog, &self.table.target, self.request.run_id)?;
+        let _guard = Guard::acquire(self.config, &self.table.target, self.request.run_id)?;
         failpoint::hit(Failpoint::Target)?;
         if let Some((file, registered)) = from {
-            if locate(self.request.metadata)? != file {
+            if locate(&self.storage, self.request.metadata).await? != file {
                 return Err(Error::refused("the table was written to while it was looked at")
                     .hint("stop what writes through its old catalog, then run this again"));
             }
-            self.tell_catalog(&mut catalog, target, registered)?;
+            self.tell_catalog(&catalog, target, registered).await?;
         }
         failpoint::hit(Failpoint::Written)?;
         let Some(adoption) = adoption else { return Ok(None) };
         let skipped = adoption.report.rows_skipped;
-        let snapshot_id =
-            commit_reset(self.config, &mut catalog, self.file_io, self.table, target, &adoption.reset, skipped).await?;
+        let snapshot_id = commit_reset(self.config, &catalog, self.table, target, &adoption.reset, skipped).await?;
         failpoint::hit(Failpoint::Committed)?;
         Ok(Some(snapshot_id))
     }
 
-    fn tell_catalog(&self, catalog: &mut Catalog, target: &Target, registered: Option<&Target>) -> Result<()> {
+    async fn tell_catalog(&self, catalog: &Catalog, target: &Target, registered: Option<&Target>) -> Result<()> {
         let (name, location) = (&self.table.target, target.metadata_location.as_str());
         let told = match registered {
-            None => catalog.insert(name, location),
-            Some(old) => catalog.swap(name, &old.metadata_location, location).map(|swap| swap == Swap::Done),
+            None => catalog.register(name, location).await,
+            Some(old) => {
+                let moved = catalog.replace(name, &old.metadata_location, location).await;
+                moved.map(|moved| moved == Moved::Done)
+            }
         };
         match told {
             Ok(true) => Ok(()),

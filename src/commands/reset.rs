@@ -1,7 +1,5 @@
 //! `watermark reset`: one commit without rows that puts the watermark elsewhere.
 
-use iceberg::io::FileIO;
-
 use super::select;
 use crate::chunk::check_mergeable;
 use crate::cli::{Format, Reset, Tables};
@@ -15,7 +13,6 @@ use crate::report::{self, ResetReport, ResetStatus};
 use crate::reset::{Reset as Plan, Situation, needs_largest};
 use crate::source::{Server, Source, new_run_id};
 use crate::state::State;
-use crate::storage::local_file_io;
 use crate::target::{Catalog, Standing, Target, deleted_by_others};
 use crate::watermark::SourceIdentity;
 
@@ -29,17 +26,16 @@ pub async fn execute(config: &Config, args: &Reset, format: Format) -> Result<u8
 }
 
 async fn reset(config: &Config, table: &Table, args: &Reset, run_id: &str) -> Result<ResetReport> {
-    let mut catalog = Catalog::open(&config.catalog)?;
-    let file_io = local_file_io();
-    let target = Target::load_existing(&catalog, &file_io, &table.target).await?;
+    let catalog = Catalog::open(config).await?;
+    let target = Target::load_existing(&catalog, &table.target).await?;
     target.check_format()?;
-    let standing = target.standing(&file_io, &table.target).await?;
+    let standing = target.standing(catalog.file_io(), &table.target).await?;
 
     let server = Server::connect(&config.clickhouse, run_id).await?;
     let source = server.open(&config.clickhouse.database, table).await?;
     let cursor = source.cursor(&table.cursor)?;
     let largest = match needs_largest(&standing) {
-        true => target.largest(&file_io, &table.target, &cursor).await?,
+        true => target.largest(catalog.file_io(), &table.target, &cursor).await?,
         false => None,
     };
     let identity = SourceIdentity { id: table.source_id.clone(), uuid: source.uuid, cursor };
@@ -90,16 +86,15 @@ async fn reset(config: &Config, table: &Table, args: &Reset, run_id: &str) -> Re
         return Ok(ResetReport { status: ResetStatus::Unchanged, ..report });
     }
     // Not before the answer: passes go on while the question stands. What they commit meanwhile makes the commit fail.
-    let _guard = Guard::acquire(&config.catalog, &table.target, run_id)?;
-    let snapshot_id = commit_reset(config, &mut catalog, &file_io, table, &target, &plan, report.rows_skipped).await?;
+    let _guard = Guard::acquire(config, &table.target, run_id)?;
+    let snapshot_id = commit_reset(config, &catalog, table, &target, &plan, report.rows_skipped).await?;
     Ok(ResetReport { status: ResetStatus::Reset, snapshot_id: Some(snapshot_id), ..report })
 }
 
 /// Commits a reset, which skips so many rows of the source.
 pub async fn commit_reset(
     config: &Config,
-    catalog: &mut Catalog,
-    file_io: &FileIO,
+    catalog: &Catalog,
     table: &Table,
     target: &Target,
     plan: &Plan,
@@ -115,7 +110,7 @@ pub async fn commit_reset(
         files: &[],
         schema: None,
     };
-    let snapshot_id = match Box::pin(commit::commit(catalog, file_io, &commit)).await {
+    let snapshot_id = match Box::pin(commit::commit(catalog, &commit)).await {
         Ok((snapshot_id, _)) => snapshot_id,
         Err(Failure::Rejected(error) | Failure::Undecided(error)) => return Err(error),
     };

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use iceberg::io::FileIO;
 
 use super::select;
 use crate::cli::{Format, Status};
@@ -12,7 +11,6 @@ use crate::config::{Config, Table};
 use crate::error::{Kind, Result};
 use crate::report::{self, StatusReport, StatusState, StatusTable};
 use crate::state::{Day, State, TableState};
-use crate::storage::local_file_io;
 use crate::target::{Catalog, DataFiles, Target, committed_ms, live_records};
 use crate::ttl;
 use crate::watermark::Mode;
@@ -28,15 +26,14 @@ pub async fn execute(config: &Config, args: &Status, format: Format) -> Result<u
     let tables = select(config, &args.tables)?;
     let now = Utc::now();
     let state = State::open_to_read(&config.state);
-    let catalog = Catalog::open(&config.catalog);
-    let file_io = local_file_io();
+    let catalog = Catalog::open(config).await;
     let max_lag = args.max_lag.unwrap_or(config.lag_limit());
     let mut entries = Vec::with_capacity(tables.len());
     let mut remembered = state.tables();
     for table in tables {
         let known = remembered.remove(&table.target.to_string()).unwrap_or_default();
         let seen = match &catalog {
-            Ok(catalog) => look(catalog, &file_io, table).await,
+            Ok(catalog) => look(catalog, table).await,
             Err(error) => Err(error.repeat()),
         };
         entries.push(describe(config, table, &state, &known, seen, max_lag));
@@ -62,15 +59,15 @@ struct Seen {
     files: DataFiles,
 }
 
-async fn look(catalog: &Catalog, file_io: &FileIO, table: &Table) -> Result<Seen> {
-    let target = Target::load_existing(catalog, file_io, &table.target).await?;
-    let marker = target.marker(file_io, &table.target).await?;
+async fn look(catalog: &Catalog, table: &Table) -> Result<Seen> {
+    let target = Target::load_existing(catalog, &table.target).await?;
+    let marker = target.marker(catalog.file_io(), &table.target).await?;
     let appended = marker.as_ref().filter(|marker| marker.mode == Mode::Append);
     Ok(Seen {
         watermark: marker.as_ref().map(|marker| marker.source.cursor.kind.format(marker.watermark)),
         committed_ms: appended.and_then(|marker| committed_ms(&target.metadata, marker)),
         rows: live_records(&target.metadata),
-        files: target.data_files(file_io, table.target_file_size).await?,
+        files: target.data_files(catalog.file_io(), table.target_file_size).await?,
     })
 }
 

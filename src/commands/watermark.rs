@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use iceberg::io::FileIO;
-
 use super::select;
 use crate::cli::{Format, Show};
 use crate::config::{Config, Table};
@@ -13,7 +11,6 @@ use crate::plan::{lower_bound, reachable, seconds_between, step};
 use crate::report::{self, ErrorReport, WatermarkReport, WatermarkTable};
 use crate::source::{Facts, Server, new_run_id};
 use crate::state::{State, TableState};
-use crate::storage::local_file_io;
 use crate::target::{Catalog, Target};
 use crate::ttl;
 use crate::watermark::Marker;
@@ -21,8 +18,7 @@ use crate::watermark::Marker;
 pub async fn show(config: &Config, args: &Show, format: Format) -> Result<u8> {
     let tables = select(config, &args.tables)?;
     let state = State::open_to_read(&config.state);
-    let file_io = local_file_io();
-    let catalog = Catalog::open(&config.catalog);
+    let catalog = Catalog::open(config).await;
     let server = Server::connect(&config.clickhouse, &new_run_id()).await;
     let max_lag = args.max_lag.or(config.max_lag);
     let mut report = WatermarkReport { tables: Vec::with_capacity(tables.len()) };
@@ -32,7 +28,7 @@ pub async fn show(config: &Config, args: &Show, format: Format) -> Result<u8> {
         let remembered = remembered.remove(&table.target.to_string()).unwrap_or_default();
         let last_offload = state.last_offload(&table.target.to_string());
         let marker = match &catalog {
-            Ok(catalog) => marker(catalog, table, &file_io).await,
+            Ok(catalog) => marker(catalog, table).await,
             Err(error) => Err(error.repeat()),
         };
         let known = marker.as_ref().ok().and_then(Option::as_ref);
@@ -78,9 +74,9 @@ impl Now {
     }
 }
 
-async fn marker(catalog: &Catalog, table: &Table, file_io: &FileIO) -> Result<Option<Marker>> {
-    let target = Target::load_existing(catalog, file_io, &table.target).await?;
-    target.marker(file_io, &table.target).await
+async fn marker(catalog: &Catalog, table: &Table) -> Result<Option<Marker>> {
+    let target = Target::load_existing(catalog, &table.target).await?;
+    target.marker(catalog.file_io(), &table.target).await
 }
 
 fn describe(

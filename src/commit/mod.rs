@@ -15,7 +15,6 @@ mod expiry;
 mod manifests;
 pub(crate) mod stage;
 
-use iceberg::io::FileIO;
 use iceberg::spec::{DataFile, SchemaRef, TableMetadata};
 use uuid::Uuid;
 
@@ -24,8 +23,8 @@ use self::stage::{Staged, stage};
 use crate::config::TableName;
 use crate::error::{Context, Error, Kind, Result};
 use crate::failpoint::{self, Failpoint};
-use crate::storage::delete_own_file;
-use crate::target::{Catalog, Fate, Swap, SwapError, Target, fate};
+use crate::storage::Storage;
+use crate::target::{Catalog, Change, Fate, Swap, SwapError, Target, fate};
 use crate::watermark::{KEY, Marker};
 
 /// Foreign commits that may come between before a chunk gives up.
@@ -70,32 +69,34 @@ pub enum Failure {
 
 /// What a swap came to in the end.
 enum Swapped {
-    Landed,
+    /// With the table as it is now, where the catalog said.
+    Landed(Option<Box<Target>>),
     Stale,
     Undecided(Error),
     NotDone(Error),
 }
 
 /// Commits; returns the new snapshot's id, and the table with it, on which the next commit can be planned.
-pub async fn commit(catalog: &mut Catalog, file_io: &FileIO, commit: &Commit<'_>) -> Result<(i64, Target), Failure> {
+pub async fn commit(catalog: &Catalog, commit: &Commit<'_>) -> Result<(i64, Target), Failure> {
+    let storage = catalog.storage();
     for attempt in 0..MAX_ATTEMPTS {
-        let base = compare(catalog, file_io, commit).await.map_err(Failure::Rejected)?;
+        let base = compare(catalog, commit).await.map_err(Failure::Rejected)?;
         let mut files = Vec::new();
-        let staged = match stage(base, file_io, commit, attempt, &mut files).await {
+        let staged = match stage(base, catalog, commit, attempt, &mut files).await {
             Ok(staged) => staged,
             Err(error) => {
-                discard(&files);
+                discard(storage, &files).await;
                 return Err(Failure::Rejected(error));
             }
         };
-        match swap(catalog, file_io, commit, &staged).await {
-            Swapped::Landed => {
-                clean(file_io, &staged).await;
-                return Ok((staged.snapshot_id, staged.new));
+        match swap(catalog, commit, &staged).await {
+            Swapped::Landed(now) => {
+                clean(storage, &staged).await;
+                return Ok((staged.snapshot_id, now.map_or(staged.change.new, |now| *now)));
             }
-            Swapped::Stale => discard(&files),
+            Swapped::Stale => discard(storage, &files).await,
             Swapped::NotDone(error) => {
-                discard(&files);
+                discard(storage, &files).await;
                 return Err(Failure::Rejected(error));
             }
             Swapped::Undecided(error) => {
@@ -109,10 +110,10 @@ pub async fn commit(catalog: &mut Catalog, file_io: &FileIO, commit: &Commit<'_>
 }
 
 /// Loads the table and compares it with what the chunk was planned on.
-async fn compare(catalog: &Catalog, file_io: &FileIO, commit: &Commit<'_>) -> Result<Target> {
-    let target = commit.planned_on.reload(catalog, file_io, commit.name).await?;
+async fn compare(catalog: &Catalog, commit: &Commit<'_>) -> Result<Target> {
+    let target = commit.planned_on.reload(catalog, commit.name).await?;
     let newest = match commit.base {
-        Base::Marker(_) => target.marker(file_io, commit.name).await?.map(|marker| marker.commit_id),
+        Base::Marker(_) => target.marker(catalog.file_io(), commit.name).await?.map(|marker| marker.commit_id),
         Base::Snapshot => None,
     };
     check_base(commit, &target.metadata, newest)?;
@@ -147,11 +148,11 @@ pub(crate) fn check_base(commit: &Commit<'_>, now: &TableMetadata, newest: Optio
 }
 
 /// Swaps until the outcome is known, or gives up asking.
-async fn swap(catalog: &mut Catalog, file_io: &FileIO, commit: &Commit<'_>, staged: &Staged) -> Swapped {
+async fn swap(catalog: &Catalog, commit: &Commit<'_>, staged: &Staged) -> Swapped {
     let mut unknown = None;
     for _ in 0..MAX_REPETITIONS {
-        let stale = match catalog.swap(commit.name, &staged.base.metadata_location, &staged.new.metadata_location) {
-            Ok(Swap::Done) => return Swapped::Landed,
+        let stale = match catalog.swap(commit.name, &staged.change).await {
+            Ok(Swap::Done(now)) => return Swapped::Landed(now),
             Ok(Swap::Stale) => true,
             Err(SwapError::NotDone(error)) if unknown.is_none() => return Swapped::NotDone(error),
             Err(SwapError::NotDone(error) | SwapError::Unknown(error)) => {
@@ -163,12 +164,12 @@ async fn swap(catalog: &mut Catalog, file_io: &FileIO, commit: &Commit<'_>, stag
         if stale && unknown.is_none() {
             return Swapped::Stale;
         }
-        let fate = ask(catalog, file_io, commit, staged).await;
-        match fate.map(|fate| if stale { fate.of_stale() } else { fate }) {
-            Ok(Fate::Landed) => return Swapped::Landed,
-            Ok(Fate::Rejected) => return Swapped::Stale,
-            Ok(Fate::Undecided) => {}
-            Ok(Fate::Untraceable) => break,
+        let asked = ask(catalog, commit, staged).await;
+        match asked.map(|(fate, now)| (if stale { fate.of_stale() } else { fate }, now)) {
+            Ok((Fate::Landed, now)) => return Swapped::Landed(Some(now)),
+            Ok((Fate::Rejected, _)) => return Swapped::Stale,
+            Ok((Fate::Undecided, _)) => {}
+            Ok((Fate::Untraceable, _)) => break,
             Err(error) => unknown = Some(error),
         }
     }
@@ -176,30 +177,31 @@ async fn swap(catalog: &mut Catalog, file_io: &FileIO, commit: &Commit<'_>, stag
     Swapped::Undecided(Error::new(Kind::Unknown, format!("commit to `{}`: {error}", commit.name)))
 }
 
-async fn ask(catalog: &Catalog, file_io: &FileIO, commit: &Commit<'_>, staged: &Staged) -> Result<Fate> {
-    let now = Target::load_existing(catalog, file_io, commit.name).await?;
-    fate(&now.metadata, staged.base.metadata.current_snapshot_id(), commit.marker.commit_id)
-        .context_with(|| format!("ask `{}` about a commit", commit.name))
+async fn ask(catalog: &Catalog, commit: &Commit<'_>, staged: &Staged) -> Result<(Fate, Box<Target>)> {
+    let now = Target::load_existing(catalog, commit.name).await?;
+    let fate = fate(&now.metadata, staged.change.base.metadata.current_snapshot_id(), commit.marker.commit_id);
+    Ok((fate.context_with(|| format!("ask `{}` about a commit", commit.name))?, Box::new(now)))
 }
 
 /// Deletes what a commit that has landed let go: metadata files, and the files of snapshots that were too old.
-async fn clean(file_io: &FileIO, staged: &Staged) {
+async fn clean(storage: &Storage, staged: &Staged) {
     if let Err(error) = failpoint::hit(Failpoint::CommitClean) {
         tracing::warn!(%error, "what the commit let go was left behind");
         return;
     }
-    discard(&staged.obsolete);
-    match unreferenced(file_io, &staged.base.metadata, &staged.new.metadata).await {
-        Ok(files) => discard(&files),
+    discard(storage, &staged.obsolete).await;
+    let Change { base, new, .. } = &staged.change;
+    match unreferenced(storage.file_io(), &base.metadata, &new.metadata).await {
+        Ok(files) => discard(storage, &files).await,
         Err(error) => tracing::warn!(%error, "files of snapshots that are gone were left behind"),
     }
 }
 
 /// Deletes files that nothing refers to: of an attempt that is known to be rejected (readers that trust the directory must not find its
 /// metadata), or that a commit let go.
-fn discard(files: &[String]) {
+async fn discard(storage: &Storage, files: &[String]) {
     for file in files {
-        if let Err(error) = delete_own_file(file) {
+        if let Err(error) = storage.delete(file).await {
             tracing::warn!(file, %error, "a file that is not needed was left behind");
         }
     }

@@ -5,7 +5,6 @@ use std::str::FromStr;
 
 use chrono::Utc;
 use iceberg::MetadataLocation;
-use iceberg::io::FileIO;
 use iceberg::spec::{
     DataFile, MAIN_BRANCH, ManifestFile, ManifestListWriter, Operation, SchemaRef, Snapshot, Struct, Summary,
     TableMetadata, TableMetadataBuildResult,
@@ -16,8 +15,8 @@ use super::expiry::expired;
 use super::manifests::{replace, to_merge, write_added, write_merged, writer};
 use super::{Commit, discard};
 use crate::error::{Classify, Kind, Result};
-use crate::storage::same_spelling;
-use crate::target::{Target, classify, live_records, manifests_of, version_of};
+use crate::storage::{Storage, same_spelling};
+use crate::target::{Catalog, Change, Target, classify, live_records, manifests_of, version_of};
 use crate::watermark::{KEY, Marker, Mode};
 
 /// Iceberg's property that lets old metadata files be deleted.
@@ -26,10 +25,8 @@ const DELETE_AFTER_COMMIT: &str = "write.metadata.delete-after-commit.enabled";
 /// What a swap would make visible.
 #[derive(Debug)]
 pub struct Staged {
-    /// The table as it was read.
-    pub base: Target,
-    /// The table as it will be.
-    pub new: Target,
+    /// The table as it was read, and as it will be.
+    pub change: Change,
     /// The new snapshot.
     pub snapshot_id: i64,
     /// Metadata files that the table's properties let go once this has landed.
@@ -39,11 +36,12 @@ pub struct Staged {
 /// Writes an attempt on `base`; `files` learns each file before it is written.
 pub async fn stage(
     base: Target,
-    file_io: &FileIO,
+    catalog: &Catalog,
     commit: &Commit<'_>,
     attempt: u32,
     files: &mut Vec<String>,
 ) -> Result<Staged> {
+    let file_io = catalog.file_io();
     let failed = |e| classify(e, format!("write the commit of `{}`", commit.name));
     // Manifests and snapshot name the schema that the table will have.
     let evolved = commit.schema.map(|schema| {
@@ -54,7 +52,7 @@ pub async fn stage(
     let metadata = evolved.as_ref().map_or(&base.metadata, |evolved| &evolved.metadata);
     let snapshot_id = new_snapshot_id(metadata);
     let prefix = format!("{}/metadata/{}-{attempt}", metadata.location(), commit.marker.commit_id);
-    let manifests = manifests(metadata, file_io, commit, snapshot_id, &prefix, files).await?;
+    let manifests = manifests(metadata, catalog.storage(), commit, snapshot_id, &prefix, files).await?;
     let list =
         format!("{}/metadata/snap-{snapshot_id}-{attempt}-{}.avro", metadata.location(), commit.marker.commit_id);
     files.push(list.clone());
@@ -69,13 +67,23 @@ pub async fn stage(
     let delete_obsolete = new.metadata.properties().get(DELETE_AFTER_COMMIT).map(String::as_str) == Some("true");
     // What lies outside the table's folder, because it was registered from elsewhere, is not ours to delete.
     let folder = format!("{}/", same_spelling(metadata.location()));
+    let delete_obsolete = delete_obsolete && catalog.takes_files();
     let is_obsolete = |file: &String| delete_obsolete && same_spelling(file).starts_with(&folder);
     let obsolete = new.expired_metadata_logs.into_iter().map(|entry| entry.metadata_file).filter(is_obsolete).collect();
-    let location = next_location(&base, &new.metadata).map_err(failed)?;
-    files.push(location.to_string());
-    new.metadata.write_to(file_io, &location).await.map_err(failed)?;
-    let new = Target { metadata: new.metadata, metadata_location: location.to_string() };
-    Ok(Staged { base, new, snapshot_id, obsolete })
+    let mut metadata_location = String::new();
+    if catalog.takes_files() {
+        let location = next_location(&base, &new.metadata).map_err(failed)?;
+        metadata_location = location.to_string();
+        files.push(metadata_location.clone());
+        new.metadata.write_to(file_io, &location).await.map_err(failed)?;
+    }
+    let change = Change {
+        base,
+        new: Target { metadata: new.metadata, metadata_location },
+        updates: new.changes,
+        id: Uuid::now_v7(),
+    };
+    Ok(Staged { change, snapshot_id, obsolete })
 }
 
 /// What the outside world gives to a new snapshot.
@@ -155,12 +163,13 @@ fn build(
 /// The manifests of the new snapshot: those of its parent that still hold files, small ones merged, and that of the new files.
 async fn manifests(
     metadata: &TableMetadata,
-    file_io: &FileIO,
+    storage: &Storage,
     commit: &Commit<'_>,
     snapshot_id: i64,
     prefix: &str,
     files: &mut Vec<String>,
 ) -> Result<Vec<ManifestFile>> {
+    let file_io = storage.file_io();
     let failed = |e| classify(e, format!("write the commit of `{}`", commit.name));
     let mut manifests = match metadata.current_snapshot() {
         Some(parent) => manifests_of(parent, metadata, file_io).await.map_err(failed)?,
@@ -179,7 +188,7 @@ async fn manifests(
             Err(error) => {
                 // Merging saves time, no more: a manifest that iceberg cannot rewrite must not stop a pass.
                 tracing::warn!(table = %commit.name, %error, "small manifests were not merged");
-                discard(&[location]);
+                discard(storage, &[location]).await;
             }
         }
     }

@@ -7,9 +7,7 @@
 mod stretch;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 
-use iceberg::io::FileIO;
 use iceberg::spec::SchemaRef;
 
 use self::stretch::{Grid, Stretch};
@@ -33,10 +31,6 @@ const MAX_SLICES: u64 = 1 << 16;
 pub struct Comparison<'a> {
     /// Where rows come from and go to.
     pub route: &'a Route<'a>,
-    /// Storage of the target.
-    pub file_io: &'a FileIO,
-    /// Folder of files that are only needed meanwhile.
-    pub scratch: &'a Path,
     /// Bytes for the images of rows.
     pub memory: u64,
     /// Makes the images.
@@ -84,8 +78,9 @@ impl Comparison<'_> {
         let Some((first, last)) = counts.first().zip(counts.last()) else { return Ok(Vec::new()) };
         let (target, cursor) = (&self.route.target, self.route.cursor());
         let hull = Window { low: Some(first.low), high: last.high };
-        let files =
-            target.row_files(self.file_io, &self.route.table.target, cursor, hull, &self.route.table.key).await?;
+        let files = target
+            .row_files(self.route.storage.file_io(), &self.route.table.target, cursor, hull, &self.route.table.key)
+            .await?;
         let parts = match self.route.table.chunk_span.filter(|_| self.route.source.is_query()) {
             Some(span) => stretch::of_query(section, counts, span_ticks("chunk_span", span, cursor.kind)?),
             None => stretch::of_table(counts),
@@ -222,7 +217,7 @@ impl Comparison<'_> {
     async fn receive(&self, window: Window, reading: Reading) -> Result<Option<Scratch>> {
         let duplicates = reading == Reading::WithDuplicates;
         let mut stream = self.route.source.compared(self.route.cursor(), window, duplicates)?;
-        let mut scratch = ScratchWriter::create(self.scratch)?;
+        let mut scratch = ScratchWriter::create(self.route.storage.scratch())?;
         while let Some(bytes) = stream.next().await? {
             scratch.write(&bytes)?;
         }
@@ -276,7 +271,7 @@ impl Comparison<'_> {
         grid: Grid,
         add: &mut impl FnMut((Tick, Tick), &Image, &Image) -> bool,
     ) -> Result<bool> {
-        let mut rows = read_rows(self.file_io, files, &columns.schema, self.route.cursor())?;
+        let mut rows = read_rows(self.route.storage.file_io(), files, &columns.schema, self.route.cursor())?;
         while let Some((batch, ticks)) = rows.next().await? {
             let is_inside = |tick: &Option<Tick>| tick.is_some_and(|tick| window.contains(tick));
             // A file may be much longer than the window.

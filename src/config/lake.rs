@@ -1,6 +1,7 @@
 //! `[catalog]`: where the target's catalog is, who we are there, and how its storage is reached.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -54,6 +55,17 @@ pub enum Backend {
     Postgres(Postgres),
     /// A server that speaks Iceberg's REST protocol.
     Rest(Box<Rest>),
+}
+
+/// Where it is, as people know it: no secret.
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sqlite(path) => write!(f, "{}", path.display()),
+            Self::Postgres(postgres) => f.write_str(&postgres.url),
+            Self::Rest(rest) => f.write_str(&rest.url),
+        }
+    }
 }
 
 /// A PostgreSQL database.

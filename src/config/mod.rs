@@ -263,6 +263,11 @@ pub struct Compression {
 pub struct Secret(String);
 
 impl Secret {
+    /// Hides `text`.
+    pub fn new(text: String) -> Self {
+        Self(text)
+    }
+
     /// The secret itself, for the one place that sends it.
     pub fn expose(&self) -> &str {
         &self.0

@@ -2,7 +2,7 @@
 //!
 //! It holds what the file holds: where secrets come from, never a secret.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -44,14 +44,21 @@ impl Resolved {
         Self(raw)
     }
 
-    /// The file that holds the password.
-    pub fn password_file(&self) -> Option<&Path> {
-        self.0.clickhouse.password_file.as_deref()
-    }
-
-    /// The file that holds the webhook's URL.
-    pub fn webhook_file(&self) -> Option<&Path> {
-        self.0.notify.webhook_file.as_deref()
+    /// The files that hold secrets, or certificates to trust.
+    pub fn secret_files(&self) -> impl Iterator<Item = &Path> {
+        let RawFile { clickhouse, catalog, state, notify, .. } = &self.0;
+        let files = [
+            &clickhouse.password_file,
+            &clickhouse.ca_file,
+            &catalog.token_file,
+            &catalog.credential_file,
+            &catalog.password_file,
+            &catalog.ca_file,
+            &state.password_file,
+            &state.ca_file,
+            &notify.webhook_file,
+        ];
+        files.into_iter().flatten().map(PathBuf::as_path)
     }
 
     /// As a file.

@@ -15,6 +15,9 @@ use crate::schema::SchemaEvolution;
 /// Rows are compared slice by slice; with less, slices would be many.
 const MIN_MERGE_MEMORY: u64 = 1_000_000;
 
+/// Of certificates that nobody would look at; the `s` was forgotten.
+const NEEDS_HTTPS: &str = "is for https, and the URL begins with http://";
+
 /// Collects problems, so that a user sees all of them at once.
 #[derive(Default)]
 pub struct Problems(pub Vec<String>);
@@ -180,6 +183,9 @@ fn validate_clickhouse(
         Ok(_) => {}
         Err(e) => problems.add("clickhouse.url", format_args!("is no URL ({e})")),
     }
+    if raw.ca_file.is_some() && raw.url.starts_with("http:") {
+        problems.add("clickhouse.ca_file", NEEDS_HTTPS);
+    }
     let password = problems
         .secret("clickhouse.password", raw.password_env, raw.password_file, folder, environment)
         .unwrap_or_default();
@@ -256,6 +262,9 @@ fn records(
     let database = url.path().trim_matches('/').to_owned();
     if database.is_empty() || database.contains('/') {
         problems.add("state.uri", "names no database: http://USER@HOST:PORT/DATABASE");
+    }
+    if ca_file.is_some() && url.scheme() == "http" {
+        problems.add("state.ca_file", NEEDS_HTTPS);
     }
     url.set_path("");
     // A URL with a host takes both.

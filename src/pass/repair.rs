@@ -20,6 +20,7 @@ use crate::watermark::Mode;
 /// it takes.
 pub async fn repair(
     config: &Config,
+    catalog: &Catalog,
     table: &Table,
     server: &Server,
     windows: &[Window],
@@ -28,10 +29,9 @@ pub async fn repair(
     telemetry: &Telemetry,
 ) -> Result<RunTable> {
     let pass = Pass { deadline: None, ..Pass::new(config, Options::default(), state, stop, telemetry) };
-    let mut catalog = Catalog::open(&config.catalog)?;
-    let _guard = Guard::acquire(&config.catalog, &table.target, &pass.run_id)?;
+    let _guard = Guard::acquire(config, &table.target, &pass.run_id)?;
     let mut progress = Progress::default();
-    let repair = async || Box::pin(pass.repair(table, server, &mut catalog, windows, &mut progress)).await;
+    let repair = async || Box::pin(pass.repair(table, server, catalog, windows, &mut progress)).await;
     let repaired = pass.retry(repair).await;
     let report = progress.report(table, repaired.as_ref().err(), millis(pass.started));
     let (run_id, started_at) = (&pass.run_id, &pass.started_at);
@@ -45,14 +45,14 @@ impl Pass<'_> {
         &self,
         table: &Table,
         server: &Server,
-        catalog: &mut Catalog,
+        catalog: &Catalog,
         windows: &[Window],
         progress: &mut Progress,
     ) -> Result<()> {
-        let target = self.stop.or(Target::load_existing(catalog, &self.file_io, &table.target)).await?;
-        let marker = self.stop.or(target.marker(&self.file_io, &table.target)).await?;
+        let target = self.stop.or(Target::load_existing(catalog, &table.target)).await?;
+        let marker = self.stop.or(target.marker(catalog.file_io(), &table.target)).await?;
         let database = &self.config.clickhouse.database;
-        let mut route = self.stop.or(Route::open(server, database, table, target)).await?;
+        let mut route = self.stop.or(Route::open(server, database, table, target, catalog.storage())).await?;
         route.check(marker.as_ref())?;
         let Some(newest) = &marker else { return Ok(()) };
         let windows = whole(&markers(&route.target.metadata)?, windows, newest.watermark, &newest.skipped);

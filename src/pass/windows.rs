@@ -1,6 +1,5 @@
 //! How the rows of a window move: chunk by chunk, each one commit.
 
-use std::path::Path;
 use std::time::Duration;
 
 use super::Pass;
@@ -20,7 +19,7 @@ impl Pass<'_> {
     /// Compares what has left, from a watermark on that was put back.
     pub(super) async fn merge(
         &self,
-        catalog: &mut Catalog,
+        catalog: &Catalog,
         route: &mut Route<'_>,
         window: Window,
         progress: &mut Progress,
@@ -45,7 +44,7 @@ impl Pass<'_> {
     /// Moves a window chunk by chunk; with `--dry-run` counts it.
     pub(super) async fn window(
         &self,
-        catalog: &mut Catalog,
+        catalog: &Catalog,
         route: &mut Route<'_>,
         (window, mode): (Window, Mode),
         deadline: Option<Duration>,
@@ -71,13 +70,13 @@ impl Pass<'_> {
     /// Brings rows that came late (P23).
     pub(super) async fn late(
         &self,
-        catalog: &mut Catalog,
+        catalog: &Catalog,
         route: &mut Route<'_>,
         until: Option<Tick>,
         progress: &mut Progress,
     ) -> Result<()> {
         let Some(marker) = progress.marker() else { return Ok(()) };
-        let Some(late) = self.stop.or(route.late(&self.file_io, marker, until)).await? else { return Ok(()) };
+        let Some(late) = self.stop.or(route.late(marker, until)).await? else { return Ok(()) };
         if !late.left_alone.is_empty() {
             tracing::warn!(
                 ranges = late.left_alone.len(),
@@ -102,7 +101,7 @@ impl Pass<'_> {
     /// Reads, writes and commits one chunk, or leaves nothing of it.
     async fn chunk(
         &self,
-        catalog: &mut Catalog,
+        catalog: &Catalog,
         route: &mut Route<'_>,
         chunk: &mut Chunk,
         bar: &TableBar,
@@ -129,7 +128,7 @@ impl Pass<'_> {
                 failpoint::hit(Failpoint::Committed).map(|_| ())
             }
             Err(Failure::Rejected(error)) => {
-                files.discard();
+                files.discard(&route.storage).await;
                 Err(error)
             }
             Err(Failure::Undecided(error)) => {
@@ -142,7 +141,7 @@ impl Pass<'_> {
     /// Commits what was written; a signal no longer interrupts.
     async fn commit(
         &self,
-        catalog: &mut Catalog,
+        catalog: &Catalog,
         route: &Route<'_>,
         planned_on: Option<&Marker>,
         chunk: &Chunk,
@@ -163,15 +162,13 @@ impl Pass<'_> {
             // Without rows the target has no use for new columns.
             schema: route.new_schema().filter(|_| !files.finished.is_empty()),
         };
-        let (snapshot_id, target) = Box::pin(commit::commit(catalog, &self.file_io, &commit)).await?;
+        let (snapshot_id, target) = Box::pin(commit::commit(catalog, &commit)).await?;
         Ok((snapshot_id, target, marker))
     }
 
     /// What a merge needs beside source and target.
-    fn merger(&self) -> Merger<'_> {
+    fn merger(&self) -> Merger {
         Merger {
-            file_io: &self.file_io,
-            scratch: self.config.state.parent().unwrap_or(Path::new("/")),
             memory: self.config.merge_memory / self.config.parallel_tables.max(1) as u64,
             imager: Imager::new(self.seed),
         }

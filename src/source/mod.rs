@@ -3,6 +3,7 @@
 //! It never sees Iceberg. Every query carries the settings of `settings` (protocol.md P3) and a readable `query_id`, and is cancelled by the
 //! server when we drop its stream; every query over rows and mutations throws on another server than the pass began on (P4).
 
+mod connection;
 mod errors;
 mod fingerprint;
 mod open;

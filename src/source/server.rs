@@ -6,13 +6,12 @@ use std::time::Duration;
 
 use clickhouse::error::Error as ClientError;
 use clickhouse::{Client, Row, RowOwned, RowRead};
-use hyper_util::client::legacy::{self, connect::HttpConnector};
-use hyper_util::rt::TokioExecutor;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 use uuid::Uuid;
 
+use super::connection::{http_client, of_first_answer, wants_tls};
 use super::errors::{classify, not_clickhouse, of_setting, of_users_sql, stalled};
 use super::settings::{self, ServerSetting};
 use super::sql;
@@ -22,10 +21,6 @@ use crate::schema::Column;
 
 /// The oldest ClickHouse, major and minor, whose Parquet writer has all that is needed.
 const OLDEST: (u32, u32) = (24, 3);
-
-/// Shorter than the 3 s after which older servers close a connection that is idle: a request must not meet one that just closed.
-const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(2);
-const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
 
 /// A server, as one pass uses it.
 pub struct Server {
@@ -65,22 +60,8 @@ pub fn new_run_id() -> String {
 impl Server {
     /// Connects and learns what the server lets us set. `run_id` names our queries in its logs.
     pub async fn connect(config: &ClickHouse, run_id: &str) -> Result<Self> {
-        let mut connector = HttpConnector::new();
-        connector.set_connect_timeout(Some(config.connect_timeout));
-        // Queries are short and come one by one: waiting to fill packets costs 40 ms each.
-        connector.set_nodelay(true);
-        connector.set_keepalive(Some(TCP_KEEPALIVE));
-        let http = legacy::Client::builder(TokioExecutor::new()).pool_idle_timeout(POOL_IDLE_TIMEOUT).build(connector);
-        let mut client = Client::with_http_client(http)
-            .with_url(&config.url)
-            .with_user(&config.user)
-            .with_database(&config.database)
-            .with_product_info(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
-        if !config.password.expose().is_empty() {
-            client = client.with_password(config.password.expose());
-        }
         let mut server = Self {
-            client,
+            client: http_client(config)?,
             run_id: run_id.to_owned(),
             host: String::new(),
             version: String::new(),
@@ -93,7 +74,13 @@ impl Server {
     }
 
     async fn learn(&mut self, config: &ClickHouse) -> Result<()> {
-        let rows = self.fetch_json("SELECT hostName() AS host, version() AS version", "hello").await?;
+        let hello = "SELECT hostName() AS host, version() AS version";
+        let rows = match self.fetch_bytes(hello, "hello", of_first_answer).await {
+            Err(error) if error.kind() == Kind::Unavailable => {
+                return Err(wants_tls(config).await.unwrap_or(error));
+            }
+            rows => rows?,
+        };
         let row: HostRow = rows.into_iter().next().ok_or_else(not_clickhouse)?;
         if is_too_old(&row.version) {
             let (major, minor) = OLDEST;

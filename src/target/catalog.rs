@@ -1,51 +1,57 @@
-//! The Iceberg catalog: the SQLite tables of PyIceberg's `SqlCatalog`, read and swapped (protocol.md P19).
+//! The Iceberg catalog: which tables there are, and where each one's metadata is.
 //!
-//! iceberg's own SQL catalog commits through `Transaction`, which re-applies on whatever is current; our commits must not. So this is
-//! ours, on rusqlite. It stores and compares metadata locations; what they mean is [`super`]'s and `commit`'s business.
+//! An SQL catalog holds the location of a metadata file that we write, and swaps it for that of the next; a REST catalog takes the changes and
+//! writes the file itself. iceberg's own catalogs commit through `Transaction`, which re-applies on whatever is current; our commits must not
+//! (invariant 2), so both are ours. What a commit means, and what becomes of one without an answer, is `commit`'s business.
 
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use iceberg::io::FileIO;
+use iceberg::spec::TableMetadata;
+use iceberg::{MetadataLocation, TableUpdate};
+use uuid::Uuid;
 
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
+use super::sqlite::Sqlite;
+use super::{NewTable, Target, check_vacant, classify, unreadable};
+use crate::config::{self, Config, TableName};
+use crate::error::{Error, Result};
+use crate::storage::Storage;
 
-use crate::config::{Catalog as Config, TableName};
-use crate::error::{Error, Kind, Result};
-use crate::failpoint::{self, Action, Failpoint};
-use crate::storage::file_error;
-
-/// How long a statement waits for another process that holds the file. Writers of a catalog take milliseconds: one that takes this long hangs,
-/// and then every table of a pass waits this long.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
-
-const SCHEMA: &str = "
-    CREATE TABLE IF NOT EXISTS iceberg_tables (
-        catalog_name VARCHAR(255) NOT NULL,
-        table_namespace VARCHAR(255) NOT NULL,
-        table_name VARCHAR(255) NOT NULL,
-        metadata_location VARCHAR(1000),
-        previous_metadata_location VARCHAR(1000),
-        iceberg_type VARCHAR(5),
-        PRIMARY KEY (catalog_name, table_namespace, table_name));
-    CREATE TABLE IF NOT EXISTS iceberg_namespace_properties (
-        catalog_name VARCHAR(255) NOT NULL,
-        namespace VARCHAR(255) NOT NULL,
-        property_key VARCHAR(255) NOT NULL,
-        property_value VARCHAR(1000) NOT NULL,
-        PRIMARY KEY (catalog_name, namespace, property_key));";
-
-/// An open catalog file.
+/// An open catalog, and the storage of its tables.
 #[derive(Debug)]
 pub struct Catalog {
-    connection: Connection,
-    path: PathBuf,
-    name: String,
-    /// Older PyIceberg has no `iceberg_type`; newer ones also keep views in the table.
-    has_type: bool,
+    backend: Backend,
+    storage: Storage,
+}
+
+#[derive(Debug)]
+enum Backend {
+    Sqlite(Sqlite),
+}
+
+/// A change of a table: what a compare-and-swap makes of what.
+#[derive(Debug)]
+pub struct Change {
+    /// The table as it was read.
+    pub base: Target,
+    /// The table as it will be; without a location where the catalog writes the metadata.
+    pub new: Target,
+    /// What makes the one from the other.
+    pub updates: Vec<TableUpdate>,
+    /// The same for each repetition of this change.
+    pub id: Uuid,
 }
 
 /// What a compare-and-swap came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Swap {
+    /// Done and durable; with the table as it is now, where the catalog said.
+    Done(Option<Box<Target>>),
+    /// Certainly not done: the table was another one.
+    Stale,
+}
+
+/// What the compare-and-swap of a location came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moved {
     /// Done and durable.
     Done,
     /// Certainly not done: the location was another one.
@@ -62,215 +68,123 @@ pub enum SwapError {
 }
 
 impl Catalog {
-    /// Opens an existing catalog file. Its journal mode is left as found.
-    pub fn open(config: &Config) -> Result<Self> {
-        if !config.path().exists() {
-            return Err(Error::refused(format!("the catalog file {} does not exist", config.path().display()))
-                .hint("run `k2-offload init-tables` first; if it was there before, mount its disk, or restore it"));
-        }
-        let connection = connect(config.path(), OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-        Self::over(connection, config)
+    /// Opens an existing catalog.
+    pub async fn open(config: &Config) -> Result<Self> {
+        let config::Catalog { name, backend, .. } = &config.catalog;
+        let backend = match backend {
+            config::Backend::Sqlite(path) => Backend::Sqlite(Sqlite::open(path, name)?),
+            _ => todo!(),
+        };
+        Ok(Self { backend, storage: Storage::of(config) })
     }
 
-    /// Opens the catalog file, or creates it with the two tables.
-    pub fn open_or_create(config: &Config) -> Result<Self> {
-        if let Some(parent) = config.path().parent() {
-            std::fs::create_dir_all(parent).map_err(|e| file_error("create", parent, e))?;
-        }
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
-        let mut connection = connect(config.path(), flags)?;
-        begin(&mut connection)
-            .and_then(|tx| {
-                tx.execute_batch(SCHEMA)?;
-                tx.commit()
-            })
-            .map_err(|e| classify(e, config.path(), "create the tables of"))?;
-        Self::over(connection, config)
+    /// Opens the catalog; one that is ours to make is made where it is missing.
+    pub async fn open_or_create(config: &Config) -> Result<Self> {
+        let config::Catalog { name, backend, .. } = &config.catalog;
+        let backend = match backend {
+            config::Backend::Sqlite(path) => Backend::Sqlite(Sqlite::open_or_create(path, name)?),
+            _ => todo!(),
+        };
+        Ok(Self { backend, storage: Storage::of(config) })
     }
 
-    /// Tries whether this process may write to the file and to its folder, where SQLite keeps a journal; changes nothing.
-    pub fn try_writing(&mut self) -> Result<()> {
-        let tried = begin(&mut self.connection).and_then(|tx| {
-            tx.execute_batch("CREATE TABLE k2_offload_try (x)")?;
-            tx.rollback()
-        });
-        tried.map_err(|e| classify(e, &self.path, "write to"))
+    /// Opens the catalog; `None` where it is ours to make and is missing.
+    pub async fn open_if_exists(config: &Config) -> Result<Option<Self>> {
+        match &config.catalog.backend {
+            config::Backend::Sqlite(path) if !path.exists() => Ok(None),
+            _ => Self::open(config).await.map(Some),
+        }
     }
 
-    fn over(connection: Connection, config: &Config) -> Result<Self> {
-        let columns: Vec<String> = connection
-            .prepare("SELECT name FROM pragma_table_info('iceberg_tables')")
-            .and_then(|mut statement| statement.query_map([], |row| row.get(0))?.collect())
-            .map_err(|e| classify(e, config.path(), "read"))?;
-        if !columns.iter().any(|column| column == "metadata_location") {
-            let message = format!("{} is no Iceberg catalog: it has no table iceberg_tables", config.path().display());
-            return Err(Error::new(Kind::Config, message).hint("correct catalog.uri, or run `k2-offload init-tables`"));
+    /// How the files of its tables are reached.
+    pub fn storage(&self) -> &Storage {
+        &self.storage
+    }
+
+    /// The same for iceberg.
+    pub fn file_io(&self) -> &FileIO {
+        self.storage.file_io()
+    }
+
+    /// Whether it takes metadata files that we write, or makes them itself.
+    pub fn takes_files(&self) -> bool {
+        match &self.backend {
+            Backend::Sqlite(_) => true,
         }
-        Ok(Self {
-            connection,
-            path: config.path().to_owned(),
-            name: config.name.clone(),
-            has_type: columns.iter().any(|column| column == "iceberg_type"),
+    }
+
+    /// Tries whether this process may write to it; changes nothing.
+    pub async fn try_writing(&self) -> Result<()> {
+        match &self.backend {
+            Backend::Sqlite(catalog) => catalog.try_writing(),
+        }
+    }
+
+    /// Loads a table, `None` where there is no such table; metadata that is still that of `known` is not read again.
+    pub async fn load(&self, name: &TableName, known: Option<&Target>) -> Result<Option<Target>> {
+        let Some(metadata_location) = self.location(name).await? else { return Ok(None) };
+        if let Some(known) = known.filter(|known| known.metadata_location == metadata_location) {
+            return Ok(Some(known.clone()));
+        }
+        let read = TableMetadata::read_from(self.file_io(), &metadata_location).await;
+        Ok(Some(Target { metadata: read.map_err(|e| unreadable(e, name))?, metadata_location }))
+    }
+
+    /// Where an SQL catalog says that a table's metadata is.
+    async fn location(&self, name: &TableName) -> Result<Option<String>> {
+        match &self.backend {
+            Backend::Sqlite(catalog) => catalog.location(name),
+        }
+    }
+
+    /// Refuses to make a table where one lies that this catalog does not know.
+    pub async fn check_vacant(&self, new: &NewTable, name: &TableName) -> Result<()> {
+        match self.takes_files() {
+            true => check_vacant(&self.storage, new.location(), name).await,
+            // The place is the catalog's to choose.
+            false => Ok(()),
+        }
+    }
+
+    /// Makes a table; `false` where somebody else was faster.
+    pub async fn create(&self, name: &TableName, new: &NewTable) -> Result<bool> {
+        let metadata = new.metadata();
+        let location = MetadataLocation::new_with_metadata(metadata.location(), metadata);
+        let written = metadata.write_to(self.file_io(), &location).await;
+        let location = location.to_string();
+        if let Err(error) = written {
+            self.storage.delete(&location).await?;
+            return Err(classify(error, format!("write the metadata of `{name}`")));
+        }
+        let inserted = self.register(name, &location).await;
+        if let Err(SwapError::Unknown(_)) = inserted {
+            tracing::warn!(location, "kept, because nobody could tell whether the catalog took it");
+        } else if !matches!(inserted, Ok(true)) {
+            self.storage.delete(&location).await?;
+        }
+        inserted.map_err(|(SwapError::NotDone(error) | SwapError::Unknown(error))| error)
+    }
+
+    /// Adds a table by its metadata file; `false` where there is one of that name.
+    pub async fn register(&self, name: &TableName, location: &str) -> Result<bool, SwapError> {
+        match &self.backend {
+            Backend::Sqlite(catalog) => catalog.insert(name, location),
+        }
+    }
+
+    /// Replaces the metadata file `old` of a table, if it still is `old`, by another one that is there.
+    pub async fn replace(&self, name: &TableName, old: &str, new: &str) -> Result<Moved, SwapError> {
+        match &self.backend {
+            Backend::Sqlite(catalog) => catalog.swap(name, old, new),
+        }
+    }
+
+    /// Makes a change, if the table still is what the change was made on.
+    pub async fn swap(&self, name: &TableName, change: &Change) -> Result<Swap, SwapError> {
+        let moved = self.replace(name, &change.base.metadata_location, &change.new.metadata_location).await?;
+        Ok(match moved {
+            Moved::Done => Swap::Done(None),
+            Moved::Stale => Swap::Stale,
         })
-    }
-
-    /// The current metadata location of a table, `None` where there is no such table.
-    pub fn location(&self, table: &TableName) -> Result<Option<String>> {
-        let only_tables = if self.has_type { "AND coalesce(iceberg_type, 'TABLE') = 'TABLE'" } else { "" };
-        let query = format!(
-            "SELECT metadata_location FROM iceberg_tables \
-             WHERE catalog_name = ?1 AND table_namespace = ?2 AND table_name = ?3 {only_tables}"
-        );
-        self.connection
-            .query_row(&query, params![self.name, table.namespace, table.name], |row| row.get::<_, Option<String>>(0))
-            .optional()
-            .map(Option::flatten)
-            .map_err(|e| classify(e, &self.path, "read"))
-    }
-
-    /// Adds a table and its namespace; `false` where the table exists.
-    pub fn insert(&mut self, table: &TableName, location: &str) -> Result<bool, SwapError> {
-        let (name, path) = (&self.name, &self.path);
-        let not_done = |e| SwapError::NotDone(classify(e, path, "add a table to"));
-        let (column, value) = if self.has_type { (", iceberg_type", ", 'TABLE'") } else { ("", "") };
-        let statement = format!(
-            "INSERT OR IGNORE INTO iceberg_tables (catalog_name, table_namespace, table_name, metadata_location{column}) \
-             VALUES (?1, ?2, ?3, ?4{value})"
-        );
-        let tx = begin(&mut self.connection).map_err(not_done)?;
-        let rows = tx.execute(&statement, params![name, table.namespace, table.name, location]).map_err(not_done)?;
-        tx.execute(
-            "INSERT OR IGNORE INTO iceberg_namespace_properties VALUES (?1, ?2, 'exists', 'true')",
-            params![name, table.namespace],
-        )
-        .map_err(not_done)?;
-        tx.commit().map_err(|e| SwapError::Unknown(classify(e, path, "add a table to")))?;
-        Ok(rows == 1)
-    }
-
-    /// Replaces the metadata location `old` by `new`, if it still is `old`.
-    ///
-    /// Crash safety: SQLite makes the transaction durable before COMMIT returns. An error of COMMIT itself leaves the outcome
-    /// unknown; an error before it does not.
-    pub fn swap(&mut self, table: &TableName, old: &str, new: &str) -> Result<Swap, SwapError> {
-        let action = failpoint::hit(Failpoint::CommitSwap).map_err(SwapError::NotDone)?;
-        let lost = || SwapError::Unknown(Error::new(Kind::Unavailable, "failpoint commit-swap"));
-        if action == Action::RequestLost {
-            return Err(lost());
-        }
-        let (name, path) = (&self.name, &self.path);
-        let not_done = |e| SwapError::NotDone(classify(e, path, "commit to"));
-        let tx = begin(&mut self.connection).map_err(not_done)?;
-        let rows = tx
-            .execute(
-                "UPDATE iceberg_tables SET metadata_location = ?1, previous_metadata_location = ?2 \
-                 WHERE catalog_name = ?3 AND table_namespace = ?4 AND table_name = ?5 AND metadata_location = ?2",
-                params![new, old, name, table.namespace, table.name],
-            )
-            .map_err(not_done)?;
-        if rows == 0 {
-            return Ok(Swap::Stale);
-        }
-        failpoint::hit(Failpoint::CommitSwapped).map_err(SwapError::NotDone)?;
-        tx.commit().map_err(|e| SwapError::Unknown(classify(e, path, "commit to")))?;
-        if action == Action::ReplyLost { Err(lost()) } else { Ok(Swap::Done) }
-    }
-}
-
-/// BEGIN IMMEDIATE: a transaction that begins by reading could not become a writing one while another process writes.
-fn begin(connection: &mut Connection) -> rusqlite::Result<Transaction<'_>> {
-    connection.transaction_with_behavior(TransactionBehavior::Immediate)
-}
-
-fn connect(path: &Path, flags: OpenFlags) -> Result<Connection> {
-    let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    Connection::open_with_flags(path, flags)
-        .and_then(|connection| {
-            connection.busy_timeout(BUSY_TIMEOUT)?;
-            // Invariant 11: the transaction is on disk before COMMIT returns, whatever the build's default is.
-            connection.pragma_update(None, "synchronous", "FULL")?;
-            Ok(connection)
-        })
-        .map_err(|e| classify(e, path, "open"))
-}
-
-/// Sorts an error by SQLite's result code.
-fn classify(error: rusqlite::Error, path: &Path, verb: &str) -> Error {
-    let (kind, hint) = match error.sqlite_error_code() {
-        Some(ErrorCode::NotADatabase) => (Kind::Config, "catalog.uri names a file that is not SQLite; correct it"),
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
-            (Kind::Busy, "another process holds the catalog file, see which (`fuser FILE`); the next pass tries again")
-        }
-        Some(ErrorCode::CannotOpen) if path.is_dir() => (Kind::Config, "catalog.uri names a folder; it must be a file"),
-        Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen) => {
-            (Kind::Unavailable, "the catalog file and its folder must be writable for this user")
-        }
-        Some(ErrorCode::DiskFull) => (Kind::Unavailable, "the disk of the catalog is full"),
-        Some(ErrorCode::DatabaseCorrupt) => (Kind::Internal, "the catalog file is damaged; restore it from a backup"),
-        _ => (Kind::Unavailable, Kind::Unavailable.policy().hint),
-    };
-    Error::from_cause(kind, error).context(format!("{verb} catalog {}", path.display())).hint(hint)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn config(folder: &tempfile::TempDir) -> Config {
-        Config::of_sqlite(folder.path().join("c.db"))
-    }
-
-    fn name(name: &str) -> TableName {
-        TableName { namespace: "cold".into(), name: name.into() }
-    }
-
-    #[test]
-    fn a_swap_needs_the_location_that_it_names() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut catalog = Catalog::open_or_create(&config(&folder)).unwrap();
-        assert!(catalog.insert(&name("t"), "a").unwrap());
-        assert!(!catalog.insert(&name("t"), "b").unwrap());
-        assert_eq!(catalog.swap(&name("t"), "b", "c").unwrap(), Swap::Stale);
-        assert_eq!(catalog.swap(&name("t"), "a", "c").unwrap(), Swap::Done);
-        assert_eq!(catalog.swap(&name("other"), "a", "c").unwrap(), Swap::Stale);
-        let mut again = Catalog::open(&config(&folder)).unwrap();
-        again.try_writing().and_then(|()| again.try_writing()).unwrap();
-        assert_eq!(again.location(&name("t")).unwrap().as_deref(), Some("c"));
-        assert_eq!(again.location(&name("other")).unwrap(), None);
-    }
-
-    #[test]
-    fn views_and_other_catalogs_are_not_ours() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut catalog = Catalog::open_or_create(&config(&folder)).unwrap();
-        catalog.insert(&name("t"), "a").unwrap();
-        catalog.connection.execute("UPDATE iceberg_tables SET iceberg_type = NULL", []).unwrap();
-        assert!(catalog.location(&name("t")).unwrap().is_some(), "older PyIceberg leaves the type null");
-        catalog.connection.execute("UPDATE iceberg_tables SET iceberg_type = 'VIEW'", []).unwrap();
-        assert_eq!(catalog.location(&name("t")).unwrap(), None);
-        let other = Catalog::open(&Config { name: "else".into(), ..config(&folder) }).unwrap();
-        assert_eq!(other.location(&name("t")).unwrap(), None);
-    }
-
-    #[test]
-    fn the_tables_of_older_pyiceberg_work_too() {
-        let folder = tempfile::tempdir().unwrap();
-        let old = SCHEMA.replace("iceberg_type VARCHAR(5),", "");
-        Connection::open(config(&folder).path()).unwrap().execute_batch(&old).unwrap();
-        let mut catalog = Catalog::open_or_create(&config(&folder)).unwrap();
-        assert!(catalog.insert(&name("t"), "a").unwrap());
-        assert_eq!(catalog.location(&name("t")).unwrap().as_deref(), Some("a"));
-    }
-
-    #[test]
-    fn other_files_are_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        assert_eq!(Catalog::open(&config(&folder)).unwrap_err().kind(), Kind::Refused);
-        std::fs::write(config(&folder).path(), "certainly no database, but long enough to look like one".repeat(50))
-            .unwrap();
-        assert_eq!(Catalog::open(&config(&folder)).unwrap_err().kind(), Kind::Config);
-        std::fs::remove_file(config(&folder).path()).unwrap();
-        Connection::open(config(&folder).path()).unwrap().execute_batch("CREATE TABLE x (y)").unwrap();
-        assert_eq!(Catalog::open(&config(&folder)).unwrap_err().kind(), Kind::Config);
     }
 }

@@ -6,9 +6,12 @@ pub(crate) mod history;
 mod orphans;
 mod postgres;
 mod register;
+#[allow(dead_code, unused_imports)]
+mod rest;
 mod rows;
 mod scan;
 mod sort;
+mod sqlite;
 
 use std::collections::HashMap;
 use std::{io, iter};
@@ -18,12 +21,12 @@ use iceberg::spec::{
     FormatVersion, ManifestFile, ManifestList, Schema, Snapshot, TableMetadata, TableMetadataBuilder,
     UnboundPartitionField, UnboundPartitionSpec,
 };
-use iceberg::{ErrorKind, MetadataLocation, TableCreation};
+use iceberg::{ErrorKind, TableCreation};
 
-pub use self::catalog::{Catalog, Swap, SwapError};
+pub use self::catalog::{Catalog, Change, Moved, Swap, SwapError};
 pub use self::files::DataFiles;
 pub use self::history::{Fate, Rollback, ancestors, committed_ms, deleted_by_others, fate, live_records, markers};
-pub use self::orphans::{MIN_AGE, Orphan};
+pub use self::orphans::MIN_AGE;
 pub use self::postgres::Catalog as PostgresCatalog;
 pub use self::register::{Relation, check_newest, check_vacant, locate, version_of};
 pub use self::rows::{RowFile, Rows, no_key_column, read_rows};
@@ -33,7 +36,7 @@ use crate::error::{Error, Kind, Result};
 use crate::partition::{Grain, PartitionBy};
 use crate::plan::Window;
 use crate::schema::{Column, iceberg_schema};
-use crate::storage::{delete_own_file, judge};
+use crate::storage::judge;
 use crate::watermark::Marker;
 
 /// Iceberg's property for the age in milliseconds at which snapshots may go, and its value where a table does not say: 7 days.
@@ -76,26 +79,18 @@ pub struct Target {
 
 impl Target {
     /// Loads a table, `None` where the catalog has no such table.
-    pub async fn load(catalog: &Catalog, file_io: &FileIO, name: &TableName) -> Result<Option<Self>> {
-        let Some(metadata_location) = catalog.location(name)? else { return Ok(None) };
-        let metadata = TableMetadata::read_from(file_io, &metadata_location).await.map_err(|e| unreadable(e, name))?;
-        Ok(Some(Self { metadata, metadata_location }))
+    pub async fn load(catalog: &Catalog, name: &TableName) -> Result<Option<Self>> {
+        catalog.load(name, None).await
     }
 
     /// Loads a table that must exist.
-    pub async fn load_existing(catalog: &Catalog, file_io: &FileIO, name: &TableName) -> Result<Self> {
-        Self::load(catalog, file_io, name).await?.ok_or_else(|| {
-            Error::refused(format!("the target `{name}` does not exist"))
-                .hint("run `k2-offload init-tables` first; if it was there before, see who dropped it, or where its catalog is")
-        })
+    pub async fn load_existing(catalog: &Catalog, name: &TableName) -> Result<Self> {
+        Self::load(catalog, name).await?.ok_or_else(|| gone(name))
     }
 
     /// Loads the table again; metadata that is still the same is not read again.
-    pub async fn reload(&self, catalog: &Catalog, file_io: &FileIO, name: &TableName) -> Result<Self> {
-        match catalog.location(name)? {
-            Some(location) if location == self.metadata_location => Ok(self.clone()),
-            _ => Self::load_existing(catalog, file_io, name).await,
-        }
+    pub async fn reload(&self, catalog: &Catalog, name: &TableName) -> Result<Self> {
+        catalog.load(name, Some(self)).await?.ok_or_else(|| gone(name))
     }
 
     /// Our newest marker, `None` before the first commit; refuses a rollback, and a table that others filled.
@@ -175,6 +170,11 @@ impl Target {
     }
 }
 
+fn gone(name: &TableName) -> Error {
+    Error::refused(format!("the target `{name}` does not exist"))
+        .hint("run `k2-offload init-tables` first; if it was there before, see who dropped it, or where its catalog is")
+}
+
 /// What a new table will be.
 #[derive(Debug)]
 pub struct NewTable {
@@ -218,27 +218,14 @@ impl NewTable {
         Ok(Self { metadata: built.metadata })
     }
 
-    /// Where it will be.
+    /// Where it will be, where that is for us to say.
     pub fn location(&self) -> &str {
         self.metadata.location()
     }
 
-    /// Writes the metadata and adds the table to the catalog; `false` where somebody else was faster.
-    pub async fn create(&self, catalog: &mut Catalog, file_io: &FileIO, name: &TableName) -> Result<bool> {
-        let location = MetadataLocation::new_with_metadata(self.metadata.location(), &self.metadata);
-        let written = self.metadata.write_to(file_io, &location).await;
-        let location = location.to_string();
-        if let Err(error) = written {
-            delete_own_file(&location)?;
-            return Err(classify(error, format!("write the metadata of `{name}`")));
-        }
-        let inserted = catalog.insert(name, &location);
-        if let Err(SwapError::Unknown(_)) = inserted {
-            tracing::warn!(location, "kept, because nobody could tell whether the catalog took it");
-        } else if !matches!(inserted, Ok(true)) {
-            delete_own_file(&location)?;
-        }
-        inserted.map_err(|(SwapError::NotDone(error) | SwapError::Unknown(error))| error)
+    /// What it will be.
+    pub fn metadata(&self) -> &TableMetadata {
+        &self.metadata
     }
 }
 
@@ -322,6 +309,7 @@ pub fn classify(error: iceberg::Error, context: String) -> Error {
             let (kind, hint) = judge(cause.kind());
             Error::new(kind, format!("{}: {cause}", error.message())).hint(hint)
         }
+        _ if let Some(cause) = cause::<Error>(&error) => cause.repeat(),
         _ => Error::from_cause(Kind::Internal, error),
     };
     error.context(context)
@@ -335,6 +323,10 @@ fn storage_message(error: &iceberg::Error) -> &str {
 }
 
 fn io_cause(error: &iceberg::Error) -> Option<&io::Error> {
+    cause(error)
+}
+
+fn cause<E: std::error::Error + 'static>(error: &iceberg::Error) -> Option<&E> {
     let mut causes = iter::successors(std::error::Error::source(error), |cause| cause.source());
     causes.find_map(|cause| cause.downcast_ref())
 }

@@ -4,9 +4,6 @@
 //! that is there refers to it. Names alone are other writers' too, so ours bear a UUID of version 7.
 
 use std::collections::HashSet;
-use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use iceberg::io::FileIO;
@@ -15,67 +12,40 @@ use uuid::Uuid;
 
 use super::{Target, classify, manifests_of};
 use crate::error::Result;
-use crate::storage::{file_error, local_path, same_spelling};
+use crate::storage::{Storage, Stored, same_spelling};
 use crate::watermark::{KEY, Marker};
 
 /// No commit is under way for so long.
 pub const MIN_AGE: Duration = Duration::from_secs(3 * 24 * 60 * 60);
 
-/// A file that nothing refers to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Orphan {
-    /// Where it is.
-    pub path: PathBuf,
-    /// Its size.
-    pub bytes: u64,
-    /// When it was written.
-    pub modified: SystemTime,
-}
-
 impl Target {
     /// Files below the table's folder that are ours, older than [`MIN_AGE`] at `now`, and referred to by nothing; by path.
-    pub async fn orphans(&self, file_io: &FileIO, now: SystemTime) -> Result<Vec<Orphan>> {
-        let folder = local_path(self.metadata.location())?;
-        let mut files = Vec::new();
-        files_below(&folder, &mut files).map_err(|e| file_error("list", &folder, e))?;
+    pub async fn orphans(&self, storage: &Storage, now: SystemTime) -> Result<Vec<Stored>> {
+        let file_io = storage.file_io();
+        let files = storage.list(self.metadata.location().trim_end_matches('/')).await?;
         let failed = |e| classify(e, format!("look for what `{}` refers to", self.metadata.location()));
         let mut referred = References::default();
         referred.of_table(file_io, &self.metadata).await.map_err(failed)?;
         referred.files.insert(same_spelling(&self.metadata_location));
         let mut orphans = Vec::new();
         for file in &files {
-            if !is_metadata_file(&file.path) {
+            if !file.location.ends_with(".metadata.json") {
                 continue;
             }
-            let location = file.path.to_string_lossy();
-            let is_known = referred.has(&file.path);
-            match TableMetadata::read_from(file_io, &*location).await {
+            let location = &file.location;
+            let is_known = referred.has(location);
+            match TableMetadata::read_from(file_io, location).await {
                 Ok(metadata) if !is_known && is_rejected(&metadata, &self.metadata) => orphans.push(file.clone()),
                 // An old version, or somebody else's: what it refers to stays.
                 Ok(metadata) => referred.of_table(file_io, &metadata).await.map_err(failed)?,
                 Err(error) => tracing::warn!(file = %location, %error, "is no metadata file, left alone"),
             }
         }
-        orphans.extend(files.into_iter().filter(|file| is_ours(&file.path) && !referred.has(&file.path)));
+        orphans.extend(files.into_iter().filter(|file| is_ours(&file.location) && !referred.has(&file.location)));
         orphans.retain(|file| now.duration_since(file.modified).is_ok_and(|age| age >= MIN_AGE));
-        orphans.sort_by(|a, b| a.path.cmp(&b.path));
+        orphans.sort_by(|a, b| a.location.cmp(&b.location));
         Ok(orphans)
     }
-}
-
-/// Every file below a folder; links are not followed.
-fn files_below(folder: &Path, files: &mut Vec<Orphan>) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        let kind = entry.file_type()?;
-        if kind.is_dir() {
-            files_below(&entry.path(), files)?;
-        } else if kind.is_file() {
-            let metadata = entry.metadata()?;
-            files.push(Orphan { path: entry.path(), bytes: metadata.len(), modified: metadata.modified()? });
-        }
-    }
-    Ok(())
 }
 
 /// What snapshots and metadata files refer to.
@@ -86,8 +56,8 @@ struct References {
 }
 
 impl References {
-    fn has(&self, path: &Path) -> bool {
-        self.files.contains(path.to_string_lossy().as_ref())
+    fn has(&self, location: &str) -> bool {
+        self.files.contains(&same_spelling(location))
     }
 
     fn add(&mut self, location: &str) -> bool {
@@ -120,12 +90,11 @@ impl References {
             return Ok(());
         }
         // What an old version of the metadata names may have expired since.
-        let is_there = |location: &str| local_path(location).is_ok_and(|path| path.exists());
-        if !is_there(snapshot.manifest_list()) {
+        if !file_io.exists(snapshot.manifest_list()).await? {
             return Ok(());
         }
         for manifest in manifests_of(snapshot, metadata, file_io).await? {
-            if self.add(&manifest.manifest_path) && is_there(&manifest.manifest_path) {
+            if self.add(&manifest.manifest_path) && file_io.exists(&manifest.manifest_path).await? {
                 for entry in manifest.load_manifest(file_io).await?.entries() {
                     self.add(entry.file_path());
                 }
@@ -136,8 +105,8 @@ impl References {
 }
 
 /// Whether a file is named as only we name files: data files, manifests and manifest lists of a commit.
-pub(super) fn is_ours(path: &Path) -> bool {
-    let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return false };
+pub(super) fn is_ours(location: &str) -> bool {
+    let name = location.rsplit('/').next().unwrap_or(location);
     let commit = if let Some(rest) = name.strip_prefix("k2-offload-").filter(|_| name.ends_with(".parquet")) {
         rest.get(..36)
     } else if let Some(rest) = name.strip_prefix("snap-").and_then(|rest| rest.strip_suffix(".avro")) {
@@ -148,10 +117,6 @@ pub(super) fn is_ours(path: &Path) -> bool {
         None
     };
     commit.and_then(|text| Uuid::parse_str(text).ok()).is_some_and(|commit| commit.get_version_num() == 7)
-}
-
-fn is_metadata_file(path: &Path) -> bool {
-    path.to_str().is_some_and(|path| path.ends_with(".metadata.json"))
 }
 
 /// Whether a metadata file is that of a commit of ours that another one came before: its snapshot has a sequence number that another has.
@@ -182,7 +147,7 @@ mod tests {
             ("k2-offload-ü-0.parquet".to_owned(), false),
             ("snap-.avro".to_owned(), false),
         ] {
-            assert_eq!(is_ours(Path::new(&format!("/w/t/{name}"))), expected, "{name}");
+            assert_eq!(is_ours(&format!("/w/t/{name}")), expected, "{name}");
         }
     }
 }

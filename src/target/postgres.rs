@@ -1,11 +1,11 @@
 //! The Iceberg catalog in PostgreSQL: the tables of PyIceberg's `SqlCatalog`, read and swapped.
 //!
-//! What [`super::catalog`] is for a SQLite file. Other clients may use the same tables at the same time; a swap that finds another location changes
+//! What [`super::sqlite`] is for a file. Other clients may use the same tables at the same time; a swap that finds another location changes
 //! nothing, whoever wrote it.
 
 use std::time::Duration;
 
-use super::{Swap, SwapError};
+use super::{Moved, SwapError};
 use crate::config::{Postgres, TableName};
 use crate::error::{Error, Kind, Result};
 use crate::failpoint::{self, Action, Failpoint};
@@ -50,7 +50,7 @@ pub struct Catalog {
 
 impl Catalog {
     /// Opens an existing catalog. `name` is the `catalog_name` of its rows.
-    pub async fn open(name: &str, config: &Postgres) -> Result<Self> {
+    pub async fn open(config: &Postgres, name: &str) -> Result<Self> {
         let client = connect(config).await?;
         let columns = columns(&client, TABLES).await?;
         if columns.is_empty() {
@@ -63,7 +63,7 @@ impl Catalog {
     }
 
     /// Opens the catalog, and makes its two tables where they are missing.
-    pub async fn open_or_create(name: &str, config: &Postgres) -> Result<Self> {
+    pub async fn open_or_create(config: &Postgres, name: &str) -> Result<Self> {
         let client = connect(config).await?;
         let context = |error: Error| error.context(format!("create the tables of catalog {}", client.name()));
         let mut columns = columns(&client, TABLES).await?;
@@ -143,7 +143,7 @@ impl Catalog {
     ///
     /// Crash safety: a transaction that was not asked to commit ends with its connection, and is taken back. Once asked, only the server's answer
     /// tells; without one the outcome is unknown.
-    pub async fn swap(&self, table: &TableName, old: &str, new: &str) -> Result<Swap, SwapError> {
+    pub async fn swap(&self, table: &TableName, old: &str, new: &str) -> Result<Moved, SwapError> {
         let action = failpoint::hit(Failpoint::CommitSwap).map_err(SwapError::NotDone)?;
         let lost = || SwapError::Unknown(Error::new(Kind::Unavailable, "failpoint commit-swap"));
         if action == Action::RequestLost {
@@ -160,11 +160,11 @@ impl Catalog {
         if rows == 0 {
             // Nothing was changed: however this ends, the answer stays.
             let _ = transaction.roll_back().await;
-            return Ok(Swap::Stale);
+            return Ok(Moved::Stale);
         }
         failpoint::hit(Failpoint::CommitSwapped).map_err(SwapError::NotDone)?;
         self.commit(transaction, "commit to").await?;
-        if action == Action::ReplyLost { Err(lost()) } else { Ok(Swap::Done) }
+        if action == Action::ReplyLost { Err(lost()) } else { Ok(Moved::Done) }
     }
 
     async fn commit(&self, transaction: Transaction<'_>, verb: &str) -> Result<(), SwapError> {

@@ -7,12 +7,9 @@
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use iceberg::io::FileIO;
 use iceberg::spec::{FormatVersion, ManifestList, TableMetadata};
 use serde::Deserialize;
 use uuid::Uuid;
@@ -20,7 +17,7 @@ use uuid::Uuid;
 use super::{Target, classify, io_cause};
 use crate::config::TableName;
 use crate::error::{Error, Kind, Result};
-use crate::storage::{file_error, local_path, same_spelling};
+use crate::storage::{Storage, Stored, file_error, is_local, local_path, same_spelling};
 use crate::watermark::KEY;
 
 const VERSION_HINT: &str = "version-hint.text";
@@ -44,83 +41,86 @@ pub fn version_of(file_name: &str) -> Option<i32> {
 
 /// The metadata file that was given, by path or URI: itself, or the newest of a table's folder. Refuses one after which there is a newer;
 /// what is not there is a wrong argument ([`Kind::Config`]).
-pub fn locate(given: &str) -> Result<PathBuf> {
-    let path = absolute(given)?;
-    let wrong = |what: &str| Error::new(Kind::Config, format!("--register {}: {what}", path.display()));
-    if path.is_dir() {
-        let folder = path.join("metadata");
-        if let Some((_, file)) = newest(&folder)? {
+pub async fn locate(storage: &Storage, given: &str) -> Result<String> {
+    let location = absolute(given)?;
+    let wrong = |what: &str| Error::new(Kind::Config, format!("--register {location}: {what}"));
+    if is_folder(&location)? {
+        let folder = format!("{location}/metadata");
+        if let Some((_, file)) = newest(storage, &folder).await? {
             return Ok(file);
         }
-        return match newest_of_others(&folder, None)?.as_slice() {
+        return match newest_of_others(storage, &folder, None).await?.as_slice() {
             [(_, file)] => Ok(file.clone()),
             [] => Err(wrong("no table lies here").hint("name a table's folder, or its newest metadata file")),
-            [.., (_, file)] => Err(Error::refused(format!("{} is not the only file of its version", file.display()))
-                .hint(
-                    "all but one are of commits that died, or lost against another: name the file that is written last",
-                )),
+            [.., (_, file)] => Err(Error::refused(format!("{file} is not the only file of its version")).hint(
+                "all but one are of commits that died, or lost against another: name the file that is written last",
+            )),
         };
     }
-    if !path.is_file() {
+    if !storage.exists(&location).await? {
         return Err(wrong("there is no such file").hint("name the table's newest metadata file, or its folder"));
     }
-    let version = path.file_name().and_then(|name| version_of(&name.to_string_lossy()));
-    let newest = path.parent().map(newest).transpose()?.flatten();
+    let (folder, name) = parts(&location);
+    let version = version_of(name);
+    let newest = newest(storage, folder).await?;
     match newest.filter(|(newest, _)| version.is_none_or(|version| version < *newest)) {
-        Some((_, newest)) => Err(Error::refused(format!("{} is not the newest version of its table", path.display()))
-            .hint(format!("rows of the newer version would be lost to readers: give {}", newest.display()))),
-        None => Ok(path),
+        Some((_, newest)) => Err(Error::refused(format!("{location} is not the newest version of its table"))
+            .hint(format!("rows of the newer version would be lost to readers: give {newest}"))),
+        None => Ok(location),
     }
 }
 
 /// Refuses a file beside which another file of this table has a higher version: rows of that would be lost to readers.
-pub fn check_newest(file: &Path, table: Uuid) -> Result<()> {
-    let version = file.file_name().and_then(|name| version_of(&name.to_string_lossy()));
-    let Some((version, folder)) = version.zip(file.parent()) else { return Ok(()) };
-    match newest_of_others(folder, Some(table))?.pop().filter(|(newest, _)| version < *newest) {
-        Some((_, newest)) => Err(Error::refused(format!("{} is not the newest version of its table", file.display()))
-            .hint(format!("rows of the newer version would be lost to readers: give {}", newest.display()))),
+pub async fn check_newest(storage: &Storage, file: &str, table: Uuid) -> Result<()> {
+    let (folder, name) = parts(file);
+    let Some(version) = version_of(name) else { return Ok(()) };
+    let newest = newest_of_others(storage, folder, Some(table)).await?.pop();
+    match newest.filter(|(newest, _)| version < *newest) {
+        Some((_, newest)) => Err(Error::refused(format!("{file} is not the newest version of its table"))
+            .hint(format!("rows of the newer version would be lost to readers: give {newest}"))),
         None => Ok(()),
     }
 }
 
 /// Refuses to make a table where one lies that was committed to: its catalog may be gone, or not be mounted.
-pub fn check_vacant(location: &str, name: &TableName) -> Result<()> {
-    let folder = local_path(location)?;
-    let metadata = folder.join("metadata");
-    let found = newest(&metadata)?.or(newest_of_others(&metadata, None)?.pop());
+pub async fn check_vacant(storage: &Storage, location: &str, name: &TableName) -> Result<()> {
+    let folder = absolute(location)?;
+    let metadata = format!("{folder}/metadata");
+    let found = match newest(storage, &metadata).await? {
+        Some(found) => Some(found),
+        None => newest_of_others(storage, &metadata, None).await?.pop(),
+    };
     // What an init-tables that died leaves, version 0 without a snapshot, is no table.
-    let is_table =
-        |(version, file): (i32, PathBuf)| version > 0 || head_of(&file).is_none_or(|head| head.has_snapshot());
-    if !found.is_some_and(is_table) {
+    let is_table = match found {
+        None => false,
+        Some((version, _)) if version > 0 => true,
+        Some((_, file)) => head_of(storage, &file).await.is_none_or(|head| head.has_snapshot()),
+    };
+    if !is_table {
         return Ok(());
     }
-    Err(Error::refused(format!("a table lies at {}, which the catalog does not know", folder.display())).hint(format!(
-        "if the catalog is not mounted, or must be restored, do that; else `k2-offload init-tables --table {name} --register {}` takes the table over, \
-         and a new one needs the folder moved away",
-        folder.display()
+    Err(Error::refused(format!("a table lies at {folder}, which the catalog does not know")).hint(format!(
+        "if the catalog is not mounted, or must be restored, do that; else `k2-offload init-tables --table {name} --register {folder}` takes the table over, \
+         and a new one needs the folder moved away"
     )))
 }
 
 /// The files of the highest version NNNNN-UUID.metadata.json in a metadata folder: of one table, or of each that lies there, because one may have
 /// been dropped and made anew. The last written one is last.
-fn newest_of_others(folder: &Path, table: Option<Uuid>) -> Result<Vec<(i32, PathBuf)>> {
-    let mut newest: BTreeMap<Option<Uuid>, Vec<(i32, SystemTime, PathBuf)>> = BTreeMap::new();
-    for file in entries(folder)? {
-        let (name, path) = (file.file_name(), file.path());
-        let version = version_of(&name.to_string_lossy()).filter(|_| !name.to_string_lossy().starts_with('v'));
-        let Some(version) = version else { continue };
+async fn newest_of_others(storage: &Storage, folder: &str, table: Option<Uuid>) -> Result<Vec<(i32, String)>> {
+    let mut newest: BTreeMap<Option<Uuid>, Vec<(i32, SystemTime, String)>> = BTreeMap::new();
+    for file in entries(storage, folder).await? {
+        let (_, name) = parts(&file.location);
+        let Some(version) = version_of(name).filter(|_| !name.starts_with('v')) else { continue };
         // A file that a crash left empty or half written is no version.
-        let table_uuid = head_of(&path).map(|head| head.table_uuid);
-        if table_uuid.is_none() && !name.to_string_lossy().contains(".gz") {
+        let table_uuid = head_of(storage, &file.location).await.map(|head| head.table_uuid);
+        if table_uuid.is_none() && !name.contains(".gz") {
             continue;
         }
-        let modified = file.metadata().and_then(|metadata| metadata.modified());
-        let modified = modified.map_err(|e| file_error("look at", &path, e))?;
         let files = newest.entry(table_uuid).or_default();
         match files.first().map_or(Ordering::Greater, |(highest, ..)| version.cmp(highest)) {
-            Ordering::Greater => *files = vec![(version, modified, path)],
-            Ordering::Equal => files.push((version, modified, path)),
+            Ordering::Greater => *files = vec![(version, file.modified, file.location)],
+            Ordering::Equal => files.push((version, file.modified, file.location)),
             Ordering::Less => {}
         }
     }
@@ -147,35 +147,58 @@ impl Head {
 }
 
 /// `None` of a file that is no JSON of a table: damaged, or compressed.
-fn head_of(file: &Path) -> Option<Head> {
-    serde_json::from_slice(&fs::read(file).ok()?).ok()
+async fn head_of(storage: &Storage, file: &str) -> Option<Head> {
+    serde_json::from_slice(&storage.read(file).await.ok()?).ok()
 }
 
-/// The entries of a folder; none where there is no folder.
-fn entries(folder: &Path) -> Result<Vec<fs::DirEntry>> {
-    match fs::read_dir(folder) {
-        Ok(entries) => entries.collect::<io::Result<_>>().map_err(|e| file_error("list", folder, e)),
-        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(Vec::new()),
-        Err(e) => Err(file_error("list", folder, e)),
+/// The files of a folder; none where there is no folder.
+async fn entries(storage: &Storage, folder: &str) -> Result<Vec<Stored>> {
+    if is_local(folder) && !local_path(folder)?.is_dir() {
+        return Ok(Vec::new());
+    }
+    let mut files = storage.list(folder).await?;
+    files.retain(|file| parts(&file.location).0 == folder);
+    Ok(files)
+}
+
+/// Folder and name of a file.
+fn parts(location: &str) -> (&str, &str) {
+    location.rsplit_once('/').unwrap_or(("", location))
+}
+
+/// An object store has no folders: there, only names of metadata files are files.
+fn is_folder(location: &str) -> Result<bool> {
+    match is_local(location) {
+        true => Ok(local_path(location)?.is_dir()),
+        false => Ok(version_of(parts(location).1).is_none()),
     }
 }
 
-fn absolute(given: &str) -> Result<PathBuf> {
-    match given.starts_with("file:") {
-        true => local_path(given),
-        false => std::path::absolute(given).map_err(|e| file_error("find", Path::new(given), e)),
+/// A path of this host without `.` and `..`, or the URI of an object.
+fn absolute(given: &str) -> Result<String> {
+    if given.contains("://") && !is_local(given) {
+        return Ok(given.trim_end_matches('/').to_owned());
     }
+    let path = match given.starts_with("file:") {
+        true => local_path(given)?,
+        false => std::path::absolute(given).map_err(|e| file_error("find", Path::new(given), e))?,
+    };
+    // Components drop a slash at the end.
+    Ok(path.components().collect::<PathBuf>().to_string_lossy().into_owned())
 }
 
 /// The newest version in a metadata folder of a Hadoop catalog, and its file; `None` where there is none.
-fn newest(folder: &Path) -> Result<Option<(i32, PathBuf)>> {
-    let versions: BTreeMap<i32, PathBuf> = entries(folder)?
-        .iter()
-        .filter(|file| file.file_name().to_string_lossy().starts_with('v'))
-        .filter_map(|file| Some((version_of(&file.file_name().to_string_lossy())?, file.path())))
+async fn newest(storage: &Storage, folder: &str) -> Result<Option<(i32, String)>> {
+    let versions: BTreeMap<i32, String> = entries(storage, folder)
+        .await?
+        .into_iter()
+        .filter(|file| parts(&file.location).1.starts_with('v'))
+        .filter_map(|file| Some((version_of(parts(&file.location).1)?, file.location)))
         .collect();
     // A hint that does not parse is looked past, as Iceberg does.
-    let hint = fs::read_to_string(folder.join(VERSION_HINT)).ok().and_then(|text| text.trim().parse::<i32>().ok());
+    let hint_file = format!("{folder}/{VERSION_HINT}");
+    let hint = storage.read(&hint_file).await.ok();
+    let hint = hint.and_then(|text| std::str::from_utf8(&text).ok()?.trim().parse::<i32>().ok());
     let Some(mut version) = hint.or(versions.keys().next_back().copied()) else { return Ok(None) };
     while versions.keys().any(|other| Some(*other) == version.checked_add(1)) {
         version += 1;
@@ -183,8 +206,7 @@ fn newest(folder: &Path) -> Result<Option<(i32, PathBuf)>> {
     match versions.get(&version) {
         Some(file) => Ok(Some((version, file.clone()))),
         None => {
-            let hint = folder.join(VERSION_HINT);
-            let message = format!("{} names version {version}, which is not there", hint.display());
+            let message = format!("{hint_file} names version {version}, which is not there");
             Err(Error::new(Kind::Config, message)
                 .hint("restore the metadata file, or correct the hint to the newest version that is there"))
         }
@@ -193,12 +215,12 @@ fn newest(folder: &Path) -> Result<Option<(i32, PathBuf)>> {
 
 impl Target {
     /// Reads a table by its metadata file, and refuses what cannot be taken over: another format, and a table that lies elsewhere than it says.
-    pub async fn read_unregistered(file_io: &FileIO, file: &Path) -> Result<Self> {
-        let read = TableMetadata::read_from(file_io, file.to_string_lossy()).await;
+    pub async fn read_unregistered(storage: &Storage, file: &str) -> Result<Self> {
+        let read = TableMetadata::read_from(storage.file_io(), file).await;
         let metadata = read.map_err(|error| match io_cause(&error) {
             Some(_) => classify(error, "read the table's metadata".to_owned()),
             None => Error::from_cause(Kind::Config, error)
-                .context(format!("{} is no Iceberg metadata that this version reads", file.display()))
+                .context(format!("{file} is no Iceberg metadata that this version reads"))
                 .hint("name the table's newest metadata file, or its folder"),
         })?;
         if metadata.format_version() == FormatVersion::V1 {
@@ -206,34 +228,33 @@ impl Target {
                 "upgrade it (Spark: ALTER TABLE .. SET TBLPROPERTIES ('format-version' = '2')), then register the new version",
             ));
         }
-        let name = file.file_name().unwrap_or_default().to_string_lossy();
-        let target = Self {
-            metadata_location: format!("file://{}/metadata/{name}", check_place(&metadata, file)?.display()),
-            metadata,
-        };
+        let (place, name) = (check_place(&metadata, file)?, parts(file).1);
+        let place = if is_local(&place) { format!("file://{place}") } else { place };
+        let target = Self { metadata_location: format!("{place}/metadata/{name}"), metadata };
         target.check_format()?;
         Ok(target)
     }
 
     /// Every file of the current snapshot must be there: what is missing now would be found out by readers.
-    pub async fn check_files(&self, file_io: &FileIO) -> Result<()> {
+    pub async fn check_files(&self, storage: &Storage) -> Result<()> {
+        let file_io = storage.file_io();
         let Some(snapshot) = self.metadata.current_snapshot() else { return Ok(()) };
         let failed = |e| classify(e, "read the table's manifests".to_owned());
-        let exists = |location: &str| -> Result<()> {
-            if local_path(location)?.is_file() {
+        let exists = async |location: &str| -> Result<()> {
+            if storage.exists(location).await? {
                 return Ok(());
             }
             Err(Error::refused(format!("{location} is missing, which the table's current snapshot needs"))
                 .hint("restore the file, or mount the folder at the place that the table names"))
         };
-        exists(snapshot.manifest_list())?;
+        exists(snapshot.manifest_list()).await?;
         let bytes = file_io.new_input(snapshot.manifest_list()).map_err(failed)?.read().await.map_err(failed)?;
         let list = ManifestList::parse_with_version(&bytes, self.metadata.format_version()).map_err(failed)?;
         for manifest in list.consume_entries() {
-            exists(&manifest.manifest_path)?;
+            exists(&manifest.manifest_path).await?;
             let manifest = manifest.load_manifest(file_io).await.map_err(failed)?;
             for entry in manifest.entries().iter().filter(|entry| entry.is_alive()) {
-                exists(entry.file_path())?;
+                exists(entry.file_path()).await?;
             }
         }
         Ok(())
@@ -241,8 +262,11 @@ impl Target {
 
     /// Whether commits of ours have gone on from what was given, which need not be there any more: tables let old metadata go.
     pub fn goes_on_from(&self, given: &str) -> bool {
-        let lies_in = |folder| absolute(given).is_ok_and(|path| path.starts_with(folder));
-        self.metadata.properties().contains_key(KEY) && local_path(self.metadata.location()).is_ok_and(lies_in)
+        let folder = same_spelling(self.metadata.location());
+        let lies_in = |path: &String| {
+            same_spelling(path).strip_prefix(&folder).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        self.metadata.properties().contains_key(KEY) && absolute(given).is_ok_and(|path| lies_in(&path))
     }
 
     /// How a table that was given stands to the one of that name in the catalog; refuses another one, and one that went on without it.
@@ -280,14 +304,19 @@ impl Target {
 }
 
 /// The table's folder as its metadata names it, to which commits go: it must be the one that the metadata file lies in.
-fn check_place(metadata: &TableMetadata, file: &Path) -> Result<PathBuf> {
-    let says = local_path(metadata.location().trim_end_matches('/'))?;
-    let lies = file.parent().filter(|folder| folder.ends_with("metadata")).and_then(Path::parent);
-    let real = |path: &Path| path.canonicalize().ok();
-    if lies.is_some_and(|lies| lies == says || real(lies).is_some_and(|lies| Some(lies) == real(&says))) {
+fn check_place(metadata: &TableMetadata, file: &str) -> Result<String> {
+    let location = metadata.location().trim_end_matches('/');
+    let says = if is_local(location) { same_spelling(location) } else { location.to_owned() };
+    let lies = parts(file).0.strip_suffix("/metadata");
+    let real = |location: &str| Path::new(location).canonicalize().ok();
+    let is_there = |lies: &str| {
+        same_spelling(lies) == same_spelling(&says)
+            || (is_local(lies) && real(lies).is_some_and(|lies| Some(lies) == real(&says)))
+    };
+    if lies.is_some_and(is_there) {
         return Ok(says);
     }
-    let message = format!("the metadata says that the table lies at {}, but it is {}", says.display(), file.display());
+    let message = format!("the metadata says that the table lies at {says}, but it is {file}");
     Err(Error::refused(message).hint(
         "a table that was copied or moved still names its old files: register it where it was made, or mount it there again",
     ))
@@ -295,7 +324,30 @@ fn check_place(metadata: &TableMetadata, file: &Path) -> Result<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
+    use futures::FutureExt;
+
     use super::*;
+    use crate::config::Config;
+
+    fn storage() -> Storage {
+        let text = "[[table]]\nsource = 't'\ntarget = 'c.t'\ncursor = 'ts'\n";
+        Storage::of(&Config::parse(text, Path::new("/"), |_| None).unwrap())
+    }
+
+    /// Local files are never waited for.
+    fn locate(given: &str) -> Result<String> {
+        super::locate(&storage(), given).now_or_never().unwrap()
+    }
+
+    fn check_newest(file: &Path, table: Uuid) -> Result<()> {
+        super::check_newest(&storage(), file.to_str().unwrap(), table).now_or_never().unwrap()
+    }
+
+    fn check_vacant(location: &str, name: &TableName) -> Result<()> {
+        super::check_vacant(&storage(), location, name).now_or_never().unwrap()
+    }
 
     #[test]
     fn metadata_files_say_their_version() {
@@ -348,7 +400,7 @@ mod tests {
         ] {
             let table = table(&files, hint);
             let found = locate(table.path().to_str().unwrap()).ok();
-            let found = found.map(|file| file.file_name().unwrap().to_str().unwrap().replace(".metadata.json", ""));
+            let found = found.map(|file| parts(&file).1.replace(".metadata.json", ""));
             assert_eq!(found.as_deref(), newest, "{hint:?}");
         }
     }
@@ -357,7 +409,7 @@ mod tests {
     fn of_tables_of_other_catalogs_the_highest_number_is_the_newest() {
         let folder = table(&["00002-a.metadata.json", "00010-b.metadata.json", "00009-c.metadata.json"], None);
         let file = |name: &str| folder.path().join("metadata").join(name);
-        assert_eq!(locate(folder.path().to_str().unwrap()).unwrap(), file("00010-b.metadata.json"));
+        assert_eq!(Path::new(&locate(folder.path().to_str().unwrap()).unwrap()), file("00010-b.metadata.json"));
         let check = |name: &str| check_newest(&file(name), Uuid::from_u128(1));
         check("00010-b.metadata.json").unwrap();
         let old = check("00009-c.metadata.json").unwrap_err();
@@ -407,7 +459,7 @@ mod tests {
             format!("file:{}", path("v2.metadata.json")),
             format!("file://{}", path("v2.metadata.json")),
         ] {
-            assert_eq!(locate(&given).unwrap(), Path::new(&path("v2.metadata.json")), "{given}");
+            assert_eq!(locate(&given).unwrap(), path("v2.metadata.json"), "{given}");
         }
         assert_eq!(locate(&path("v3.metadata.json")).unwrap_err().kind(), Kind::Config);
         assert_eq!(locate("/").unwrap_err().kind(), Kind::Config);

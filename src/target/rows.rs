@@ -4,7 +4,6 @@
 //! Memory holds a row group of the columns that are read.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
 use arrow_array::{ArrayRef, RecordBatch};
 use futures::{StreamExt, TryStreamExt, stream};
@@ -101,7 +100,7 @@ impl Target {
             if fields.contains(&id) {
                 let batch_rows = rows_of_a_batch(metadata.row_groups());
                 let all_fields = fields.clone();
-                let fields = if is_ours(Path::new(&task.data_file_path)) { fields } else { &fields & &lasting };
+                let fields = if is_ours(&task.data_file_path) { fields } else { &fields & &lasting };
                 let groups = groups(&metadata, id, cursor.kind);
                 files.push(RowFile { task, ticks: bounds(&groups), fields, all_fields, batch_rows, groups });
             } else if is_partition_value(&self.metadata, id) {

@@ -18,11 +18,12 @@ use parquet::basic::{Compression as Codec, GzipLevel, ZstdLevel};
 use parquet::file::metadata::RowGroupMetaData;
 use parquet::file::properties::{BloomFilterPosition, WriterProperties, WriterPropertiesBuilder};
 use parquet::schema::types::ColumnPath;
+use uuid::Uuid;
 
 use super::{Passthrough, Placement, Written};
 use crate::config::{Compression, Table};
 use crate::error::{Classify, Error, Kind, Result};
-use crate::storage::{file_error, local_path, nameless_file};
+use crate::storage::{Storage, file_error, is_local, local_path, nameless_file};
 
 /// Column of an answer with the partition values of a row, as a JSON array of text.
 pub const PARTITION: &str = "k2_partition";
@@ -45,9 +46,10 @@ pub struct Spool {
 }
 
 impl Spool {
-    /// Creates it where `location` is.
-    pub fn create(location: &str) -> Result<Self> {
-        let path = local_path(location)?;
+    /// Creates it below `folder`, where that is on this host; else where files are that are only needed meanwhile.
+    pub fn create(storage: &Storage, folder: &str) -> Result<Self> {
+        let folder = if is_local(folder) { local_path(folder)? } else { storage.scratch().to_owned() };
+        let path = folder.join(format!("k2-offload-{}.spool", Uuid::new_v4()));
         let file = nameless_file(&path).map_err(|e| file_error("create", &path, e))?;
         Ok(Self { file, path })
     }
@@ -155,7 +157,7 @@ impl Write for Pipe {
 
 impl Encoder {
     /// Creates a file for rows like these, as the table's configuration says.
-    pub fn create(location: &str, like: &RecordBatch, table: &Table) -> Result<Self> {
+    pub fn create(storage: &Storage, location: &str, like: &RecordBatch, table: &Table) -> Result<Self> {
         let rows = usize::try_from(table.row_group_size).ok();
         let properties = WriterProperties::builder()
             .set_compression(codec(&table.compression)?)
@@ -166,18 +168,20 @@ impl Encoder {
         };
         let properties = table.bloom_filter.iter().fold(properties, with_filter).build();
         let options = ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
-        let file = Pipe(Passthrough::create(location, HOLD_BACK)?);
+        // Filters are asked for by column here, so that none has to be left out.
+        let file = Pipe(Passthrough::create(storage, location, HOLD_BACK, false)?);
         let writer = ArrowWriter::try_new_with_options(file, like.schema(), options);
         Ok(Self { writer: writer.or_error(Kind::Internal, "begin a Parquet file")? })
     }
 
     /// Appends rows.
-    pub fn write(&mut self, rows: &RecordBatch) -> Result<()> {
+    pub async fn write(&mut self, rows: &RecordBatch) -> Result<()> {
         let written = self.writer.write(rows).and_then(|()| match self.writer.in_progress_size() {
             ..ROW_GROUP_BYTES => Ok(()),
             _ => self.writer.flush(),
         });
-        written.or_error(Kind::Unavailable, "write a Parquet file")
+        written.or_error(Kind::Unavailable, "write a Parquet file")?;
+        self.writer.inner_mut().0.ready().await
     }
 
     /// Ends the file and makes it durable.

@@ -7,17 +7,15 @@ mod footer;
 mod scratch;
 
 use std::collections::VecDeque;
-use std::thread;
 
 use bytes::Bytes;
 use iceberg::spec::{DataFile, Schema, Struct};
-use tokio::sync::oneshot;
 
 pub use self::bounds::Metrics;
 pub use self::encode::{COPIES, Encoder, PARTITION, Run, Runs, Spool, rows_of_a_batch};
 pub use self::scratch::{Scratch, ScratchWriter, field_ids};
 use crate::error::{Classify, Error, Kind, Result};
-use crate::storage::{DurableFile, delete_own_file, file_error, local_path};
+use crate::storage::{NewFile, Storage};
 
 /// Bytes at the end of a stream that are held back because the footer may begin there.
 pub const HOLD_BACK: usize = 1 << 20;
@@ -53,9 +51,9 @@ pub struct Placement<'a> {
 pub enum Written {
     /// A durable file.
     File(Box<DataFile>),
-    /// The stream held no row; nothing is left of it.
+    /// The stream held no row; the file is to be deleted.
     Empty,
-    /// The footer is longer than what was held back; nothing is left. Read again with this much.
+    /// The footer is longer than what was held back; the file is to be deleted. Read again with this much.
     NeedsHoldBack(usize),
 }
 
@@ -64,7 +62,7 @@ pub enum Written {
 /// what lies behind them moves up.
 #[derive(Debug)]
 pub struct Passthrough {
-    file: DurableFile,
+    file: NewFile,
     tail: VecDeque<Bytes>,
     tail_length: usize,
     hold_back: usize,
@@ -72,10 +70,9 @@ pub struct Passthrough {
 }
 
 impl Passthrough {
-    /// Creates the file.
-    pub fn create(location: &str, hold_back: usize) -> Result<Self> {
-        let path = local_path(location)?;
-        let file = DurableFile::create(&path).map_err(|e| file_error("create", &path, e))?;
+    /// Creates the file; with `compacted`, parts of it will be left out at its end ([`Placement::bloom_filter`]).
+    pub fn create(storage: &Storage, location: &str, hold_back: usize, compacted: bool) -> Result<Self> {
+        let file = storage.create(location, compacted)?;
         Ok(Self { file, tail: VecDeque::new(), tail_length: 0, hold_back, flushed: 0 })
     }
 
@@ -87,59 +84,53 @@ impl Passthrough {
             if self.tail_length - front.len() < self.hold_back {
                 break;
             }
-            append(&mut self.file, front)?;
             self.flushed += front.len() as u64;
             self.tail_length -= front.len();
-            self.tail.pop_front();
+            if let Some(front) = self.tail.pop_front() {
+                self.file.write(front)?;
+            }
         }
         Ok(())
     }
 
-    /// Rewrites the footer at the end of a complete stream and makes the file durable.
+    /// Waits until not much more than what is held back is in memory.
+    pub async fn ready(&mut self) -> Result<()> {
+        self.file.ready().await
+    }
+
+    /// Rewrites the footer at the end of a complete stream and makes the file durable. Without one, what was begun is for the caller to delete.
     pub async fn finish(mut self, placement: &Placement<'_>) -> Result<Written> {
         let mut tail = Vec::with_capacity(self.tail_length);
         self.tail.drain(..).for_each(|bytes| tail.extend_from_slice(&bytes));
         let footer = footer_length(&tail)?;
         let Some(body) = tail.len().checked_sub(footer + TRAILER) else {
-            return needs(footer + TRAILER, &placement.location);
+            return needs(footer + TRAILER);
         };
-        let (pages, rest) = tail.split_at(body);
-        let footer = rest.get(..footer).unwrap_or_default();
-        let end = self.flushed + pages.len() as u64;
+        let footer = tail.get(body..body + footer).unwrap_or_default();
+        let end = self.flushed + body as u64;
         let rewritten = footer::rewrite(footer, end, placement.schema, placement.bloom_filter)?;
         if rewritten.metadata.file_metadata().num_rows() == 0 {
-            delete_own_file(&placement.location)?;
             return Ok(Written::Empty);
         }
         let size = end - rewritten.cut.length() + rewritten.bytes.len() as u64;
         let data_file = bounds::data_file(&rewritten.metadata, placement, size)?;
-        append(&mut self.file, pages)?;
+        tail.truncate(body);
+        self.file.write(tail.into())?;
         if let Some(start) = rewritten.cut.start() {
-            let kept = rewritten.cut.kept(end);
-            self.file.compact(start, &kept).map_err(|e| file_error("write", self.file.path(), e))?;
+            self.file.compact(start, &rewritten.cut.kept(end))?;
         }
-        append(&mut self.file, &rewritten.bytes)?;
-        let path = self.file.path().to_owned();
-        // On a thread of its own: a disk takes its time, and another table may stream meanwhile.
-        let (done, synced) = oneshot::channel();
-        let sync = move || done.send(self.file.finish());
-        thread::Builder::new().spawn(sync).or_error(Kind::Unavailable, "start a thread")?;
-        synced.await.or_error(Kind::Internal, "wait for a sync")?.map_err(|e| file_error("sync", &path, e))?;
+        self.file.write(rewritten.bytes.into())?;
+        self.file.finish().await?;
         Ok(Written::File(Box::new(data_file)))
     }
 }
 
-fn append(file: &mut DurableFile, bytes: &[u8]) -> Result<()> {
-    file.write(bytes).map_err(|e| file_error("write", file.path(), e))
-}
-
-fn needs(hold_back: usize, location: &str) -> Result<Written> {
+fn needs(hold_back: usize) -> Result<Written> {
     if hold_back > MAX_HOLD_BACK {
         let message =
             format!("the Parquet footer takes {hold_back} bytes, more than the {MAX_HOLD_BACK} that are held");
         return Err(Error::refused(message).hint("offload fewer columns or shorter windows"));
     }
-    delete_own_file(location)?;
     Ok(Written::NeedsHoldBack(hold_back))
 }
 
@@ -155,12 +146,14 @@ fn footer_length(tail: &[u8]) -> Result<usize> {
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
+    use std::path::Path;
 
     use iceberg::spec::{Datum, PrimitiveType};
     use parquet::file::reader::FileReader;
     use parquet::file::serialized_reader::SerializedFileReader;
 
     use super::*;
+    use crate::config::Config;
     use crate::schema::{Column, iceberg_schema};
 
     /// What ClickHouse 26.7 sent for a SELECT of ours: five rows in row groups of two, two, one; `n` is null in the first
@@ -183,6 +176,12 @@ mod tests {
         iceberg_schema(&columns.map(|(name, kind)| Column::map(name, kind, None).unwrap())).unwrap()
     }
 
+    fn storage() -> Storage {
+        let config =
+            Config::parse("[[table]]\nsource = 't'\ntarget = 'c.t'\ncursor = 'ts'\n", Path::new("/"), |_| None);
+        Storage::new(&config.unwrap().catalog.storage, Path::new("/"))
+    }
+
     fn finish(file: Passthrough, placement: &Placement<'_>) -> Result<Written> {
         tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(file.finish(placement))
     }
@@ -198,7 +197,7 @@ mod tests {
             bloom_filter: &[],
             metrics: Metrics::of(&properties),
         };
-        let mut file = Passthrough::create(location, hold_back).unwrap();
+        let mut file = Passthrough::create(&storage(), location, hold_back, false).unwrap();
         for piece in bytes.chunks(piece) {
             file.write(Bytes::copy_from_slice(piece)).unwrap();
         }
@@ -269,7 +268,7 @@ mod tests {
                 bloom_filter: &[],
                 metrics: Metrics::of(&properties),
             };
-            let mut file = Passthrough::create(&location, HOLD_BACK).unwrap();
+            let mut file = Passthrough::create(&storage(), &location, HOLD_BACK, false).unwrap();
             file.write(Bytes::copy_from_slice(bytes)).unwrap();
             assert_eq!(finish(file, &placement).unwrap_err().kind(), Kind::Unavailable);
         }

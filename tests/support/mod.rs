@@ -13,6 +13,7 @@ pub mod proxy;
 pub mod readers;
 pub mod server;
 pub mod shapes;
+pub mod tls;
 pub mod webhook;
 
 use std::collections::BTreeMap;

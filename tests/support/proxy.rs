@@ -22,8 +22,8 @@ struct State {
     server: Mutex<String>,
     /// The clients' ends of all connections so far.
     clients: Mutex<Vec<TcpStream>>,
-    /// The quoted name of the table.
-    table: String,
+    /// The quoted name of the table; `None` where all bytes of a connection count, which nobody can read.
+    table: Option<String>,
     /// Bytes of an answer that may pass.
     limit: AtomicUsize,
     /// Whether the connection stays open after them.
@@ -37,12 +37,21 @@ struct State {
 impl Proxy {
     /// Starts one for the answers in Parquet to queries over `table`; all others pass.
     pub fn start(server_url: &str, table: &str) -> Self {
+        Self::of(server_url, Some(format!("`{table}`")))
+    }
+
+    /// Starts one for a server whose answers are encrypted: limits are those of the bytes of a connection.
+    pub fn blind(server_url: &str) -> Self {
+        Self::of(server_url, None)
+    }
+
+    fn of(server_url: &str, table: Option<String>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let state = Arc::new(State {
             server: Mutex::new(address(server_url)),
             clients: Mutex::default(),
-            table: format!("`{table}`"),
+            table,
             limit: AtomicUsize::new(usize::MAX),
             stalls: AtomicBool::new(false),
             once: AtomicBool::new(false),
@@ -105,7 +114,7 @@ impl State {
         let server = self.server.lock().unwrap().clone();
         let Ok(server) = TcpStream::connect(server) else { return };
         self.clients.lock().unwrap().push(client.try_clone().unwrap());
-        let passed = Mutex::new(None);
+        let passed = Mutex::new(self.table.is_none().then_some(0));
         thread::scope(|scope| {
             scope.spawn(|| self.requests(&client, &server, &passed));
             self.answers(&server, &client, &passed);
@@ -117,14 +126,16 @@ impl State {
         let mut buffer = [0; 65_536];
         let mut request = Vec::new();
         while let Ok(length @ 1..) = client.read(&mut buffer) {
-            if buffer.starts_with(b"POST /") {
-                request.clear();
-                *passed.lock().unwrap() = None;
-            }
-            request.extend_from_slice(&buffer[..length]);
-            let for_parquet = contains(&request, b"FORMAT Parquet") || contains(&request, b"=Parquet");
-            if for_parquet && contains(&request, self.table.as_bytes()) {
-                *passed.lock().unwrap() = Some(0);
+            if let Some(table) = &self.table {
+                if buffer.starts_with(b"POST /") {
+                    request.clear();
+                    *passed.lock().unwrap() = None;
+                }
+                request.extend_from_slice(&buffer[..length]);
+                let for_parquet = contains(&request, b"FORMAT Parquet") || contains(&request, b"=Parquet");
+                if for_parquet && contains(&request, table.as_bytes()) {
+                    *passed.lock().unwrap() = Some(0);
+                }
             }
             if server.write_all(&buffer[..length]).is_err() {
                 break;

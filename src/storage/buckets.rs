@@ -1,0 +1,381 @@
+//! The clients of object stores: one for each bucket, and for each location that a catalog lends credentials for.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, Checksum};
+use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+use object_store::gcp::{GcpCredential, GoogleCloudStorageBuilder};
+use object_store::multipart::MultipartStore;
+use object_store::path::Path as Key;
+use object_store::{
+    BackoffConfig, Certificate, ClientOptions, MultipartId, ObjectStore, ObjectStoreExt, RetryConfig,
+    StaticCredentialProvider,
+};
+
+use super::errors::{Missing, classify};
+use super::profile::Files;
+use super::same_spelling;
+use crate::config::{Secret, Storage};
+use crate::error::{Classify, Error, Kind, Result};
+
+/// Tries of a request after the first. A pass tries a table again on top of them.
+const RETRIES: usize = 5;
+const BACKOFF: BackoffConfig =
+    BackoffConfig { init_backoff: Duration::from_millis(100), max_backoff: Duration::from_secs(5), base: 2.0 };
+
+/// A bucket, or what stands for one.
+#[derive(Debug, Clone)]
+pub(super) struct Bucket {
+    pub store: Arc<dyn ObjectStore>,
+    pub parts: Arc<dyn Parts>,
+}
+
+/// [`MultipartStore`] that can be printed.
+pub(super) trait Parts: MultipartStore + std::fmt::Debug {}
+impl<T: MultipartStore + std::fmt::Debug> Parts for T {}
+
+impl Bucket {
+    fn of<T: ObjectStore + Parts>(store: T) -> Self {
+        let store = Arc::new(store);
+        Self { store: store.clone(), parts: store }
+    }
+}
+
+/// An upload in parts that is neither finished nor given up.
+#[derive(Debug)]
+pub(super) struct Begun {
+    pub bucket: Bucket,
+    pub key: Key,
+    pub id: MultipartId,
+}
+
+type Properties = BTreeMap<String, Secret>;
+
+/// All clients of a pass, made when they are needed.
+#[derive(Debug)]
+pub(super) struct Buckets {
+    config: Storage,
+    /// By scheme and bucket, or by the prefix that credentials are lent for.
+    clients: Mutex<HashMap<String, Bucket>>,
+    /// By prefix.
+    lent: Mutex<BTreeMap<String, Properties>>,
+    /// By location.
+    uploads: Mutex<HashMap<String, Begun>>,
+}
+
+/// Nothing that a panic could leave half done stands behind these locks.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Buckets {
+    pub(super) fn new(config: Storage) -> Self {
+        Self { config, clients: Mutex::default(), lent: Mutex::default(), uploads: Mutex::default() }
+    }
+
+    /// Replaces what was lent for `prefix`.
+    pub(super) fn lend(&self, prefix: &str, properties: Properties) {
+        let prefix = same_spelling(prefix);
+        let text = |properties: &Properties| -> Vec<(String, String)> {
+            properties.iter().map(|(key, value)| (key.clone(), value.expose().to_owned())).collect()
+        };
+        let mut lent = locked(&self.lent);
+        if lent.get(&prefix).is_some_and(|before| text(before) == text(&properties)) {
+            return;
+        }
+        locked(&self.clients).remove(&prefix);
+        lent.insert(prefix, properties);
+    }
+
+    /// The client for a location, and its key there.
+    pub(super) fn find(&self, location: &str) -> Result<(Bucket, Key)> {
+        let spelled = same_spelling(location);
+        let (root, key) = split(&spelled)?;
+        let key = Key::parse(key).or_error(Kind::Refused, format!("use {location}"))?;
+        let lent = locked(&self.lent);
+        let lender = lent.iter().filter(|(prefix, _)| spelled.starts_with(prefix.as_str()));
+        let lender = lender.max_by_key(|(prefix, _)| prefix.len());
+        let name = lender.map_or(root, |(prefix, _)| prefix.as_str());
+        let mut clients = locked(&self.clients);
+        if let Some(bucket) = clients.get(name) {
+            return Ok((bucket.clone(), key));
+        }
+        let no_properties = Properties::new();
+        let settings = Settings { config: &self.config, lent: lender.map_or(&no_properties, |(_, lent)| lent) };
+        let bucket = settings.bucket(root)?;
+        clients.insert(name.to_owned(), bucket.clone());
+        Ok((bucket, key))
+    }
+
+    pub(super) async fn read(&self, location: &str) -> Result<Bytes, Missing> {
+        let (bucket, key) = self.find(location)?;
+        let failed = |e| Missing::of_object("read", location, e);
+        bucket.store.get(&key).await.map_err(failed)?.bytes().await.map_err(failed)
+    }
+
+    pub(super) async fn read_range(&self, location: &str, range: Range<u64>) -> Result<Bytes, Missing> {
+        let (bucket, key) = self.find(location)?;
+        bucket.store.get_range(&key, range).await.map_err(|e| Missing::of_object("read", location, e))
+    }
+
+    /// The size of an object.
+    pub(super) async fn head(&self, location: &str) -> Result<u64, Missing> {
+        let (bucket, key) = self.find(location)?;
+        let head = bucket.store.head(&key).await;
+        head.map(|object| object.size).map_err(|e| Missing::of_object("look at", location, e))
+    }
+
+    /// Deletes an object, and gives up what was begun of it.
+    pub(super) async fn delete(&self, location: &str) -> Result<()> {
+        let begun = locked(&self.uploads).remove(location);
+        if let Some(Begun { bucket, key, id }) = begun
+            && let Err(error) = bucket.parts.abort_multipart(&key, &id).await
+        {
+            let error = classify("give up the upload of", location, error);
+            tracing::warn!(%error, "parts of a file were left behind; a lifecycle rule of the bucket deletes them");
+        }
+        let (bucket, key) = self.find(location)?;
+        match bucket.store.delete(&key).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(classify("delete", location, error)),
+        }
+    }
+
+    pub(super) fn begun(&self, location: &str, begun: Begun) {
+        locked(&self.uploads).insert(location.to_owned(), begun);
+    }
+
+    pub(super) fn id_of(&self, location: &str) -> Option<MultipartId> {
+        locked(&self.uploads).get(location).map(|begun| begun.id.clone())
+    }
+
+    pub(super) fn forget(&self, location: &str) {
+        locked(&self.uploads).remove(location);
+    }
+}
+
+/// Scheme and bucket of a location, and the key in it.
+fn split(location: &str) -> Result<(&str, &str)> {
+    let start = location.find("://").map(|at| at + 3).filter(|at| *at < location.len());
+    let start = start.ok_or_else(|| {
+        Error::refused(format!("location `{location}` is neither a local file nor an object"))
+            .hint("this version knows file://, s3://, gs:// and abfss://")
+    })?;
+    let (_, rest) = location.split_at(start);
+    let length = rest.find('/').unwrap_or(rest.len());
+    let (root, key) = location.split_at(start + length);
+    Ok((root, key.trim_start_matches('/')))
+}
+
+/// What a client is made of.
+struct Settings<'a> {
+    config: &'a Storage,
+    lent: &'a Properties,
+}
+
+impl Settings<'_> {
+    /// A property of Iceberg: lent, or configured.
+    fn get(&self, key: &str) -> Option<&str> {
+        let lent = self.lent.get(key).map(Secret::expose);
+        lent.or_else(|| self.config.properties.get(key).map(String::as_str))
+    }
+
+    fn is_true(&self, key: &str) -> Option<bool> {
+        self.get(key).map(|text| text.eq_ignore_ascii_case("true"))
+    }
+
+    fn bucket(&self, root: &str) -> Result<Bucket> {
+        let scheme = root.split_once("://").map_or("", |(scheme, _)| scheme);
+        let made = match scheme {
+            "s3" => self.s3(root)?.build().map(Bucket::of),
+            "gs" => self.google(root)?.build().map(Bucket::of),
+            "abfs" | "abfss" | "wasb" | "wasbs" | "az" => self.azure(root)?.build().map(Bucket::of),
+            scheme => {
+                return Err(Error::refused(format!("this version does not know `{scheme}://` locations"))
+                    .hint("it knows file://, s3://, gs:// and abfss://"));
+            }
+        };
+        made.map_err(|e| {
+            // Errors of builders name what is missing or wrong, and no value.
+            Error::new(Kind::Config, e).context(format!("set up access to {root}"))
+        })
+    }
+
+    fn client(&self, endpoint: Option<&str>) -> Result<ClientOptions> {
+        let mut options = ClientOptions::new()
+            .with_allow_http(endpoint.is_some_and(|url| url.starts_with("http://")))
+            .with_connect_timeout(self.config.connect_timeout)
+            .with_timeout(self.config.timeout);
+        let certificates = self.config.ca_file.as_deref().map(crate::tls::certificates).transpose()?;
+        for certificate in certificates.unwrap_or_default() {
+            options = options
+                .with_root_certificate(Certificate::from_der(&certificate).or_error(Kind::Config, "catalog.ca_file")?);
+        }
+        Ok(options)
+    }
+
+    fn retry(&self) -> RetryConfig {
+        RetryConfig { backoff: BACKOFF, max_retries: RETRIES, retry_timeout: self.config.timeout }
+    }
+
+    fn s3(&self, root: &str) -> Result<AmazonS3Builder> {
+        let mut builder = AmazonS3Builder::from_env().with_url(root).with_retry(self.retry());
+        let endpoint = self.get("s3.endpoint").map(str::to_owned);
+        let endpoint = endpoint.or_else(|| std::env::var("AWS_ENDPOINT_URL_S3").ok());
+        let endpoint = endpoint.or_else(|| std::env::var("AWS_ENDPOINT_URL").ok());
+        builder = builder.with_client_options(self.client(endpoint.as_deref())?);
+        let path_style = self.is_true("s3.path-style-access").unwrap_or(endpoint.is_some());
+        builder = builder.with_virtual_hosted_style_request(!path_style);
+        if let Some(endpoint) = endpoint {
+            let bucket = root.trim_start_matches("s3://");
+            builder = builder.with_endpoint(match (path_style, endpoint.split_once("://")) {
+                // The client takes an endpoint with the bucket in its name as it is.
+                (false, Some((scheme, host))) => format!("{scheme}://{bucket}.{host}"),
+                _ => endpoint,
+            });
+        }
+        if let Some(region) = self.get("s3.region").or_else(|| self.get("client.region")) {
+            builder = builder.with_region(region);
+        }
+        if self.is_true("s3.checksum-enabled") == Some(true) {
+            builder = builder.with_checksum_algorithm(Checksum::SHA256);
+        }
+        builder = match (self.get("s3.sse.type"), self.get("s3.sse.key")) {
+            (Some("s3"), _) => {
+                let key = "aws_server_side_encryption".parse::<AmazonS3ConfigKey>();
+                builder.with_config(key.or_error(Kind::Internal, "ask for encryption")?, "AES256")
+            }
+            (Some("kms"), Some(key)) => builder.with_sse_kms_encryption(key),
+            (Some("dsse-kms"), Some(key)) => builder.with_dsse_kms_encryption(key),
+            _ => builder,
+        };
+        self.s3_credentials(builder)
+    }
+
+    /// Lent by the catalog; else from the file or profile that the configuration names; else from the environment, a shared file, a web identity
+    /// or the role of an instance.
+    fn s3_credentials(&self, builder: AmazonS3Builder) -> Result<AmazonS3Builder> {
+        let lent = |key: &str| self.lent.get(key).map(Secret::expose);
+        if let (Some(id), Some(key)) = (lent("s3.access-key-id"), lent("s3.secret-access-key")) {
+            let builder = builder.with_access_key_id(id).with_secret_access_key(key);
+            // Without a token of its own, one of the environment would go with foreign keys.
+            return Ok(builder.with_token(lent("s3.session-token").unwrap_or_default()));
+        }
+        let variable = |name: &str| std::env::var(name).ok();
+        let (file, profile) = (self.get("s3.credentials-file"), self.get("s3.profile-name"));
+        let is_named = file.is_some() || profile.is_some();
+        let elsewhere = ["AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE"];
+        if !is_named && elsewhere.iter().any(|name| variable(name).is_some()) {
+            return Ok(builder);
+        }
+        let named = profile.map(str::to_owned).or_else(|| variable("AWS_PROFILE"));
+        let name = named.clone().unwrap_or_else(|| "default".to_owned());
+        match Files::of_environment(file, variable).find(&name)? {
+            Some(found) => {
+                let builder = builder.with_access_key_id(found.key_id).with_secret_access_key(found.key.expose());
+                let builder = builder.with_token(found.token.as_ref().map(Secret::expose).unwrap_or_default());
+                let given = self.get("s3.region").or_else(|| self.get("client.region")).is_some();
+                Ok(match found.region.filter(|_| !given) {
+                    Some(region) => builder.with_region(region),
+                    None => builder,
+                })
+            }
+            None if is_named || named.is_some() => {
+                Err(Error::new(Kind::Config, format!("there is no profile `{name}` of AWS"))
+                    .hint("correct \"s3.profile-name\", \"s3.credentials-file\" or AWS_PROFILE"))
+            }
+            None => Ok(builder),
+        }
+    }
+
+    fn google(&self, root: &str) -> Result<GoogleCloudStorageBuilder> {
+        let host = self.get("gcs.service.host");
+        let mut builder = GoogleCloudStorageBuilder::from_env().with_url(root).with_retry(self.retry());
+        builder = builder.with_client_options(self.client(host)?);
+        if let Some(host) = host {
+            builder = builder.with_base_url(host);
+        }
+        if let Some(token) = self.get("gcs.oauth2.token") {
+            let credential = GcpCredential { bearer: token.to_owned() };
+            builder = builder.with_credentials(Arc::new(StaticCredentialProvider::new(credential)));
+        } else if let Some(file) = self.get("gcs.credentials-file") {
+            builder = builder.with_service_account_path(file);
+        }
+        Ok(builder)
+    }
+
+    fn azure(&self, root: &str) -> Result<MicrosoftAzureBuilder> {
+        let endpoint = self.get("adls.endpoint").map(str::to_owned);
+        let mut builder = MicrosoftAzureBuilder::from_env().with_url(root).with_retry(self.retry());
+        builder = builder.with_client_options(self.client(endpoint.as_deref())?);
+        let named = self.get("adls.account-name").map(str::to_owned);
+        // container@account.host
+        let account = root.split_once('@').and_then(|(_, host)| host.split('.').next()).map(str::to_owned);
+        if let Some(account) = named.or_else(|| account.clone()) {
+            builder = builder.with_account(account);
+        }
+        if let Some(endpoint) = endpoint {
+            builder = builder.with_endpoint(endpoint);
+        }
+        let host = root.split_once('@').map(|(_, host)| host).unwrap_or_default();
+        let sas = ["adls.sas-token", &format!("adls.sas-token.{host}")].map(|key| self.get(key));
+        let of_account = account.and_then(|account| self.get(&format!("adls.sas-token.{account}")));
+        if let Some(token) = sas.into_iter().flatten().next().or(of_account) {
+            builder = builder.with_config(AzureConfigKey::SasKey, token);
+        }
+        Ok(builder)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn buckets(properties: &[(&str, &str)]) -> Buckets {
+        let properties = properties.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let timeout = Duration::from_secs(1);
+        Buckets::new(Storage { properties, ca_file: None, connect_timeout: timeout, timeout })
+    }
+
+    #[test]
+    fn locations_are_split_at_the_bucket() {
+        assert_eq!(split("s3://b/a/c").unwrap(), ("s3://b", "a/c"));
+        assert_eq!(split("s3://b").unwrap(), ("s3://b", ""));
+        assert_eq!(split("abfss://c@a.dfs.core.windows.net/k").unwrap(), ("abfss://c@a.dfs.core.windows.net", "k"));
+        assert!(split("warehouse").is_err() && split("s3://").is_err());
+    }
+
+    #[test]
+    fn names_are_kept_as_they_are() {
+        let key =
+            buckets(&[("s3.endpoint", "http://h")]).find("s3a://b/t/data/exchange=a%2Fb%7B/x y.parquet").unwrap().1;
+        assert_eq!(key.as_ref(), "t/data/exchange=a%2Fb%7B/x y.parquet");
+    }
+
+    #[test]
+    fn what_is_lent_counts_for_its_prefix_until_it_is_replaced() {
+        let buckets = buckets(&[("s3.endpoint", "http://h"), ("s3.credentials-file", "/nowhere")]);
+        assert_eq!(
+            buckets.find("s3://b/t/x").unwrap_err().kind(),
+            Kind::Config,
+            "nothing is lent, and there is no file"
+        );
+        let secret = |text: &str| Secret::new(text.to_owned());
+        let lend = |id: &str| {
+            let keys = [("s3.access-key-id", id), ("s3.secret-access-key", "s3cret")];
+            buckets.lend("s3a://b/t/", keys.map(|(key, value)| (key.to_owned(), secret(value))).into());
+        };
+        lend("A");
+        let first = buckets.find("s3://b/t/x").unwrap().0;
+        lend("A");
+        assert!(Arc::ptr_eq(&first.store, &buckets.find("s3://b/t/y").unwrap().0.store));
+        lend("B");
+        assert!(!Arc::ptr_eq(&first.store, &buckets.find("s3://b/t/y").unwrap().0.store));
+        assert!(buckets.find("s3://b/other").is_err());
+        assert!(!format!("{buckets:?}").contains("s3cret"));
+    }
+}

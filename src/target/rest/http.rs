@@ -1,0 +1,169 @@
+//! Requests and their answers. Owns the connections, and that no secret leaves by an error.
+
+use std::io;
+use std::iter::successors;
+use std::time::Duration;
+
+use bytes::Bytes;
+use chrono::Utc;
+use reqwest::header::{ETAG, HeaderMap, HeaderName, RETRY_AFTER};
+use reqwest::redirect::Policy;
+use reqwest::{Client, RequestBuilder};
+
+use super::errors::{Patience, Told, retry_after};
+use crate::config::{Auth, Rest as Config, Secret};
+use crate::error::{Classify, Error, Kind, Result};
+use crate::tls;
+
+/// Connections that were idle for longer are not used again: servers close theirs, and a request on a closed one is lost, which for a commit
+/// means that nobody knows.
+const IDLE_CONNECTION: Duration = Duration::from_secs(4);
+/// Shorter values are not looked for in messages: they would hit words.
+const MIN_SECRET_BYTES: usize = 4;
+
+/// The connections to a catalog.
+pub struct Transport {
+    client: Client,
+    timeout: Duration,
+    /// What must not show in an error.
+    secrets: Vec<Secret>,
+}
+
+/// What a server answered, whatever the status.
+pub struct Answer {
+    pub status: u16,
+    pub body: Bytes,
+    /// What the body says, for a status that is no success.
+    pub told: Told,
+    pub etag: Option<String>,
+    retry_after: Option<Duration>,
+}
+
+/// A request without a whole answer.
+#[derive(Debug)]
+pub enum Unanswered {
+    /// It did not leave this host: nothing was done.
+    NotSent(Error),
+    /// Nobody knows whether it arrived.
+    Lost(Error),
+}
+
+impl Unanswered {
+    /// The error, for a request that changes nothing.
+    pub fn error(self) -> Error {
+        let (Self::NotSent(error) | Self::Lost(error)) = self;
+        error
+    }
+}
+
+impl Transport {
+    pub fn new(config: &Config) -> Result<Self> {
+        let client = Client::builder()
+            .use_preconfigured_tls(tls::client_config(config.ca_file.as_deref())?)
+            // Who goes where he is sent to takes credentials there.
+            .redirect(Policy::none())
+            .connect_timeout(config.connect_timeout)
+            .timeout(config.timeout)
+            .pool_idle_timeout(IDLE_CONNECTION)
+            .user_agent(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .or_error(Kind::Internal, "set up HTTP")?;
+        let of_auth = match &config.auth {
+            Auth::None => None,
+            Auth::Token(secret) | Auth::Client(_, secret) => Some(secret),
+        };
+        let secrets = config.headers.values().chain(of_auth).cloned().collect();
+        Ok(Self { client, timeout: config.timeout, secrets })
+    }
+
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Sends a request, and again after a while where the server is too busy for it. `bearer` is the token in it.
+    pub async fn ask(
+        &self,
+        request: impl Fn() -> RequestBuilder,
+        bearer: Option<&str>,
+        is_change: bool,
+    ) -> Result<Answer, Unanswered> {
+        let mut patience = Patience::default();
+        loop {
+            let answer = self.exchange(request(), bearer).await?;
+            match patience.pause(answer.status, answer.retry_after, is_change) {
+                Some(pause) => tokio::time::sleep(pause).await,
+                None => return Ok(answer),
+            }
+        }
+    }
+
+    async fn exchange(&self, request: RequestBuilder, bearer: Option<&str>) -> Result<Answer, Unanswered> {
+        let failed = |error| unanswered(error, self.timeout);
+        let response = request.send().await.map_err(failed)?;
+        let status = response.status();
+        let header = |headers: &HeaderMap, name: HeaderName| headers.get(name)?.to_str().ok().map(str::to_owned);
+        let etag = header(response.headers(), ETAG);
+        let retry_after = header(response.headers(), RETRY_AFTER).and_then(|value| retry_after(&value, Utc::now()));
+        let body = response.bytes().await.map_err(failed)?;
+        let told =
+            if status.is_success() { Told::default() } else { Told::read(&body, |text| self.hide(text, bearer)) };
+        Ok(Answer { status: status.as_u16(), body, told, etag, retry_after })
+    }
+
+    /// The text without what must not show.
+    fn hide(&self, text: &str, bearer: Option<&str>) -> String {
+        let secrets = self.secrets.iter().map(Secret::expose).chain(bearer);
+        let secrets = secrets.filter(|secret| secret.len() >= MIN_SECRET_BYTES);
+        secrets.fold(text.to_owned(), |text, secret| text.replace(secret, "<secret>"))
+    }
+}
+
+impl Answer {
+    pub fn is_success(&self) -> bool {
+        (200..=299).contains(&self.status)
+    }
+
+    /// What the answer says, for an error; `who` answers.
+    pub fn text(&self, who: &str) -> String {
+        let Told { kind, message } = &self.told;
+        let mut text = format!("{who} answers {}", self.status);
+        if !kind.is_empty() {
+            text.push_str(&format!(" ({kind})"));
+        }
+        if !message.is_empty() {
+            text.push_str(&format!(": {message}"));
+        }
+        if let Some(pause) = self.retry_after.filter(|pause| !pause.is_zero()) {
+            text.push_str(&format!("; it asks to wait {} s", pause.as_secs()));
+        }
+        text
+    }
+}
+
+/// Sorts what came instead of an answer. A URL never shows: its query could hold a secret.
+fn unanswered(error: reqwest::Error, timeout: Duration) -> Unanswered {
+    let error = error.without_url();
+    let not_sent = error.is_connect() || error.is_builder();
+    let error = if refuses_certificate(&error) {
+        let hint = "let catalog.ca_file name the certificate of the authority that signed the server's";
+        Error::from_cause(Kind::Config, error).hint(hint)
+    } else if error.is_builder() {
+        Error::from_cause(Kind::Config, error)
+    } else if error.is_timeout() && !error.is_connect() {
+        Error::new(Kind::Unavailable, format!("no answer in {} s", timeout.as_secs()))
+    } else {
+        Error::from_cause(Kind::Unavailable, error)
+    };
+    if not_sent { Unanswered::NotSent(error) } else { Unanswered::Lost(error) }
+}
+
+/// Whether the server's certificate is not trusted, which stays so until a person acts.
+fn refuses_certificate(error: &reqwest::Error) -> bool {
+    let mut causes = successors(std::error::Error::source(error), |cause| cause.source());
+    // What an I/O error wraps is not among its sources.
+    causes.any(|cause| {
+        let wrapped = || cause.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref::<rustls::Error>();
+        let error = cause.downcast_ref::<rustls::Error>().or_else(wrapped);
+        matches!(error, Some(rustls::Error::InvalidCertificate(_)))
+    })
+}

@@ -1,0 +1,310 @@
+//! Iceberg's REST protocol in values: configuration, URLs, the bodies of requests and answers. Sends nothing.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+
+use iceberg::spec::{MAIN_BRANCH, TableMetadata};
+use iceberg::{TableRequirement, TableUpdate};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use url::Url;
+
+use crate::config::{Secret, TableName};
+use crate::error::{Classify, Context, Error, Kind, Result};
+
+/// Endpoints that we need, as `endpoints` of a server's configuration names them.
+pub const LOAD_TABLE: &str = "GET /v1/{prefix}/namespaces/{namespace}/tables/{table}";
+pub const UPDATE_TABLE: &str = "POST /v1/{prefix}/namespaces/{namespace}/tables/{table}";
+pub const CREATE_TABLE: &str = "POST /v1/{prefix}/namespaces/{namespace}/tables";
+pub const REGISTER_TABLE: &str = "POST /v1/{prefix}/namespaces/{namespace}/register";
+pub const LIST_NAMESPACES: &str = "GET /v1/{prefix}/namespaces";
+
+/// Prefix of properties that are headers.
+const HEADER: &str = "header.";
+/// What separates the levels of a namespace in a URL, where the server names nothing else.
+const SEPARATOR: &str = "%1F";
+
+/// A server's answer to `v1/config`.
+#[derive(Default, Deserialize)]
+pub struct Served {
+    defaults: Option<HashMap<String, Value>>,
+    overrides: Option<HashMap<String, Value>>,
+    endpoints: Option<Vec<String>>,
+    #[serde(rename = "idempotency-key-lifetime")]
+    idempotency_key_lifetime: Option<String>,
+}
+
+impl Served {
+    /// Reads it; `None` for what is no configuration.
+    pub fn read(body: &[u8]) -> Option<Self> {
+        let served: Self = serde_json::from_slice(body).ok()?;
+        (served.defaults.is_some() || served.overrides.is_some()).then_some(served)
+    }
+
+    /// Where the server keeps what the client names as a warehouse.
+    pub fn warehouse(&self) -> Option<&str> {
+        self.overrides.as_ref()?.get("warehouse")?.as_str()
+    }
+
+    /// Whether the server has the endpoint; without a list it has those that the protocol began with, which are all of ours.
+    pub fn offers(&self, endpoint: &str) -> bool {
+        let plain = |text: &str| text.replacen("/{prefix}", "", 1);
+        let listed = |endpoints: &Vec<String>| endpoints.iter().any(|listed| plain(listed) == plain(endpoint));
+        self.endpoints.as_ref().filter(|endpoints| !endpoints.is_empty()).is_none_or(listed)
+    }
+
+    /// Whether mutations may carry a key that makes their repetition harmless.
+    pub fn is_idempotent(&self) -> bool {
+        self.idempotency_key_lifetime.is_some()
+    }
+
+    /// The server's defaults, what the client says, and over that the server's overrides. Where credentials go to, the client alone says,
+    /// if it says so, and they do not leave https.
+    pub fn merge(&self, ours: &HashMap<String, String>, url: &str) -> HashMap<String, String> {
+        let text = |(key, value): (&String, &Value)| match value {
+            Value::String(text) => Some((key_of(key), text.clone())),
+            Value::Number(_) | Value::Bool(_) => Some((key_of(key), value.to_string())),
+            _ => None,
+        };
+        let mut merged: HashMap<String, String> = self.defaults.iter().flatten().filter_map(text).collect();
+        merged.extend(ours.clone());
+        merged.extend(self.overrides.iter().flatten().filter_map(text));
+        if let Some(server) = ours.get("oauth2-server-uri") {
+            merged.insert("oauth2-server-uri".to_owned(), server.clone());
+        }
+        let leaves_https = |other: &String| url.starts_with("https://") && other.starts_with("http://");
+        for key in ["uri", "oauth2-server-uri"] {
+            if !ours.contains_key(key) && merged.get(key).is_some_and(leaves_https) {
+                tracing::warn!(key, "the catalog names a URL without https, which is not followed");
+                merged.remove(key);
+            }
+        }
+        merged
+    }
+}
+
+/// What the client says: its properties and its headers, the latter as Iceberg's properties have them.
+pub fn ours(properties: &BTreeMap<String, String>, headers: &BTreeMap<String, Secret>) -> HashMap<String, String> {
+    let headers = headers.iter().map(|(name, value)| (key_of(&format!("{HEADER}{name}")), value.expose().to_owned()));
+    properties.clone().into_iter().chain(headers).collect()
+}
+
+/// The headers among properties.
+pub fn headers(properties: &HashMap<String, String>) -> impl Iterator<Item = (&str, &str)> {
+    properties.iter().filter_map(|(key, value)| Some((key.strip_prefix(HEADER)?, value.as_str())))
+}
+
+/// Names of headers differ by more than their case.
+fn key_of(key: &str) -> String {
+    if key.starts_with(HEADER) { key.to_ascii_lowercase() } else { key.to_owned() }
+}
+
+/// Whether a client that asked for one location was given another one.
+pub fn is_other_location(asked: &str, served: &str) -> bool {
+    let plain = |location: &str| {
+        let (scheme, rest) = location.split_once("://")?;
+        let scheme = if matches!(scheme, "s3a" | "s3n") { "s3" } else { scheme };
+        Some((scheme.to_owned(), rest.trim_end_matches('/').to_owned()))
+    };
+    plain(asked).zip(plain(served)).is_some_and(|(asked, served)| asked != served)
+}
+
+/// The URLs of a catalog.
+pub struct Paths {
+    base: String,
+    separator: String,
+}
+
+impl Paths {
+    /// Below the catalog's URL, or the one that its configuration names instead.
+    pub fn new(url: &str, properties: &HashMap<String, String>) -> Self {
+        let url = properties.get("uri").filter(|uri| uri.contains("://")).map_or(url, String::as_str);
+        // A prefix is a piece of a path: servers give several segments, and encode it themselves.
+        let prefix = properties.get("prefix").map_or("", |prefix| prefix.trim_matches('/'));
+        let prefix = prefix.replace('?', "%3F").replace('#', "%23");
+        let base = format!("{}/v1/{prefix}", url.trim_end_matches('/'));
+        let separator = match properties.get("namespace-separator") {
+            Some(given) if given.contains('%') => given.clone(),
+            Some(given) if !given.is_empty() => encode(given),
+            _ => SEPARATOR.to_owned(),
+        };
+        Self { base: base.trim_end_matches('/').to_owned(), separator }
+    }
+
+    pub fn namespaces(&self) -> String {
+        format!("{}/namespaces", self.base)
+    }
+
+    pub fn tables(&self, name: &TableName) -> String {
+        let levels: Vec<String> = levels(&name.namespace).into_iter().map(encode).collect();
+        format!("{}/{}/tables", self.namespaces(), levels.join(&self.separator))
+    }
+
+    pub fn table(&self, name: &TableName) -> String {
+        format!("{}/{}", self.tables(name), encode(&name.name))
+    }
+
+    pub fn register(&self, name: &TableName) -> String {
+        let levels: Vec<String> = levels(&name.namespace).into_iter().map(encode).collect();
+        format!("{}/{}/register", self.namespaces(), levels.join(&self.separator))
+    }
+}
+
+/// Where the configuration is.
+pub fn config_url(url: &str, warehouse: &str) -> String {
+    let query = if warehouse.is_empty() { String::new() } else { format!("?warehouse={}", encode(warehouse)) };
+    format!("{url}/v1/config{query}")
+}
+
+/// Where tokens are: a URL, or a path below the catalog's.
+pub fn token_url(url: &str, given: Option<&str>) -> String {
+    match given.unwrap_or("v1/oauth/tokens") {
+        given if given.contains("://") => given.to_owned(),
+        given => format!("{url}/{}", given.trim_start_matches('/')),
+    }
+}
+
+/// Whether two URLs are of one server.
+pub fn same_origin(one: &str, other: &str) -> bool {
+    matches!((Url::parse(one), Url::parse(other)), (Ok(one), Ok(other)) if one.origin() == other.origin())
+}
+
+/// A URL for people: without its query, which could hold a secret.
+pub fn shown(url: &str) -> &str {
+    url.split(['?', '#']).next().unwrap_or_default()
+}
+
+/// The levels of a dotted namespace.
+pub fn levels(namespace: &str) -> Vec<&str> {
+    namespace.split('.').collect()
+}
+
+/// Percent-encodes all but what RFC 3986 leaves unreserved, so that servers which read `+` as a space get what was meant.
+fn encode(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => encoded.push(char::from(byte)),
+            _ => encoded.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    encoded
+}
+
+/// Asks for a namespace.
+pub fn create_namespace(levels: &[&str]) -> Value {
+    json!({"namespace": levels, "properties": {}})
+}
+
+/// Asks for a table with the schema, partitions, order and properties of `new`.
+pub fn create_table(name: &TableName, new: &TableMetadata, location: Option<&str>) -> Result<Value> {
+    let mut properties = new.properties().clone();
+    // Servers have defaults of their own; we write format v2.
+    properties.insert("format-version".to_owned(), new.format_version().to_string().trim_start_matches('v').to_owned());
+    let spec = new.default_partition_spec().as_ref().clone().into_unbound();
+    let mut body = json!({
+        "name": name.name,
+        "schema": to_json(new.current_schema().as_ref())?,
+        "partition-spec": to_json(&spec)?,
+        "stage-create": false,
+        "properties": properties,
+    });
+    if !new.default_sort_order().is_unsorted() {
+        body["write-order"] = to_json(new.default_sort_order().as_ref())?;
+    }
+    if let Some(location) = location {
+        body["location"] = location.into();
+    }
+    Ok(body)
+}
+
+/// Asks for a table over metadata that is there.
+pub fn register_table(name: &TableName, metadata_location: &str) -> Value {
+    json!({"name": name.name, "metadata-location": metadata_location})
+}
+
+/// A commit: the table must be what `base` is, by all that a commit of ours depends on (P13).
+pub fn commit_table(name: &TableName, base: &TableMetadata, updates: &[TableUpdate]) -> Result<Value> {
+    let requirements = [
+        TableRequirement::UuidMatch { uuid: base.uuid() },
+        TableRequirement::RefSnapshotIdMatch { r#ref: MAIN_BRANCH.to_owned(), snapshot_id: base.current_snapshot_id() },
+        TableRequirement::LastAssignedFieldIdMatch { last_assigned_field_id: base.last_column_id() },
+        TableRequirement::CurrentSchemaIdMatch { current_schema_id: base.current_schema_id() },
+        TableRequirement::DefaultSpecIdMatch { default_spec_id: base.default_partition_spec_id() },
+    ];
+    let updates = updates.iter().map(update_json).collect::<Result<Vec<_>>>()?.concat();
+    Ok(json!({
+        "identifier": {"namespace": levels(&name.namespace), "name": name.name},
+        "requirements": to_json(&requirements)?,
+        "updates": updates,
+    }))
+}
+
+/// An update as servers take it: those of Iceberg before 1.9 remove one snapshot at a time (MetadataUpdateParser.readRemoveSnapshots).
+fn update_json(update: &TableUpdate) -> Result<Vec<Value>> {
+    match update {
+        TableUpdate::RemoveSnapshots { snapshot_ids } => {
+            let one = |id: &i64| to_json(&TableUpdate::RemoveSnapshots { snapshot_ids: vec![*id] });
+            snapshot_ids.iter().map(one).collect()
+        }
+        update => Ok(vec![to_json(update)?]),
+    }
+}
+
+fn to_json(value: &impl serde::Serialize) -> Result<Value> {
+    serde_json::to_value(value).or_error(Kind::Internal, "write a request for the catalog")
+}
+
+/// A table as the catalog answered.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// Where its metadata is.
+    pub metadata_location: String,
+    /// Its metadata.
+    pub metadata: TableMetadata,
+    /// How its files are reached; none in the answer to a commit.
+    pub credentials: Vec<Vended>,
+    /// The version of all this, to ask whether there is another one by now.
+    pub etag: Option<String>,
+}
+
+/// Properties for the files below a location, credentials among them.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Vended {
+    /// Where they are for; empty for all of the table.
+    pub prefix: String,
+    /// `s3.access-key-id` and its like.
+    pub properties: HashMap<String, String>,
+}
+
+impl fmt::Debug for Vended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut keys: Vec<_> = self.properties.keys().collect();
+        keys.sort();
+        f.debug_struct("Vended").field("prefix", &self.prefix).field("properties", &keys).finish()
+    }
+}
+
+/// Reads the answer to a load or a commit.
+pub fn read_table(body: &[u8], etag: Option<String>) -> Result<Loaded> {
+    // Values of it may be secrets; errors about its syntax name none.
+    let mut body: Value =
+        serde_json::from_slice(body).or_error(Kind::Unavailable, "the catalog answers what is no JSON")?;
+    let context = || "read the table's metadata as the catalog sends it";
+    let location = body["metadata-location"].as_str().filter(|location| !location.is_empty()).map(str::to_owned);
+    let metadata_location = location
+        .ok_or_else(|| Error::refused("the catalog does not say where the table's metadata is"))
+        .context_with(context)?;
+    let metadata = serde_json::from_value(body["metadata"].take()).or_error(Kind::Refused, context())?;
+    let strings = |value: &Value| -> HashMap<String, String> {
+        let entries = value.as_object().into_iter().flatten();
+        entries.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()
+    };
+    let vended = body["storage-credentials"].as_array().into_iter().flatten().map(|one| Vended {
+        prefix: one["prefix"].as_str().unwrap_or_default().to_owned(),
+        properties: strings(&one["config"]),
+    });
+    let of_table = Vended { prefix: String::new(), properties: strings(&body["config"]) };
+    let credentials = vended.chain([of_table]).filter(|vended| !vended.properties.is_empty()).collect();
+    Ok(Loaded { metadata_location, metadata, credentials, etag })
+}
