@@ -39,13 +39,13 @@ fn table(name: &str) -> TableName {
 }
 
 async fn catalog(database: &lake::Postgres) -> Catalog {
-    let catalog = Catalog::open_or_create(&config(&database.url, ""), "k2").await.unwrap();
+    let catalog = Catalog::open_or_create("k2", &config(&database.url, "")).await.unwrap();
     assert!(catalog.insert(&table("t"), "a").await.unwrap());
     catalog
 }
 
 async fn refused(config: &Postgres) -> Error {
-    Catalog::open(config, "k2").await.expect_err("it can be opened")
+    Catalog::open("k2", config).await.expect_err("it can be opened")
 }
 
 fn says(error: &Error, kind: Kind, texts: &[&str]) {
@@ -64,10 +64,10 @@ async fn a_swap_needs_the_location_that_it_names() {
     assert_eq!(catalog.swap(&table("t"), "a", "c").await.unwrap(), Moved::Done);
     assert_eq!(catalog.swap(&table("other"), "a", "c").await.unwrap(), Moved::Stale);
     catalog.try_writing().await.unwrap();
-    let again = Catalog::open(&config(&database.url, ""), "k2").await.unwrap();
+    let again = Catalog::open("k2", &config(&database.url, "")).await.unwrap();
     assert_eq!(again.location(&table("t")).await.unwrap().as_deref(), Some("c"));
     assert_eq!(again.location(&table("other")).await.unwrap(), None);
-    let other = Catalog::open(&config(&database.url, ""), "else").await.unwrap();
+    let other = Catalog::open("else", &config(&database.url, "")).await.unwrap();
     assert_eq!(other.location(&table("t")).await.unwrap(), None);
     assert_eq!(
         database.sql("SELECT metadata_location, previous_metadata_location, iceberg_type FROM iceberg_tables"),
@@ -94,7 +94,7 @@ async fn views_are_not_ours_and_older_tables_work_too() {
 async fn of_two_writers_one_wins() {
     let database = lake::Postgres::new("writers");
     catalog(&database).await;
-    let open = async || Catalog::open(&config(&database.url, ""), "k2").await.unwrap();
+    let open = async || Catalog::open("k2", &config(&database.url, "")).await.unwrap();
     let (one, two) = (open().await, open().await);
     let mut now = "a".to_owned();
     for round in 0..50 {
@@ -114,7 +114,7 @@ async fn of_two_writers_one_wins() {
 async fn first_runs_may_come_at_once() {
     let database = lake::Postgres::new("first");
     let config = config(&database.url, "");
-    let runs = (0..8).map(|_| Catalog::open_or_create(&config, "k2"));
+    let runs = (0..8).map(|_| Catalog::open_or_create("k2", &config));
     for run in futures::future::join_all(runs).await {
         run.unwrap();
     }
@@ -160,7 +160,7 @@ async fn grants_are_named() {
     database.sql(&format!("CREATE ROLE {role} LOGIN PASSWORD 's3cret'"));
     let (_, place) = database.url.split_once('@').unwrap();
     let reader = config(&format!("postgresql://{role}:s3cret@{place}"), "");
-    let catalog = Catalog::open(&reader, "k2").await.unwrap();
+    let catalog = Catalog::open("k2", &reader).await.unwrap();
     says(&catalog.location(&table("t")).await.unwrap_err(), Kind::Config, &["42501", "read catalog", "grant"]);
     database.sql(&format!("GRANT SELECT ON iceberg_tables TO {role}"));
     assert!(catalog.location(&table("t")).await.unwrap().is_some());
@@ -172,7 +172,7 @@ async fn grants_are_named() {
     database.sql(&format!(
         "ALTER ROLE {role} SET default_transaction_read_only = on; GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}"
     ));
-    let catalog = Catalog::open(&reader, "k2").await.unwrap();
+    let catalog = Catalog::open("k2", &reader).await.unwrap();
     assert_eq!(catalog.swap(&table("t"), "a", "b").await.unwrap(), Moved::Done, "a default of the role");
     drop(catalog);
     database.sql(&format!("DROP OWNED BY {role}; DROP ROLE {role}"));
@@ -183,7 +183,7 @@ async fn certificates_are_verified_where_that_is_asked_for() {
     let database = lake::Postgres::new("tls");
     database.sql("CREATE TABLE iceberg_tables (metadata_location text)");
     let url = |parameters: &str| format!("{}?{parameters}", database.url);
-    let open = async |config: Postgres| Catalog::open(&config, "k2").await.map(drop);
+    let open = async |config: Postgres| Catalog::open("k2", &config).await.map(drop);
     let encrypted = || {
         let query = "SELECT bool_or(ssl) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) \
                      WHERE datname = current_database() AND application_name LIKE 'k2-offload%'";
@@ -209,10 +209,10 @@ async fn certificates_are_verified_where_that_is_asked_for() {
     // A certificate to trust is there to be used.
     says(&refused(&config(&database.url, &foreign)).await, Kind::Config, &["certificate", "ca_file"]);
 
-    let held = Catalog::open(&config(&database.url, ""), "k2").await.unwrap();
+    let held = Catalog::open("k2", &config(&database.url, "")).await.unwrap();
     assert_eq!(encrypted(), "t", "prefer");
     drop(held);
-    let held = Catalog::open(&config(&url("sslmode=disable"), ""), "k2").await.unwrap();
+    let held = Catalog::open("k2", &config(&url("sslmode=disable"), "")).await.unwrap();
     wait_until("the session before is over", || encrypted() == "f");
     drop(held);
 }
@@ -276,7 +276,7 @@ async fn a_session_that_ends_in_commit_leaves_the_outcome_unknown() {
 async fn a_commit_that_does_not_answer_may_land_later() {
     let database = lake::Postgres::new("late");
     catalog(&database).await;
-    let hasty = Catalog::open(&hasty(&database.url), "k2").await.unwrap();
+    let hasty = Catalog::open("k2", &hasty(&database.url)).await.unwrap();
     at_commit(&database, "PERFORM pg_sleep(2)");
     match hasty.swap(&table("t"), "a", "b").await {
         Err(SwapError::Unknown(error)) => says(&error, Kind::Unavailable, &["no answer within 1s"]),
@@ -306,7 +306,7 @@ async fn a_commit_that_the_server_takes_back_is_not_done() {
 async fn a_row_that_another_holds_is_given_up() {
     let database = lake::Postgres::new("held");
     catalog(&database).await;
-    let hasty = Catalog::open(&hasty(&database.url), "k2").await.unwrap();
+    let hasty = Catalog::open("k2", &hasty(&database.url)).await.unwrap();
     let holder = std::thread::spawn({
         let url = database.url.clone();
         move || psql(&url, "BEGIN; UPDATE iceberg_tables SET metadata_location = 'x'; SELECT pg_sleep(3); ROLLBACK")
@@ -344,7 +344,7 @@ async fn a_commit_waits_for_the_disk() {
     ] {
         let name = database.sql("SELECT current_database()");
         database.sql(&format!("ALTER DATABASE {name} SET synchronous_commit = {setting}; TRUNCATE seen"));
-        let catalog = Catalog::open(&config(&database.url, ""), "k2").await.unwrap();
+        let catalog = Catalog::open("k2", &config(&database.url, "")).await.unwrap();
         let old = catalog.location(&table("t")).await.unwrap().unwrap();
         catalog.swap(&table("t"), &old, setting).await.unwrap();
         assert_eq!(database.sql("SELECT at FROM seen"), wanted);
@@ -373,7 +373,7 @@ async fn pyiceberg_shares_the_catalog() {
         "catalog.create_namespace('cold')\n\
          print(catalog.create_table('cold.t', Schema(NestedField(1, 'x', LongType()))).metadata_location)",
     );
-    let catalog = Catalog::open_or_create(&config(&database.url, ""), "k2").await.unwrap();
+    let catalog = Catalog::open_or_create("k2", &config(&database.url, "")).await.unwrap();
     assert_eq!(catalog.location(&table("t")).await.unwrap(), Some(created.clone()));
     // Ours: another name for the same file, and a table of our own that they list and load.
     let moved = created.replace(".metadata.json", "-moved.metadata.json");

@@ -72,7 +72,11 @@ async fn init(
         (None, Some(catalog)) if !dry_run => {
             let created = catalog.create(&table.target, &new).await?;
             let status = if created { InitStatus::Created } else { InitStatus::Exists };
-            Ok(entry(table, status, new.location(), Vec::new()))
+            let target = Target::load_existing(catalog, &table.target).await?;
+            Ok(entry(table, status, target.metadata.location(), Vec::new()))
+        }
+        (None, Some(catalog)) if !catalog.takes_files() => {
+            Ok(InitTable { location: None, ..entry(table, InitStatus::Planned, "", Vec::new()) })
         }
         (None, _) => Ok(entry(table, InitStatus::Planned, new.location(), Vec::new())),
     }

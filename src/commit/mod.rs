@@ -221,7 +221,7 @@ mod tests {
         let now = roll_back(table(&[Some(1), Some(2)]), 1);
         let property = HashMap::from([(KEY.to_owned(), marker(1, 1000).encode().unwrap())]);
         let before = now.clone().into_builder(None).set_properties(property).unwrap().build().unwrap().metadata;
-        let planned_on = Target { metadata: before, metadata_location: String::new() };
+        let planned_on = Target { metadata: before, metadata_location: String::new(), version: None };
         let (name, marker) = (TableName { namespace: "cold".into(), name: "t".into() }, marker(3, 1000));
         let (base, files) = (Base::Snapshot, &[]);
         let commit = Commit { name: &name, planned_on: &planned_on, base, marker: &marker, files, schema: None };

@@ -22,30 +22,6 @@ pub struct Catalog {
     pub storage: Storage,
 }
 
-impl Catalog {
-    /// The SQLite file; empty for other catalogs.
-    pub fn path(&self) -> &Path {
-        match &self.backend {
-            Backend::Sqlite(path) => path,
-            _ => Path::new(""),
-        }
-    }
-}
-
-#[cfg(test)]
-impl Catalog {
-    /// One in a SQLite file, with files on this host.
-    pub fn of_sqlite(file: PathBuf) -> Self {
-        let wait = Duration::from_secs(1);
-        Self {
-            name: "k2".to_owned(),
-            warehouse: "file:///w".to_owned(),
-            backend: Backend::Sqlite(file),
-            storage: Storage { properties: BTreeMap::new(), ca_file: None, connect_timeout: wait, timeout: wait },
-        }
-    }
-}
-
 /// Where a catalog is.
 #[derive(Debug, Clone)]
 pub enum Backend {

@@ -4,27 +4,32 @@
 //! writes the file itself. iceberg's own catalogs commit through `Transaction`, which re-applies on whatever is current; our commits must not
 //! (invariant 2), so both are ours. What a commit means, and what becomes of one without an answer, is `commit`'s business.
 
+use chrono::{DateTime, TimeDelta, Utc};
 use iceberg::io::FileIO;
 use iceberg::spec::TableMetadata;
 use iceberg::{MetadataLocation, TableUpdate};
 use uuid::Uuid;
 
+use super::postgres::Postgres;
+use super::rest::{Committed, Found, Loaded, Rest, Vended};
 use super::sqlite::Sqlite;
 use super::{NewTable, Target, check_vacant, classify, unreadable};
-use crate::config::{self, Config, TableName};
-use crate::error::{Error, Result};
-use crate::storage::Storage;
+use crate::config::{self, Config, Secret, TableName};
+use crate::error::{Context, Error, Kind, Result};
+use crate::storage::{Storage, same_spelling};
 
 /// An open catalog, and the storage of its tables.
-#[derive(Debug)]
 pub struct Catalog {
     backend: Backend,
     storage: Storage,
+    /// Location in which all tables of a REST catalog lie, where it is known.
+    warehouse: Option<String>,
 }
 
-#[derive(Debug)]
 enum Backend {
     Sqlite(Sqlite),
+    Postgres(Box<Postgres>),
+    Rest(Box<Rest>),
 }
 
 /// A change of a table: what a compare-and-swap makes of what.
@@ -67,32 +72,52 @@ pub enum SwapError {
     Unknown(Error),
 }
 
+/// Time that credentials must still be good for when a table is loaded again: longer than a commit takes.
+const GOOD_FOR: TimeDelta = TimeDelta::minutes(10);
+
+fn expires_soon(vended: &Vended) -> bool {
+    let at = ["s3.session-token-expires-at-ms", "gcs.oauth2.token-expires-at", "adls.sas-token-expires-at-ms"];
+    let ends = at.iter().filter_map(|key| vended.properties.get(*key)?.parse().ok());
+    let ends = ends.filter_map(DateTime::<Utc>::from_timestamp_millis);
+    ends.min().is_some_and(|end| end < Utc::now() + GOOD_FOR)
+}
+
 impl Catalog {
     /// Opens an existing catalog.
     pub async fn open(config: &Config) -> Result<Self> {
-        let config::Catalog { name, backend, .. } = &config.catalog;
-        let backend = match backend {
-            config::Backend::Sqlite(path) => Backend::Sqlite(Sqlite::open(path, name)?),
-            _ => todo!(),
-        };
-        Ok(Self { backend, storage: Storage::of(config) })
+        Self::with(config, false).await
     }
 
     /// Opens the catalog; one that is ours to make is made where it is missing.
     pub async fn open_or_create(config: &Config) -> Result<Self> {
-        let config::Catalog { name, backend, .. } = &config.catalog;
+        Self::with(config, true).await
+    }
+
+    async fn with(config: &Config, create: bool) -> Result<Self> {
+        let config::Catalog { name, backend, warehouse, .. } = &config.catalog;
         let backend = match backend {
-            config::Backend::Sqlite(path) => Backend::Sqlite(Sqlite::open_or_create(path, name)?),
-            _ => todo!(),
+            config::Backend::Sqlite(path) if create => Backend::Sqlite(Sqlite::open_or_create(path, name)?),
+            config::Backend::Sqlite(path) => Backend::Sqlite(Sqlite::open(path, name)?),
+            config::Backend::Postgres(config) if create => {
+                Backend::Postgres(Box::new(Postgres::open_or_create(name, config).await?))
+            }
+            config::Backend::Postgres(config) => Backend::Postgres(Box::new(Postgres::open(name, config).await?)),
+            config::Backend::Rest(config) => Backend::Rest(Box::new(Rest::connect(config, warehouse).await?)),
         };
-        Ok(Self { backend, storage: Storage::of(config) })
+        let warehouse =
+            Some(warehouse).filter(|warehouse| matches!(backend, Backend::Rest(_)) && warehouse.contains("://"));
+        Ok(Self { backend, storage: Storage::of(config), warehouse: warehouse.cloned() })
     }
 
     /// Opens the catalog; `None` where it is ours to make and is missing.
     pub async fn open_if_exists(config: &Config) -> Result<Option<Self>> {
         match &config.catalog.backend {
             config::Backend::Sqlite(path) if !path.exists() => Ok(None),
-            _ => Self::open(config).await.map(Some),
+            config::Backend::Sqlite(_) | config::Backend::Rest(_) => Self::open(config).await.map(Some),
+            config::Backend::Postgres(_) => match Self::open(config).await {
+                Err(error) if error.kind() == Kind::Refused => Ok(None),
+                opened => opened.map(Some),
+            },
         }
     }
 
@@ -106,35 +131,65 @@ impl Catalog {
         self.storage.file_io()
     }
 
-    /// Whether it takes metadata files that we write, or makes them itself.
+    /// Whether it holds the location of a metadata file that we write, or makes the file itself.
     pub fn takes_files(&self) -> bool {
-        match &self.backend {
-            Backend::Sqlite(_) => true,
-        }
+        !matches!(self.backend, Backend::Rest(_))
     }
 
-    /// Tries whether this process may write to it; changes nothing.
+    /// Tries whether we may change it; changes nothing. What a REST catalog allows, only a change tells.
     pub async fn try_writing(&self) -> Result<()> {
         match &self.backend {
             Backend::Sqlite(catalog) => catalog.try_writing(),
+            Backend::Postgres(catalog) => catalog.try_writing().await,
+            Backend::Rest(catalog) => catalog.try_access().await,
         }
     }
 
     /// Loads a table, `None` where there is no such table; metadata that is still that of `known` is not read again.
     pub async fn load(&self, name: &TableName, known: Option<&Target>) -> Result<Option<Target>> {
-        let Some(metadata_location) = self.location(name).await? else { return Ok(None) };
+        let location = match &self.backend {
+            Backend::Sqlite(catalog) => catalog.location(name)?,
+            Backend::Postgres(catalog) => catalog.location(name).await?,
+            Backend::Rest(catalog) => {
+                let version = known.and_then(|known| known.version.as_deref());
+                let found = catalog.load(name, version).await;
+                return match found.context_with(|| format!("load table metadata of `{name}`"))? {
+                    Found::Nothing => Ok(None),
+                    Found::Same => Ok(known.cloned()),
+                    Found::Table(loaded) => self.take(*loaded).map(Some),
+                };
+            }
+        };
+        let Some(metadata_location) = location else { return Ok(None) };
         if let Some(known) = known.filter(|known| known.metadata_location == metadata_location) {
             return Ok(Some(known.clone()));
         }
         let read = TableMetadata::read_from(self.file_io(), &metadata_location).await;
-        Ok(Some(Target { metadata: read.map_err(|e| unreadable(e, name))?, metadata_location }))
+        let metadata = read.map_err(|e| unreadable(e, name))?;
+        Ok(Some(Target { metadata, metadata_location, version: None }))
     }
 
-    /// Where an SQL catalog says that a table's metadata is.
-    async fn location(&self, name: &TableName) -> Result<Option<String>> {
-        match &self.backend {
-            Backend::Sqlite(catalog) => catalog.location(name),
+    /// Takes a table as a REST catalog answered it, and what it lends for its files.
+    fn take(&self, loaded: Loaded) -> Result<Target> {
+        let Loaded { metadata_location, metadata, credentials, etag } = loaded;
+        let location = metadata.location().trim_end_matches('/');
+        let lies_in = |warehouse: &String| {
+            let (location, warehouse) = (same_spelling(location), same_spelling(warehouse));
+            location.strip_prefix(&warehouse).is_some_and(|rest| rest.starts_with('/'))
+        };
+        if let Some(warehouse) = self.warehouse.as_ref().filter(|warehouse| !lies_in(warehouse)) {
+            return Err(Error::refused(format!("the table lies at {location}, outside the warehouse {warehouse}")).hint(
+                "see who put it there; if it is right, let catalog.warehouse name what the catalog calls its warehouse, not a location",
+            ));
         }
+        // Credentials come with a table only where it is loaded as a whole.
+        let version = etag.filter(|_| !credentials.iter().any(expires_soon));
+        for Vended { prefix, properties } in credentials {
+            let prefix = if prefix.is_empty() { location } else { &prefix };
+            let properties = properties.into_iter().map(|(key, value)| (key, Secret::new(value)));
+            self.storage.lend(prefix, properties);
+        }
+        Ok(Target { metadata, metadata_location, version })
     }
 
     /// Refuses to make a table where one lies that this catalog does not know.
@@ -149,6 +204,10 @@ impl Catalog {
     /// Makes a table; `false` where somebody else was faster.
     pub async fn create(&self, name: &TableName, new: &NewTable) -> Result<bool> {
         let metadata = new.metadata();
+        let either = |(SwapError::NotDone(error) | SwapError::Unknown(error)): SwapError| error;
+        if let Backend::Rest(catalog) = &self.backend {
+            return catalog.create(name, metadata, None).await.map_err(either);
+        }
         let location = MetadataLocation::new_with_metadata(metadata.location(), metadata);
         let written = metadata.write_to(self.file_io(), &location).await;
         let location = location.to_string();
@@ -162,13 +221,15 @@ impl Catalog {
         } else if !matches!(inserted, Ok(true)) {
             self.storage.delete(&location).await?;
         }
-        inserted.map_err(|(SwapError::NotDone(error) | SwapError::Unknown(error))| error)
+        inserted.map_err(either)
     }
 
     /// Adds a table by its metadata file; `false` where there is one of that name.
     pub async fn register(&self, name: &TableName, location: &str) -> Result<bool, SwapError> {
         match &self.backend {
             Backend::Sqlite(catalog) => catalog.insert(name, location),
+            Backend::Postgres(catalog) => catalog.insert(name, location).await,
+            Backend::Rest(catalog) => catalog.register(name, location).await,
         }
     }
 
@@ -176,13 +237,27 @@ impl Catalog {
     pub async fn replace(&self, name: &TableName, old: &str, new: &str) -> Result<Moved, SwapError> {
         match &self.backend {
             Backend::Sqlite(catalog) => catalog.swap(name, old, new),
+            Backend::Postgres(catalog) => catalog.swap(name, old, new).await,
+            Backend::Rest(_) => Err(SwapError::NotDone(
+                Error::refused("a REST catalog takes no newer metadata file for a table that it holds")
+                    .hint("drop the table from the catalog, without its files, then register it again"),
+            )),
         }
     }
 
     /// Makes a change, if the table still is what the change was made on.
     pub async fn swap(&self, name: &TableName, change: &Change) -> Result<Swap, SwapError> {
-        let moved = self.replace(name, &change.base.metadata_location, &change.new.metadata_location).await?;
-        Ok(match moved {
+        let Change { base, new, updates, id } = change;
+        if let Backend::Rest(catalog) = &self.backend {
+            return match catalog.commit(name, &base.metadata, updates, *id).await? {
+                // It is done, whatever is wrong with the answer: the next load tells.
+                Committed::Done(loaded) => {
+                    Ok(Swap::Done(Some(Box::new(self.take(*loaded).map_err(SwapError::Unknown)?))))
+                }
+                Committed::Stale => Ok(Swap::Stale),
+            };
+        }
+        Ok(match self.replace(name, &base.metadata_location, &new.metadata_location).await? {
             Moved::Done => Swap::Done(None),
             Moved::Stale => Swap::Stale,
         })

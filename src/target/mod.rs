@@ -6,7 +6,6 @@ pub(crate) mod history;
 mod orphans;
 mod postgres;
 mod register;
-#[allow(dead_code, unused_imports)]
 mod rest;
 mod rows;
 mod scan;
@@ -27,7 +26,7 @@ pub use self::catalog::{Catalog, Change, Moved, Swap, SwapError};
 pub use self::files::DataFiles;
 pub use self::history::{Fate, Rollback, ancestors, committed_ms, deleted_by_others, fate, live_records, markers};
 pub use self::orphans::MIN_AGE;
-pub use self::postgres::Catalog as PostgresCatalog;
+pub use self::postgres::Postgres as PostgresCatalog;
 pub use self::register::{Relation, check_newest, check_vacant, locate, version_of};
 pub use self::rows::{RowFile, Rows, no_key_column, read_rows};
 pub use self::scan::ticks;
@@ -75,6 +74,8 @@ pub struct Target {
     pub metadata: TableMetadata,
     /// Where the metadata was read from.
     pub metadata_location: String,
+    /// What a REST catalog calls this version of it, to ask whether there is another one by now.
+    pub version: Option<String>,
 }
 
 impl Target {

@@ -1,12 +1,12 @@
 //! The Iceberg catalog in PostgreSQL: the tables of PyIceberg's `SqlCatalog`, read and swapped.
 //!
-//! What [`super::sqlite`] is for a file. Other clients may use the same tables at the same time; a swap that finds another location changes
+//! What [`super::catalog`] is for a SQLite file. Other clients may use the same tables at the same time; a swap that finds another location changes
 //! nothing, whoever wrote it.
 
 use std::time::Duration;
 
-use super::{Moved, SwapError};
-use crate::config::{Postgres, TableName};
+use super::catalog::{Moved, SwapError};
+use crate::config::{Postgres as Config, TableName};
 use crate::error::{Error, Kind, Result};
 use crate::failpoint::{self, Action, Failpoint};
 use crate::guard::host_name;
@@ -41,16 +41,16 @@ const BACKOFF: Duration = Duration::from_millis(100);
 
 /// An open catalog.
 #[derive(Debug)]
-pub struct Catalog {
+pub struct Postgres {
     client: Client,
     name: String,
     /// Older PyIceberg has no `iceberg_type`; newer ones also keep views in the table.
     has_type: bool,
 }
 
-impl Catalog {
+impl Postgres {
     /// Opens an existing catalog. `name` is the `catalog_name` of its rows.
-    pub async fn open(config: &Postgres, name: &str) -> Result<Self> {
+    pub async fn open(name: &str, config: &Config) -> Result<Self> {
         let client = connect(config).await?;
         let columns = columns(&client, TABLES).await?;
         if columns.is_empty() {
@@ -63,7 +63,7 @@ impl Catalog {
     }
 
     /// Opens the catalog, and makes its two tables where they are missing.
-    pub async fn open_or_create(config: &Postgres, name: &str) -> Result<Self> {
+    pub async fn open_or_create(name: &str, config: &Config) -> Result<Self> {
         let client = connect(config).await?;
         let context = |error: Error| error.context(format!("create the tables of catalog {}", client.name()));
         let mut columns = columns(&client, TABLES).await?;
@@ -82,11 +82,6 @@ impl Catalog {
         }
         let has_type = columns.iter().any(|column| column == "iceberg_type");
         Ok(Self { client, name: name.to_owned(), has_type })
-    }
-
-    /// Where it is, without user and password.
-    pub fn place(&self) -> &str {
-        self.client.name()
     }
 
     /// Tries whether the user may change the tables; changes nothing.
@@ -179,7 +174,7 @@ impl Catalog {
     }
 }
 
-async fn connect(config: &Postgres) -> Result<Client> {
+async fn connect(config: &Config) -> Result<Client> {
     let client = Client::connect(config, &format!("k2-offload on {}", host_name())).await;
     client.map_err(|error| error.context("open the catalog"))
 }

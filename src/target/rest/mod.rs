@@ -107,21 +107,8 @@ impl Rest {
         }
     }
 
-    /// Where the server keeps its tables, if it says so.
-    pub fn warehouse(&self) -> Option<&str> {
-        self.served.warehouse().filter(|warehouse| warehouse.contains("://"))
-    }
-
-    /// Loads a table, `None` where the catalog has no such table.
-    pub async fn load(&self, name: &TableName) -> Result<Option<Loaded>> {
-        match self.load_newer(name, None).await? {
-            Found::Table(loaded) => Ok(Some(*loaded)),
-            Found::Nothing | Found::Same => Ok(None),
-        }
-    }
-
     /// Loads a table unless it is still what it was when the server gave this ETag. Credentials that came with it are not renewed then.
-    pub async fn load_newer(&self, name: &TableName, etag: Option<&str>) -> Result<Found> {
+    pub async fn load(&self, name: &TableName, etag: Option<&str>) -> Result<Found> {
         let header = etag.map(|etag| (IF_NONE_MATCH, etag.to_owned()));
         let request = Request { method: Method::GET, url: self.paths.table(name), body: None, header };
         let answer = self.send(&request).await.map_err(Unanswered::error)?;
