@@ -27,7 +27,8 @@ use serde::Deserialize;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use self::errors::{classify, stalled};
+pub use self::connection::http_client;
+pub use self::errors::{classify, stalled};
 use self::open::{Definition, DescribeRow};
 pub use self::reads::{Grant, Reads};
 pub use self::relation::Counting;
