@@ -336,5 +336,5 @@ fn one_pass_per_table_on_all_hosts() {
     gate.open();
     let first = only_table(&first.wait().expect(0).json());
     let written = |pass: &Value| pass["rows_written"].as_u64().unwrap();
-    assert_eq!(written(&first) + written(&second), 10, "{first:#}\n{second:#}");
+    assert_eq!(written(&first) + written(&second), 20, "{first:#}\n{second:#}");
 }

@@ -170,7 +170,7 @@ impl Client {
     }
 
     async fn open(&self) -> Result<tokio_postgres::Client> {
-        let opened = match timeout(self.settings.connect_timeout, self.dial()).await {
+        let opened = match timeout(self.settings.connect_timeout, Box::pin(self.dial())).await {
             Ok(opened) => opened.map_err(Fault::Server),
             Err(_) => Err(Fault::TimedOut(self.settings.connect_timeout)),
         };

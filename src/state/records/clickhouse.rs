@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::time::timeout;
 
-use super::{Meaning, READ, RUNNING, TABLE};
+use super::{Meaning, READ, RUNNING, Record, TABLE};
 use crate::config;
 use crate::error::{Error, Kind, Result};
 use crate::source::{classify, http_client, stalled};
@@ -112,8 +112,8 @@ fn newest(columns: &[Column]) -> String {
     }
 }
 
-/// One statement for all tables.
-fn statement(columns: &[Column], rows: &[Value]) -> String {
+/// One statement for all tables of which `filter` holds.
+fn statement(columns: &[Column], rows: &[Value], filter: &str) -> String {
     let fields = [
         "watermark Nullable(String)",
         "checked_to Nullable(String)",
@@ -128,7 +128,7 @@ fn statement(columns: &[Column], rows: &[Value]) -> String {
     let rows: Vec<String> = rows.iter().map(Value::to_string).collect();
     format!(
         "INSERT INTO {TABLE} ({}) SELECT {} FROM (SELECT * FROM format(JSONEachRow, 'table_name String, {}', '{}')) AS r \
-         LEFT JOIN {} AS t ON t.table_name = r.table_name SETTINGS join_use_nulls = 0",
+         LEFT JOIN {} AS t ON t.table_name = r.table_name WHERE {filter} SETTINGS join_use_nulls = 0",
         names.join(", "),
         values.join(", "),
         fields.join(", "),
@@ -186,7 +186,7 @@ impl ClickHouse {
             self.execute(MAKE).await.map_err(|error| self.during("make", error))?;
             self.columns.replace(self.columns().await?);
         }
-        let statement = statement(&self.columns.borrow(), rows);
+        let statement = statement(&self.columns.borrow(), rows, "true");
         self.execute(&statement).await.map_err(|error| self.during("write", error))
     }
 
@@ -212,7 +212,7 @@ impl ClickHouse {
             match columns.is_empty() {
                 true => return Ok(format!("answers; {TABLE} does not exist yet, the first pass makes it")),
                 // Whether the user may insert shows without a row.
-                false => statement(&columns, &[]),
+                false => statement(&columns, &[Record::default().json()], "false"),
             }
         };
         self.execute(&query).await.map_err(|error| self.during("write", error))?;
