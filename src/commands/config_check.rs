@@ -57,7 +57,7 @@ fn files(file: &Path, config: &Config, resolved: &Resolved) -> Vec<Access> {
     let folder = |path: &Path| path.parent().unwrap_or(path).to_owned();
     let state = &config.state;
     let mut files = vec![access(file, "read")];
-    files.extend(resolved.secret_files().map(|file| access(file, "read")));
+    files.extend(resolved.files().map(|file| access(file, "read")));
     let textfile = config.metrics.textfile.as_ref();
     files.extend(textfile.map(|file| access(&folder(file), "create and replace files; the collector: read")));
     let locks = "create files, read and write them";

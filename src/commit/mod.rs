@@ -161,11 +161,14 @@ async fn swap(catalog: &Catalog, commit: &Commit<'_>, staged: &Staged) -> Swappe
                 false
             }
         };
-        if stale && unknown.is_none() {
+        // Between us and a server, something may have sent the request twice: then the second is answered by the first.
+        if stale && unknown.is_none() && catalog.takes_files() {
             return Swapped::Stale;
         }
         let asked = ask(catalog, commit, staged).await;
-        match asked.map(|(fate, now)| (if stale { fate.of_stale() } else { fate }, now)) {
+        // A snapshot, by which a server compares, can be current again, unlike a location.
+        let is_final = stale && (unknown.is_none() || catalog.takes_files());
+        match asked.map(|(fate, now)| (if is_final { fate.of_stale() } else { fate }, now)) {
             Ok((Fate::Landed, now)) => return Swapped::Landed(Some(now)),
             Ok((Fate::Rejected, _)) => return Swapped::Stale,
             Ok((Fate::Undecided, _)) => {}

@@ -1,5 +1,9 @@
 //! `[catalog]`: where the target's catalog is, who we are there, and how its storage is reached.
 
+pub(super) mod properties;
+#[cfg(test)]
+pub(super) mod tests;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -66,7 +70,7 @@ pub struct Rest {
     pub url: String,
     /// Who we are there.
     pub auth: Auth,
-    /// Further headers of each request, by name.
+    /// Further headers of each request, by name in lower case.
     pub headers: BTreeMap<String, Secret>,
     /// Iceberg's properties of REST clients: `prefix`, `scope`, `audience`, `resource`, `oauth2-server-uri`, all optional.
     pub properties: BTreeMap<String, String>,
@@ -102,26 +106,6 @@ pub struct Storage {
     pub timeout: Duration,
 }
 
-/// Properties of REST clients that may stand in `catalog.properties`.
-const OF_REST: [&str; 5] = ["prefix", "scope", "audience", "resource", "oauth2-server-uri"];
-/// Prefix of properties that are headers.
-const HEADER: &str = "header.";
-/// Properties of storage that may stand there.
-const OF_STORAGE: [&str; 13] = [
-    "client.region",
-    "s3.endpoint",
-    "s3.region",
-    "s3.path-style-access",
-    "s3.checksum-enabled",
-    "s3.credentials-file",
-    "s3.profile-name",
-    "s3.sse.type",
-    "s3.sse.key",
-    "gcs.service.host",
-    "gcs.credentials-file",
-    "adls.account-name",
-    "adls.endpoint",
-];
 /// Schemes of warehouses.
 const SCHEMES: [&str; 9] = ["file", "s3", "s3a", "gs", "abfs", "abfss", "wasb", "wasbs", "az"];
 
@@ -132,7 +116,13 @@ pub(super) fn catalog(
     problems: &mut Problems,
 ) -> Catalog {
     let secret = |problems: &mut Problems, name: &str, env: &Option<String>, file: &Option<PathBuf>| {
-        problems.secret(&format!("catalog.{name}"), env.clone(), file.clone(), folder, environment)
+        let (key, known) = (format!("catalog.{name}"), problems.0.len());
+        let secret = problems.secret(&key, env.clone(), file.clone(), folder, environment);
+        match &secret {
+            Some(secret) if problems.0.len() == known => check_secret(&key, secret, problems),
+            _ => {}
+        }
+        secret
     };
     let token = secret(problems, "token", &raw.token_env, &raw.token_file);
     let credential = secret(problems, "credential", &raw.credential_env, &raw.credential_file);
@@ -140,7 +130,7 @@ pub(super) fn catalog(
     let ca_file = raw.ca_file.as_ref().map(|file| folder.join(file));
     let connect_timeout = problems.timeout("catalog.connect_timeout", &raw.connect_timeout);
     let timeout = problems.timeout("catalog.timeout", &raw.timeout);
-    check_properties(&raw, problems);
+    properties::check(&raw, problems);
     let (token_given, credential_given, password_given) = (token.is_some(), credential.is_some(), password.is_some());
     let backend = match raw.kind.as_str() {
         "sql" if is_postgres(&raw.uri) => {
@@ -158,10 +148,7 @@ pub(super) fn catalog(
             Backend::Sqlite(folder.join(path))
         }
         "rest" => {
-            problems.http_url("catalog.uri", &raw.uri);
-            if url::Url::parse(&raw.uri).is_ok_and(|url| !url.username().is_empty() || url.password().is_some()) {
-                problems.add("catalog.uri", "credentials do not belong into the URL");
-            }
+            properties::check_url("catalog.uri", &raw.uri, problems);
             let auth = match (token, credential) {
                 (Some(_), Some(_)) => {
                     problems.add("catalog.token", "give either a token or a credential");
@@ -174,8 +161,8 @@ pub(super) fn catalog(
             Backend::Rest(Box::new(Rest {
                 url: raw.uri.trim_end_matches('/').to_owned(),
                 auth,
-                headers: headers(&raw, environment, problems),
-                properties: only(&raw.properties, |key| OF_REST.contains(&key)),
+                headers: properties::headers(&raw, environment, problems),
+                properties: properties::of_rest(&raw),
                 ca_file: ca_file.clone(),
                 connect_timeout,
                 timeout,
@@ -198,14 +185,9 @@ pub(super) fn catalog(
     }
     Catalog {
         warehouse: warehouse(raw.warehouse.as_deref(), &backend, folder, problems),
-        name: raw.name,
+        name: raw.name.clone(),
         backend,
-        storage: Storage {
-            properties: only(&raw.properties, |key| OF_STORAGE.contains(&key)),
-            ca_file,
-            connect_timeout,
-            timeout,
-        },
+        storage: Storage { properties: properties::of_storage(&raw, folder), ca_file, connect_timeout, timeout },
     }
 }
 
@@ -218,7 +200,7 @@ pub(super) fn is_postgres(uri: &str) -> bool {
 pub(super) fn check_postgres(key: &str, uri: &str, problems: &mut Problems) {
     match url::Url::parse(uri) {
         Ok(url) if url.password().is_some() || url.query_pairs().any(|(name, _)| name == "password") => {
-            problems.add(key, "a password does not belong into the URI; name its variable or file");
+            problems.add(key, "a password does not belong into the URI, but into password_env or password_file");
         }
         Ok(url) if url.path().trim_matches('/').is_empty() => problems.add(key, "names no database"),
         Ok(_) => {}
@@ -234,63 +216,14 @@ fn client(credential: &Secret) -> Auth {
     }
 }
 
-fn only(properties: &BTreeMap<String, String>, wanted: impl Fn(&str) -> bool) -> BTreeMap<String, String> {
-    let wanted = properties.iter().filter(|(key, _)| wanted(key));
-    wanted.map(|(key, value)| (key.clone(), value.clone())).collect()
-}
-
-/// Refuses keys that nobody reads, and secrets.
-fn check_properties(raw: &RawCatalog, problems: &mut Problems) {
-    for (key, value) in &raw.properties {
-        let at = format!("catalog.properties.\"{key}\"");
-        match key.as_str() {
-            "token" | "credential" => problems.add(&at, format_args!("is a secret: use {key}_env or {key}_file")),
-            "s3.access-key-id" | "s3.secret-access-key" | "s3.session-token" => problems.add(
-                &at,
-                "is a secret: use AWS_ACCESS_KEY_ID and its like, or a file that \"s3.credentials-file\" names",
-            ),
-            "s3.path-style-access" | "s3.checksum-enabled" if !matches!(value.as_str(), "true" | "false") => {
-                problems.add(&at, "is neither \"true\" nor \"false\"");
-            }
-            "s3.sse.type" if !matches!(value.as_str(), "none" | "s3" | "kms" | "dsse-kms") => {
-                problems.add(&at, "is none of none, s3, kms, dsse-kms, the encryptions that every reader can undo");
-            }
-            "s3.endpoint" | "oauth2-server-uri" | "gcs.service.host" | "adls.endpoint" => problems.http_url(&at, value),
-            key if key.starts_with(HEADER) || OF_REST.contains(&key) || OF_STORAGE.contains(&key) => {}
-            _ => problems.add(&at, format_args!("is unknown; known are {}", known().join(", "))),
-        }
+/// An empty file or variable is a secret that did not arrive; none is asked for by naming none.
+fn check_secret(key: &str, secret: &Secret, problems: &mut Problems) {
+    if secret.expose().is_empty() {
+        problems.add(key, "is empty");
     }
-    let needs_key = raw.properties.get("s3.sse.type").is_some_and(|kind| kind.ends_with("kms"));
-    if needs_key && !raw.properties.contains_key("s3.sse.key") {
-        problems.add("catalog.properties.\"s3.sse.key\"", "is missing: the id of the key for s3.sse.type = \"kms\"");
+    if secret.expose().contains(char::is_control) {
+        problems.add(key, "holds a line break or another control character");
     }
-}
-
-fn known() -> Vec<&'static str> {
-    OF_REST.into_iter().chain(["header.NAME"]).chain(OF_STORAGE).collect()
-}
-
-fn headers(
-    raw: &RawCatalog,
-    environment: &impl Fn(&str) -> Option<String>,
-    problems: &mut Problems,
-) -> BTreeMap<String, Secret> {
-    let plain = raw.properties.iter().filter_map(|(key, value)| Some((key.strip_prefix(HEADER)?, value.clone())));
-    let mut headers: BTreeMap<String, Secret> = plain.map(|(name, value)| (name.to_owned(), Secret(value))).collect();
-    for (name, variable) in &raw.header_env {
-        let key = format!("catalog.header_env.{name}");
-        match environment(variable) {
-            Some(value) => drop(headers.insert(name.clone(), Secret(value))),
-            None => problems.add(&key, "the variable that it names is not set"),
-        }
-    }
-    for (name, value) in &headers {
-        let is_name = name.parse::<reqwest::header::HeaderName>().is_ok();
-        if !is_name || value.expose().parse::<reqwest::header::HeaderValue>().is_err() {
-            problems.add(&format!("catalog header `{name}`"), "cannot be sent: it holds what no header may hold");
-        }
-    }
-    headers
 }
 
 fn warehouse(given: Option<&str>, backend: &Backend, folder: &Path, problems: &mut Problems) -> String {
@@ -308,9 +241,9 @@ fn warehouse(given: Option<&str>, backend: &Backend, folder: &Path, problems: &m
         let (authority, _) = rest.split_once('/').unwrap_or((rest, ""));
         let azure = matches!(scheme, "abfs" | "abfss" | "wasb" | "wasbs");
         if !SCHEMES.contains(&scheme) {
-            problems.add(key, format_args!("begins with none of {}, nor is it a folder", SCHEMES.join("://, ")));
+            problems.add(key, format_args!("begins with none of {}://, nor is it a folder", SCHEMES.join("://, ")));
         } else if authority.is_empty() || (authority.contains(['@', ':']) && !azure) {
-            problems.add(key, "names no bucket, or more than a bucket; credentials do not belong here");
+            problems.add(key, "names no bucket, or more than that: credentials do not belong here");
         }
         return trimmed(given);
     }

@@ -351,11 +351,12 @@ impl Config {
 
 #[cfg(test)]
 mod tests {
+    use super::lake::tests::REST;
     use super::*;
 
-    const MINIMAL: &str = "[[table]]\nsource = 'trades'\ntarget = 'cold.trades'\ncursor = 'ts'\n";
+    pub(super) const MINIMAL: &str = "[[table]]\nsource = 'trades'\ntarget = 'cold.trades'\ncursor = 'ts'\n";
 
-    fn parse(text: &str) -> Result<Config> {
+    pub(super) fn parse(text: &str) -> Result<Config> {
         Config::parse(text, Path::new("/etc/x"), |name| (name == "PW").then(|| "s3cret".to_owned()))
     }
 
@@ -470,20 +471,17 @@ mod tests {
         let shipped = include_str!("../../offload.toml");
         let environment = |name: &str| (name == "PW").then(|| "s3cret".to_owned());
         let further = "[clickhouse]\npassword_env = 'PW'\nsettings = { max_threads = 2 }\n[defaults]\nlate_lookback = '2h'\nmax_lag = '1h'\n";
-        for text in [shipped, MINIMAL, &format!("{further}{MINIMAL}types = {{ n = 'string' }}\nlate_lookback = '1h'\n")]
-        {
+        let lake = format!("{REST}[state]\nuri = 'http://k2@h/state'\npassword_env = 'PW'\n{MINIMAL}");
+        let types = format!("{further}{MINIMAL}types = {{ n = 'string' }}\nlate_lookback = '1h'\n");
+        for text in [shipped, MINIMAL, &types, &lake] {
             let (config, resolved) = Config::parse_resolved(text, Path::new("/etc/x"), environment).unwrap();
             let printed = resolved.toml();
             let again = Config::parse(&printed, Path::new("/elsewhere"), environment).unwrap();
             assert_eq!(format!("{again:?}"), format!("{config:?}"), "{printed}");
             assert!(!printed.contains("s3cret"), "{printed}");
-            for key in [
-                "idle_timeout",
-                "uri = \"sqlite:////etc/x/catalog.db\"",
-                "path = \"/etc/x/state.db\"",
-                "row_group_size",
-                "source_id",
-            ] {
+            let catalog =
+                if *text == lake { "ca_file = \"/etc/x/ca.pem\"" } else { "uri = \"sqlite:////etc/x/catalog.db\"" };
+            for key in ["idle_timeout", catalog, "path = \"/etc/x/state.db\"", "row_group_size", "source_id"] {
                 assert!(printed.contains(key), "{key} is missing in: {printed}");
             }
         }

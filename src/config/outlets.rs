@@ -23,11 +23,11 @@ pub(super) fn metrics(raw: RawMetrics, folder: &Path, problems: &mut Problems) -
 pub(super) fn notify(
     raw: RawNotify,
     folder: &Path,
-    password_env: Option<String>,
+    secrets: Vec<String>,
     environment: &impl Fn(&str) -> Option<String>,
     problems: &mut Problems,
 ) -> Notify {
-    let secrets = password_env.into_iter().chain(raw.webhook_env.clone()).collect();
+    let secrets = secrets.into_iter().chain(raw.webhook_env.clone()).collect();
     // That nobody can be told must not keep rows from leaving.
     let mut unusable = Problems::default();
     let mut webhook = unusable.secret("notify.webhook", raw.webhook_env, raw.webhook_file, folder, environment);

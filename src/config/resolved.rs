@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::lake::properties::{FILES, located};
 use super::raw::{RawDefaults, RawFile, RawTable};
 use super::{Backend, Config, Table};
 
@@ -33,6 +34,7 @@ impl Resolved {
         ] {
             *file = file.take().map(|file| folder.join(file));
         }
+        raw.catalog.properties = located(raw.catalog.properties, folder);
         raw.state.path.clone_from(&config.state);
         raw.metrics.textfile.clone_from(&config.metrics.textfile);
         raw.notify.webhook_file = raw.notify.webhook_file.map(|file| folder.join(file));
@@ -44,10 +46,10 @@ impl Resolved {
         Self(raw)
     }
 
-    /// The files that hold secrets, or certificates to trust.
-    pub fn secret_files(&self) -> impl Iterator<Item = &Path> {
+    /// The files beside it that are read: secrets and certificates.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
         let RawFile { clickhouse, catalog, state, notify, .. } = &self.0;
-        let files = [
+        let named = [
             &clickhouse.password_file,
             &clickhouse.ca_file,
             &catalog.token_file,
@@ -58,7 +60,8 @@ impl Resolved {
             &state.ca_file,
             &notify.webhook_file,
         ];
-        files.into_iter().flatten().map(PathBuf::as_path)
+        let of_storage = FILES.iter().filter_map(|key| catalog.properties.get(*key)).map(Path::new);
+        named.into_iter().flatten().map(PathBuf::as_path).chain(of_storage)
     }
 
     /// As a file.

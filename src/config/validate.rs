@@ -120,7 +120,7 @@ pub fn validate(
     environment: impl Fn(&str) -> Option<String>,
     problems: &mut Problems,
 ) -> Config {
-    let password_env = raw.clickhouse.password_env.clone();
+    let secrets = secret_variables(&raw);
     let clickhouse = validate_clickhouse(raw.clickhouse, folder, &environment, problems);
     let catalog = lake::catalog(raw.catalog, folder, &environment, problems);
     let mut tables: Vec<Table> = Vec::with_capacity(raw.table.len());
@@ -149,13 +149,26 @@ pub fn validate(
         records,
         history_keep: problems.duration("state.history_keep", &raw.state.history_keep),
         metrics: outlets::metrics(raw.metrics, folder, problems),
-        notify: outlets::notify(raw.notify, folder, password_env, &environment, problems),
+        notify: outlets::notify(raw.notify, folder, secrets, &environment, problems),
         parallel_tables: problems.at_least_one("defaults.parallel_tables", raw.defaults.parallel_tables),
         pass_deadline: problems.duration("defaults.pass_deadline", &raw.defaults.pass_deadline),
         max_lag: raw.defaults.max_lag.map(|text| problems.duration("defaults.max_lag", &text)),
         merge_memory: problems.merge_memory("defaults.merge_memory", &raw.defaults.merge_memory),
         tables: by_layer(tables),
     }
+}
+
+/// The variables with secrets that it names.
+fn secret_variables(raw: &RawFile) -> Vec<String> {
+    let RawFile { clickhouse, catalog, state, .. } = raw;
+    let named = [
+        &clickhouse.password_env,
+        &catalog.token_env,
+        &catalog.credential_env,
+        &catalog.password_env,
+        &state.password_env,
+    ];
+    named.into_iter().flatten().chain(catalog.header_env.values()).cloned().collect()
 }
 
 /// Orders tables by the first appearance of their layer; stable within a layer.

@@ -102,6 +102,8 @@ final class RestCatalog {
                     .withOverrides(config.overrides())
                     .withOverride("prefix", PREFIX)
                     .withEndpoints(config.endpoints())
+                    // The fixture honours keys, for this long, but does not say so.
+                    .withIdempotencyKeyLifetime("PT30M")
                     .build());
             }
             boolean wanted = request.headers().entries("X-Iceberg-Access-Delegation").stream()

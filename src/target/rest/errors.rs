@@ -14,6 +14,8 @@ const MAX_REPETITIONS: u32 = 4;
 const MAX_WAIT: Duration = Duration::from_secs(30);
 /// The first wait where the server names none; each further one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// How far our clock may be ahead of the server's; its answer took a while, too.
+const MAX_CLOCK_AHEAD: Duration = Duration::from_secs(50);
 /// Characters of a server's message that are shown.
 const MAX_MESSAGE_CHARS: usize = 300;
 
@@ -73,7 +75,8 @@ pub fn hint(status: u16, who: &Auth) -> Option<&'static str> {
         (403, _) => "let the catalog's administrator grant reading, creating and committing tables to this client",
         (407, _) => "the proxy that HTTPS_PROXY or HTTP_PROXY names wants credentials",
         (404, _) => "see in the catalog what it has there: namespace, table and their warehouse",
-        (400 | 405 | 406 | 413 | 422 | 501, _) => {
+        (400, _) => "see the catalog's log; it refuses snapshots of a clock that is a minute ahead of its own, too",
+        (405 | 406 | 413 | 422 | 501, _) => {
             "the catalog does not take what Iceberg's REST protocol allows; see its log"
         }
         _ => return None,
@@ -116,6 +119,13 @@ pub fn retry_after(value: &str, now: DateTime<Utc>) -> Option<Duration> {
     }
     let until = DateTime::parse_from_rfc2822(value).ok()?.to_utc();
     Some((until - now).to_std().unwrap_or_default())
+}
+
+/// How far a clock is ahead of a server's, by the `Date` of an answer, where that is more than servers of tables bear: those of Iceberg refuse
+/// snapshots that are a minute newer than their own clock (TableMetadata's constructor).
+pub fn clock_ahead(date: &str, now: DateTime<Utc>) -> Option<Duration> {
+    let date = DateTime::parse_from_rfc2822(date.trim()).ok()?.to_utc();
+    (now - date).to_std().ok().filter(|ahead| *ahead > MAX_CLOCK_AHEAD)
 }
 
 /// What the body of an error says.
@@ -221,6 +231,16 @@ mod tests {
         assert_eq!(seconds("Fri, 27 Nov 2026 01:59:00 GMT"), Some(0));
         assert_eq!(seconds("soon"), None);
         assert_eq!(seconds("-1"), None);
+    }
+
+    #[test]
+    fn a_clock_may_be_behind_but_not_far_ahead() {
+        let now = DateTime::parse_from_rfc3339("2026-11-27T02:00:00Z").unwrap().to_utc();
+        let seconds = |date: &str| clock_ahead(date, now).map(|ahead| ahead.as_secs());
+        assert_eq!(seconds("Fri, 27 Nov 2026 01:58:00 GMT"), Some(120));
+        assert_eq!(seconds("Fri, 27 Nov 2026 01:59:30 GMT"), None);
+        assert_eq!(seconds("Fri, 27 Nov 2026 03:00:00 GMT"), None);
+        assert_eq!(seconds("today"), None);
     }
 
     #[test]

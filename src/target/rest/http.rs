@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use chrono::Utc;
-use reqwest::header::{ETAG, HeaderMap, HeaderName, RETRY_AFTER};
+use reqwest::header::{DATE, ETAG, HeaderMap, HeaderName, RETRY_AFTER};
 use reqwest::redirect::Policy;
 use reqwest::{Client, RequestBuilder};
 
@@ -36,6 +36,8 @@ pub struct Answer {
     /// What the body says, for a status that is no success.
     pub told: Told,
     pub etag: Option<String>,
+    /// The server's clock.
+    pub date: Option<String>,
     retry_after: Option<Duration>,
 }
 
@@ -102,12 +104,12 @@ impl Transport {
         let response = request.send().await.map_err(failed)?;
         let status = response.status();
         let header = |headers: &HeaderMap, name: HeaderName| headers.get(name)?.to_str().ok().map(str::to_owned);
-        let etag = header(response.headers(), ETAG);
+        let (etag, date) = (header(response.headers(), ETAG), header(response.headers(), DATE));
         let retry_after = header(response.headers(), RETRY_AFTER).and_then(|value| retry_after(&value, Utc::now()));
         let body = response.bytes().await.map_err(failed)?;
         let told =
             if status.is_success() { Told::default() } else { Told::read(&body, |text| self.hide(text, bearer)) };
-        Ok(Answer { status: status.as_u16(), body, told, etag, retry_after })
+        Ok(Answer { status: status.as_u16(), body, told, etag, date, retry_after })
     }
 
     /// The text without what must not show.
@@ -158,12 +160,25 @@ fn unanswered(error: reqwest::Error, timeout: Duration) -> Unanswered {
 }
 
 /// Whether the server's certificate is not trusted, which stays so until a person acts.
-fn refuses_certificate(error: &reqwest::Error) -> bool {
-    let mut causes = successors(std::error::Error::source(error), |cause| cause.source());
-    // What an I/O error wraps is not among its sources.
-    causes.any(|cause| {
-        let wrapped = || cause.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref::<rustls::Error>();
-        let error = cause.downcast_ref::<rustls::Error>().or_else(wrapped);
-        matches!(error, Some(rustls::Error::InvalidCertificate(_)))
-    })
+fn refuses_certificate(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut causes = successors(Some(error), |cause| match cause.downcast_ref::<io::Error>() {
+        // What an I/O error wraps is not its source.
+        Some(error) => error.get_ref().map(|wrapped| wrapped as &(dyn std::error::Error + 'static)),
+        None => cause.source(),
+    });
+    causes.any(|cause| matches!(cause.downcast_ref(), Some(rustls::Error::InvalidCertificate(_))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// hyper-rustls wraps the I/O error of tokio-rustls in another one.
+    #[test]
+    fn a_certificate_is_found_under_errors_of_io() {
+        let of = |error| io::Error::other(io::Error::new(io::ErrorKind::InvalidData, error));
+        assert!(refuses_certificate(&of(rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer))));
+        assert!(!refuses_certificate(&of(rustls::Error::DecryptError)));
+        assert!(!refuses_certificate(&io::Error::from(io::ErrorKind::ConnectionRefused)));
+    }
 }

@@ -15,7 +15,9 @@ mod protocol;
 mod tests;
 
 use std::collections::HashMap;
+use std::fmt;
 
+use chrono::Utc;
 use iceberg::TableUpdate;
 use iceberg::spec::TableMetadata;
 use reqwest::Method;
@@ -24,7 +26,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use self::auth::Session;
-use self::errors::{Verdict, hint, kind, no_such_table, verdict};
+use self::errors::{Verdict, clock_ahead, hint, kind, no_such_table, verdict};
 use self::http::{Answer, Transport, Unanswered};
 use self::protocol::{
     CREATE_TABLE, LIST_NAMESPACES, LOAD_TABLE, Paths, REGISTER_TABLE, Served, UPDATE_TABLE, commit_table, config_url,
@@ -196,14 +198,21 @@ impl Rest {
         };
         let request = Request { method: Method::GET, url: config_url(url, warehouse), body: None, header: None };
         let answer = self.send(&request).await.map_err(Unanswered::error).context_with(context)?;
+        if let Some(ahead) = answer.date.as_deref().and_then(|date| clock_ahead(date, Utc::now())) {
+            tracing::warn!(
+                seconds = ahead.as_secs(),
+                "this host's clock is ahead of the catalog's, which may refuse commits"
+            );
+        }
         if answer.is_success() {
             let served = Served::read(&answer.body);
             return served.ok_or_else(|| no_catalog("v1/config is no configuration")).context_with(context);
         }
         let error = match (kind(answer.status), answer.told.kind.is_empty()) {
             (Kind::Refused, true) => no_catalog(&format!("v1/config answers {}", answer.status)),
-            (Kind::Refused, false) => Error::new(Kind::Config, answer.text(CATALOG))
-                .hint("let catalog.warehouse name what this catalog calls a warehouse (or a catalog)"),
+            (Kind::Refused, false) => Error::new(Kind::Config, answer.text(CATALOG)).hint(
+                "let catalog.warehouse name what this catalog calls a warehouse (or a catalog), or correct catalog.uri",
+            ),
             _ => self.refusal(&answer),
         };
         Err(error.context(context()))
@@ -313,6 +322,12 @@ impl Rest {
             Some(hint) => error.hint(hint),
             None => error,
         }
+    }
+}
+
+impl fmt::Debug for Rest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rest").finish_non_exhaustive()
     }
 }
 

@@ -308,3 +308,172 @@ pub fn read_table(body: &[u8], etag: Option<String>) -> Result<Loaded> {
     let credentials = vended.chain([of_table]).filter(|vended| !vended.properties.is_empty()).collect();
     Ok(Loaded { metadata_location, metadata, credentials, etag })
 }
+
+#[cfg(test)]
+mod tests {
+    use iceberg::spec::Snapshot;
+
+    use super::*;
+    use crate::schema::{Column, iceberg_schema};
+    use crate::target::history::tests::table;
+
+    fn map(entries: &[(&str, &str)]) -> HashMap<String, String> {
+        entries.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn the_server_has_the_last_word_but_on_where_credentials_go() {
+        let served = Served::read(
+            br#"{"defaults": {"scope": "theirs", "audience": "a", "header.X-A": "theirs", "n": 1, "none": null},
+                 "overrides": {"prefix": "p", "oauth2-server-uri": "https://evil/", "uri": "http://evil/"}}"#,
+        )
+        .unwrap();
+        let ours =
+            map(&[("scope", "ours"), ("prefix", "x"), ("oauth2-server-uri", "https://idp/"), ("header.x-a", "ours")]);
+        let expected =
+            map(&[("scope", "ours"), ("audience", "a"), ("prefix", "p"), ("oauth2-server-uri", "https://idp/")]);
+        let mut merged = served.merge(&ours, "https://c");
+        assert_eq!(merged.remove("header.x-a").as_deref(), Some("ours"));
+        assert_eq!(merged.remove("n").as_deref(), Some("1"));
+        assert_eq!(merged, expected);
+        let merged = served.merge(&HashMap::new(), "http://c");
+        assert_eq!(merged["oauth2-server-uri"], "https://evil/", "where the client names none");
+        assert_eq!(merged["uri"], "http://evil/");
+    }
+
+    #[test]
+    fn what_is_no_configuration_is_none() {
+        for body in ["", "<html>", "[]", "{}", r#"{"error": {}}"#, r#"{"defaults": []}"#] {
+            assert!(Served::read(body.as_bytes()).is_none(), "{body}");
+        }
+        assert!(Served::read(br#"{"overrides": {}}"#).is_some());
+    }
+
+    #[test]
+    fn endpoints_are_those_of_the_list() {
+        let served = |endpoints: Value| {
+            let body = json!({"defaults": {}, "endpoints": endpoints}).to_string();
+            Served::read(body.as_bytes()).unwrap()
+        };
+        assert!(served(Value::Null).offers(CREATE_TABLE) && served(json!([])).offers(CREATE_TABLE));
+        assert!(served(json!([CREATE_TABLE])).offers(CREATE_TABLE));
+        assert!(served(json!(["POST /v1/namespaces/{namespace}/tables"])).offers(CREATE_TABLE));
+        assert!(!served(json!([LOAD_TABLE])).offers(UPDATE_TABLE));
+    }
+
+    #[test]
+    fn locations_differ_by_more_than_their_spelling() {
+        for (asked, served, is_other) in [
+            ("s3://b/w", "s3://b/w/", false),
+            ("s3a://b/w", "s3://b/w", false),
+            ("s3://b/w", "s3://b/v", true),
+            ("s3://b/w", "gs://b/w", true),
+            ("main", "s3://b/w", false),
+            ("s3://b/w", "4711", false),
+            ("", "s3://b/w", false),
+        ] {
+            assert_eq!(is_other_location(asked, served), is_other, "{asked} {served}");
+        }
+    }
+
+    #[test]
+    fn urls_are_encoded_by_segment() {
+        let name = TableName { namespace: "a.b c".to_owned(), name: "t/ü?".to_owned() };
+        for (properties, expected) in [
+            (map(&[]), "http://c/x/v1/namespaces/a%1Fb%20c/tables/t%2F%C3%BC%3F"),
+            (map(&[("prefix", "/p/q/")]), "http://c/x/v1/p/q/namespaces/a%1Fb%20c/tables/t%2F%C3%BC%3F"),
+            (map(&[("prefix", "arn%3Aaws?")]), "http://c/x/v1/arn%3Aaws%3F/namespaces/a%1Fb%20c/tables/t%2F%C3%BC%3F"),
+            (map(&[("namespace-separator", ".")]), "http://c/x/v1/namespaces/a.b%20c/tables/t%2F%C3%BC%3F"),
+            (map(&[("namespace-separator", "%2E")]), "http://c/x/v1/namespaces/a%2Eb%20c/tables/t%2F%C3%BC%3F"),
+            (map(&[("uri", "https://d/")]), "https://d/v1/namespaces/a%1Fb%20c/tables/t%2F%C3%BC%3F"),
+        ] {
+            assert_eq!(Paths::new("http://c/x", &properties).table(&name), expected);
+        }
+        assert_eq!(config_url("http://c", ""), "http://c/v1/config");
+        assert_eq!(config_url("http://c", "s3://b/w"), "http://c/v1/config?warehouse=s3%3A%2F%2Fb%2Fw");
+        assert_eq!(token_url("http://c/x", Some("/oauth/t")), "http://c/x/oauth/t");
+        assert_eq!(shown("http://c/x?token=s3cret"), "http://c/x");
+        assert!(same_origin("https://c/x", "https://c:443/y") && !same_origin("https://c", "http://c"));
+    }
+
+    /// As Java's MetadataUpdateParser, UpdateRequirementParser and SnapshotParser read it.
+    #[test]
+    fn a_commit_is_what_the_reference_implementation_reads() {
+        let base = table(&[Some(1), Some(2)]);
+        let columns = [Column::map("ts", "DateTime64(3)", None).unwrap(), Column::map("x", "Int64", None).unwrap()];
+        let snapshot = Snapshot::builder()
+            .with_snapshot_id(i64::MAX)
+            .with_parent_snapshot_id(Some(2))
+            .with_sequence_number(3)
+            .with_timestamp_ms(base.last_updated_ms())
+            .with_manifest_list("s3://b/list.avro")
+            .with_summary(base.current_snapshot().unwrap().summary().clone())
+            .with_schema_id(1)
+            .build();
+        let builder = base.clone().into_builder(None).add_current_schema(iceberg_schema(&columns).unwrap()).unwrap();
+        let builder = builder.set_branch_snapshot(snapshot, MAIN_BRANCH).unwrap();
+        let builder = builder.set_properties(map(&[("k", "v")])).unwrap().remove_snapshots(&[1, 2]);
+        let changes = builder.build().unwrap().changes;
+        let name = TableName { namespace: "a.b".to_owned(), name: "t".to_owned() };
+        let body = commit_table(&name, &base, &changes).unwrap();
+        assert_eq!(body["identifier"], json!({"namespace": ["a", "b"], "name": "t"}));
+        assert_eq!(
+            body["requirements"],
+            json!([
+                {"type": "assert-table-uuid", "uuid": base.uuid()},
+                {"type": "assert-ref-snapshot-id", "ref": "main", "snapshot-id": 2},
+                {"type": "assert-last-assigned-field-id", "last-assigned-field-id": 1},
+                {"type": "assert-current-schema-id", "current-schema-id": 0},
+                {"type": "assert-default-spec-id", "default-spec-id": 0},
+            ])
+        );
+        let actions: Vec<_> = body["updates"].as_array().unwrap().iter().map(|update| &update["action"]).collect();
+        assert_eq!(
+            actions,
+            [
+                "add-schema",
+                "set-current-schema",
+                "add-snapshot",
+                "set-snapshot-ref",
+                "set-properties",
+                "remove-snapshots",
+                "remove-snapshots"
+            ]
+        );
+        let updates = &body["updates"];
+        assert_eq!(updates[0]["schema"]["type"], "struct");
+        assert_eq!(updates[0]["schema"]["schema-id"], 1);
+        assert_eq!(updates[1], json!({"action": "set-current-schema", "schema-id": -1}));
+        let snapshot = &updates[2]["snapshot"];
+        assert_eq!(
+            (&snapshot["snapshot-id"], &snapshot["parent-snapshot-id"], &snapshot["sequence-number"]),
+            (&json!(i64::MAX), &json!(2), &json!(3))
+        );
+        assert_eq!(snapshot["summary"]["operation"], "append");
+        let reference =
+            json!({"action": "set-snapshot-ref", "ref-name": "main", "type": "branch", "snapshot-id": i64::MAX});
+        assert_eq!(updates[3], reference);
+        assert_eq!(updates[4], json!({"action": "set-properties", "updates": {"k": "v"}}));
+        let mut removed = [&updates[5]["snapshot-ids"], &updates[6]["snapshot-ids"]];
+        removed.sort_by_key(|ids| ids[0].as_i64());
+        assert_eq!(removed, [&json!([1]), &json!([2])]);
+    }
+
+    #[test]
+    fn a_first_commit_wants_no_branch() {
+        let name = TableName { namespace: "a".to_owned(), name: "t".to_owned() };
+        let body = commit_table(&name, &table(&[]), &[]).unwrap();
+        let expected = json!({"type": "assert-ref-snapshot-id", "ref": "main", "snapshot-id": null});
+        assert_eq!(body["requirements"][1], expected);
+    }
+
+    #[test]
+    fn a_new_table_is_asked_for_in_format_2() {
+        let name = TableName { namespace: "a".to_owned(), name: "t".to_owned() };
+        let body = create_table(&name, &table(&[]), None).unwrap();
+        assert_eq!(body["properties"], json!({"format-version": "2"}));
+        assert_eq!(body["partition-spec"], json!({"spec-id": 0, "fields": []}));
+        assert_eq!(body.get("write-order"), None);
+        assert_eq!(body["schema"]["fields"][0]["name"], "ts");
+    }
+}
