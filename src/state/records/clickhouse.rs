@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::time::Duration;
 
 use clickhouse::Client;
+use clickhouse::error::Error as ClientError;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -12,7 +13,10 @@ use tokio::time::timeout;
 use super::{Meaning, READ, RUNNING, Record, TABLE};
 use crate::config;
 use crate::error::{Error, Kind, Result};
-use crate::source::{classify, http_client, stalled};
+use crate::source::{classify, http_client, of_first_answer, stalled, wants_tls};
+
+/// Where its keys are, for hints.
+const SECTION: &str = "state";
 
 const MAKE: &str = "CREATE TABLE IF NOT EXISTS offload_watermarks (
     table_name String,
@@ -96,6 +100,18 @@ impl Column {
     }
 }
 
+/// Sorts an error; hints for the source's server would lead astray.
+fn sort(error: ClientError) -> Error {
+    if !matches!(error, ClientError::BadResponse(_)) {
+        return of_first_answer(error, SECTION);
+    }
+    let error = classify(error, &[]);
+    match error.kind() {
+        Kind::Config => error.hint("see user, password and database of state.uri, and what the user may do there"),
+        _ => error,
+    }
+}
+
 /// In a literal.
 fn escaped(text: &str) -> String {
     text.replace('\\', "\\\\").replace('\'', "\\'")
@@ -158,10 +174,16 @@ impl std::fmt::Debug for Clients {
 
 impl ClickHouse {
     pub async fn connect(config: &config::ClickHouse) -> Result<Self> {
-        let client = http_client(config).map_err(|error| error.context("open the records"))?;
+        let client = http_client(config, SECTION).map_err(|error| error.context("open the records"))?;
         let name = format!("{}/{}", config.url, config.database);
         let store = Self { client: Clients(client), name, limit: config.idle_timeout, columns: RefCell::default() };
-        store.columns.replace(store.columns().await?);
+        let columns = match store.columns().await {
+            Err(error) if error.kind() == Kind::Unavailable => {
+                return Err(wants_tls(config, SECTION).await.unwrap_or(error));
+            }
+            columns => columns?,
+        };
+        store.columns.replace(columns);
         Ok(store)
     }
 
@@ -221,16 +243,15 @@ impl ClickHouse {
 
     async fn execute(&self, statement: &str) -> Result<()> {
         match timeout(self.limit, self.client.0.query_raw(statement).execute()).await {
-            Ok(done) => done.map_err(|error| classify(error, &[])),
+            Ok(done) => done.map_err(sort),
             Err(_) => Err(stalled(self.limit)),
         }
     }
 
     async fn rows<T: DeserializeOwned>(&self, query: &str) -> Result<Vec<T>> {
-        let mut cursor =
-            self.client.0.query_raw(query).fetch_bytes("JSONEachRow").map_err(|error| classify(error, &[]))?;
+        let mut cursor = self.client.0.query_raw(query).fetch_bytes("JSONEachRow").map_err(sort)?;
         let bytes = match timeout(self.limit, cursor.collect()).await {
-            Ok(bytes) => bytes.map_err(|error| classify(error, &[]))?,
+            Ok(bytes) => bytes.map_err(sort)?,
             Err(_) => return Err(stalled(self.limit)),
         };
         let rows = serde_json::Deserializer::from_slice(&bytes).into_iter().collect::<Result<_, _>>();
@@ -238,11 +259,7 @@ impl ClickHouse {
     }
 
     fn during(&self, verb: &str, error: Error) -> Error {
-        let hint = match error.kind() {
-            Kind::Config => "see user, password and database of state.uri, and what the user may do there".to_owned(),
-            _ => error.hint_text().to_owned(),
-        };
-        error.context(format!("{verb} {TABLE} in {}", self.name)).hint(hint)
+        error.context(format!("{verb} {TABLE} in {}", self.name))
     }
 }
 
