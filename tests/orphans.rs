@@ -92,7 +92,7 @@ fn files_of_others_and_of_branches_tags_and_old_versions_stay() {
     let folder = target.folder();
     // As where the table's properties let old versions go: the snapshots alone tell what tag and branch need.
     let is_old = |file: &&PathBuf| file.extension().is_some_and(|e| e == "json") && **file != target.metadata_file();
-    files_below(&folder).iter().filter(is_old).for_each(|file| std::fs::remove_file(file).unwrap());
+    files_below(&folder).iter().filter(is_old).for_each(|file| fs::remove_file(file).unwrap());
     let theirs = [
         "data/notes.txt",
         "data/00000-0-6f1e7b1c-8a43-4bd5-9c40-0d2d7f7f7a11.parquet",
@@ -100,7 +100,7 @@ fn files_of_others_and_of_branches_tags_and_old_versions_stay() {
         "metadata/junk.metadata.json",
     ];
     for name in theirs {
-        std::fs::write(folder.join(name), "theirs").unwrap();
+        fs::write(folder.join(name), "theirs").unwrap();
     }
     age(&folder, 30);
     let before = files_below(&folder);

@@ -10,7 +10,6 @@ use object_store::{ObjectStoreExt, PutPayload};
 use tokio::task::JoinSet;
 
 use super::buckets::{Begun, Bucket, Buckets};
-use super::errors::classify;
 use crate::error::{Classify, Error, Kind, Result};
 use crate::failpoint::{self, Failpoint};
 
@@ -163,6 +162,6 @@ impl Upload {
     }
 
     fn failed(&self, error: object_store::Error) -> Error {
-        classify("write", &self.location, error)
+        self.bucket.access.failed("write", &self.location, error)
     }
 }

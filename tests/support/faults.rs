@@ -30,6 +30,8 @@ pub enum Fault {
     Swallowed,
     /// It does not arrive, and is answered with this status and these headers, each with its line break.
     Answered(u16, &'static str),
+    /// It does not arrive, and is answered with this status and body.
+    Told(u16, &'static str),
 }
 
 /// Every request from now on.
@@ -224,6 +226,11 @@ impl State {
                     let answer = format!("HTTP/1.1 {status} x\r\nContent-Length: 0\r\n{headers}\r\n");
                     client.write_all(answer.as_bytes())?;
                 }
+                Some(Fault::Told(status, body)) => {
+                    let body = if is_head { "" } else { body };
+                    let answer = format!("HTTP/1.1 {status} x\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+                    client.write_all(answer.as_bytes())?;
+                }
             }
         }
         client.shutdown(Shutdown::Both)
@@ -270,7 +277,7 @@ impl State {
                     *of_answers.lock().unwrap() = fault;
                 }
                 Some(Fault::ReplyLost | Fault::ReplyCut(_) | Fault::ReplyHeld) => *of_answers.lock().unwrap() = fault,
-                Some(Fault::Repeated | Fault::Answered(..)) => panic!("{fault:?} is for HTTP"),
+                Some(Fault::Repeated | Fault::Answered(..) | Fault::Told(..)) => panic!("{fault:?} is for HTTP"),
             }
             server.write_all(&message)?;
             if fault == Some(Fault::Held) {

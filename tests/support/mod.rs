@@ -13,6 +13,7 @@ pub mod place;
 pub mod prometheus;
 pub mod proxy;
 pub mod readers;
+pub mod scene;
 pub mod server;
 pub mod shapes;
 pub mod tls;
