@@ -244,7 +244,7 @@ fn a_pass_outlives_its_token() {
 
     // The server may end a token before its time.
     let (scene, proxy) = behind_proxy(Place::Guarded, "ended");
-    proxy.take_requests();
+    proxy.take_answers();
     proxy.inject(COMMIT, ONCE, Fault::Told(401, error!("NotAuthorizedException")));
     scene.run(&["run"], &[]).expect(0);
     assert_eq!((proxy.count("POST */oauth/tokens"), proxy.count(COMMIT)), (2, 2));

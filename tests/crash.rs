@@ -29,11 +29,10 @@ const SCENES: [Scene; 6] = [
 ];
 
 /// The same on the lake.
-const SCENES_ON_LAKE: [Scene; 4] = [
+const SCENES_ON_LAKE: [Scene; 3] = [
     Scene { shape: &PLAIN, work: Work::NewRows, place: Place::Rest },
-    Scene { shape: &KEYED, work: Work::Reset, place: Place::Rest },
-    Scene { shape: &PLAIN, work: Work::LateRows, place: Place::Guarded },
-    Scene { shape: &KEYED, work: Work::NewRows, place: Place::Postgres },
+    Scene { shape: &KEYED, work: Work::Reset, place: Place::Guarded },
+    Scene { shape: &PLAIN, work: Work::LateRows, place: Place::Postgres },
 ];
 
 #[derive(Debug, Clone, Copy)]

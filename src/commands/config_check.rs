@@ -15,7 +15,7 @@ use crate::notify;
 use crate::plan::{lower_bound, step};
 use crate::report::{self, Access, Check, ConfigReport, GrantLine};
 use crate::source::{Reads, Server, new_run_id};
-use crate::state;
+use crate::state::{self, Records};
 use crate::storage::{Storage, is_local, local_path, rights as storage_rights, try_folder};
 use crate::target::{Catalog, Target};
 use crate::watermark::Marker;
@@ -198,11 +198,15 @@ impl Checking<'_> {
             self.push("warehouse", warehouse, tried.as_ref().cloned());
         }
         let folder = lock_folder(self.config);
-        let locks = folder.as_ref().map_err(|error| error.repeat()).and_then(|folder| tried(folder));
-        let name = folder.as_ref().map_or_else(|_| String::new(), |folder| folder.display().to_string());
+        let (locks, name) = (tried(&folder), folder.display().to_string());
         self.push("locks", &name, locks.as_ref().cloned());
         let cache = state::try_cache(state).map(|()| "can be written".to_owned());
         self.push("state", &state.display().to_string(), cache.as_ref().cloned());
+        if let Some(records) = &self.config.records {
+            let tried = async { Records::connect(records, &new_run_id()).await?.check().await };
+            let found = tried.await;
+            self.push("records", &records.to_string(), found.as_ref().cloned());
+        }
         if let Some(textfile) = &metrics.textfile {
             let folder = textfile.parent().unwrap_or(textfile);
             let tried = match folder.is_dir() {

@@ -57,6 +57,8 @@ struct Shared {
     rules: Vec<Rule>,
     /// Method and path of each request so far, and what happened to it.
     seen: Vec<(String, Option<Fault>)>,
+    /// Status, method and path of each answer of a server of HTTP.
+    answers: Vec<String>,
     /// Those that are held, or on their way since they were let go.
     held: usize,
     /// How often those that are held were let go.
@@ -122,9 +124,9 @@ impl FaultyProxy {
         self.shared().seen.iter().filter(|(request, _)| is_like(request, pattern)).count()
     }
 
-    /// All requests so far, which are forgotten.
-    pub fn take_requests(&self) -> Vec<String> {
-        self.shared().seen.drain(..).map(|(request, _)| request).collect()
+    /// STATUS METHOD PATH of all answers so far, which are forgotten.
+    pub fn take_answers(&self) -> Vec<String> {
+        std::mem::take(&mut self.shared().answers)
     }
 
     /// Waits until so many requests or answers are held.
@@ -172,13 +174,18 @@ impl State {
     fn serve_http(&self, mut client: TcpStream) -> io::Result<()> {
         let mut reader = Reader::new(client.try_clone()?);
         while let Some(request) = reader.message(Kind::Request)? {
-            let fault = self.fault_of(&request.first_line());
-            let is_head = request.bytes.starts_with(b"HEAD ");
+            let line = request.first_line();
+            let fault = self.fault_of(&line);
+            let is_head = line.starts_with("HEAD ");
             let exchange = |bytes: &[u8]| -> io::Result<Vec<u8>> {
                 let mut server = TcpStream::connect(&self.server)?;
                 server.write_all(bytes)?;
                 let answer = Reader::new(server).message(Kind::Answer { is_head })?;
-                Ok(answer.ok_or(io::ErrorKind::UnexpectedEof)?.bytes)
+                let answer = answer.ok_or(io::ErrorKind::UnexpectedEof)?;
+                let first = answer.first_line();
+                let status = first.split(' ').nth(1).unwrap_or_default();
+                self.shared.lock().unwrap().answers.push(format!("{status} {line}"));
+                Ok(answer.bytes)
             };
             match fault {
                 None => client.write_all(&exchange(&request.bytes)?)?,
@@ -265,14 +272,18 @@ impl State {
                 Some(Fault::RequestLost) => return Ok(()),
                 Some(Fault::RequestCut(length)) => return server.write_all(&message[..length.min(message.len() - 1)]),
                 Some(Fault::Swallowed) => return client.read(&mut [0]).map(drop),
-                Some(Fault::Held) => self.wait(),
+                Some(Fault::Held) => {
+                    self.wait();
+                    *of_answers.lock().unwrap() = fault;
+                }
                 Some(Fault::ReplyLost | Fault::ReplyCut(_) | Fault::ReplyHeld) => *of_answers.lock().unwrap() = fault,
                 Some(Fault::Repeated | Fault::Answered(..) | Fault::Told(..)) => panic!("{fault:?} is for HTTP"),
             }
             server.write_all(&message)?;
             if fault == Some(Fault::Held) {
-                // The server's answer: the client that waited for it may be gone.
-                *of_answers.lock().unwrap() = fault;
+                // The client may be gone, which must not end the connection before the server has answered.
+                let shared = self.shared.lock().unwrap();
+                drop(self.changed.wait_while(shared, |_| of_answers.lock().unwrap().is_some()).unwrap());
             }
         }
     }
@@ -285,21 +296,21 @@ impl State {
     ) -> io::Result<()> {
         let mut buffer = [0; 65_536];
         while let length @ 1.. = server.read(&mut buffer)? {
-            let fault = of_answers.lock().unwrap().take();
+            let fault = *of_answers.lock().unwrap();
             let passes = match fault {
                 Some(Fault::ReplyLost) => 0,
                 Some(Fault::ReplyCut(limit)) => limit.min(length - 1),
-                Some(Fault::Held) => {
-                    self.shared.lock().unwrap().held -= 1;
-                    length
-                }
-                Some(Fault::ReplyHeld) => {
-                    self.wait();
-                    self.shared.lock().unwrap().held -= 1;
-                    length
-                }
                 _ => length,
             };
+            if fault == Some(Fault::ReplyHeld) {
+                self.wait();
+            }
+            if let Some(Fault::Held | Fault::ReplyHeld) = fault {
+                let mut shared = self.shared.lock().unwrap();
+                shared.held -= 1;
+                *of_answers.lock().unwrap() = None;
+                self.changed.notify_all();
+            }
             client.write_all(&buffer[..passes])?;
             if passes < length {
                 break;
