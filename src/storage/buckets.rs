@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, AwsCredential, AwsCredentialProvider, Checksum};
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, Checksum};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::gcp::{GcpCredential, GoogleCloudStorageBuilder};
 use object_store::multipart::MultipartStore;
@@ -18,7 +18,8 @@ use object_store::{
     RetryConfig, StaticCredentialProvider,
 };
 
-use super::errors::{Access, Missing, NoCredentials, was_cut};
+use super::answers::was_cut;
+use super::errors::{Access, Cloud, Missing, NoCredentials};
 use super::profile::Files;
 use super::same_spelling;
 use crate::config::{Secret, Storage};
@@ -39,14 +40,6 @@ const SECRET_VARIABLES: [&str; 7] = [
     "AZURE_STORAGE_SAS_TOKEN",
     "AZURE_STORAGE_CLIENT_SECRET",
 ];
-/// Variables that say that keys for S3 can be fetched, and where.
-const FETCHED_FROM: [&str; 4] = [
-    "AWS_WEB_IDENTITY_TOKEN_FILE",
-    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-    "AWS_EC2_METADATA_SERVICE_ENDPOINT",
-];
-
 /// Where the keys for S3 are.
 enum Keys {
     /// The builder has them; those of them that were read from a file.
@@ -55,23 +48,35 @@ enum Keys {
     Fetched,
 }
 
-/// Keys of a role or a web identity: that there are none is no error of the store.
+/// Credentials that the client may have to fetch: that there are none is no error of the store.
 #[derive(Debug)]
-struct Fetched {
-    provider: AwsCredentialProvider,
+struct Fetched<C> {
+    provider: Arc<dyn CredentialProvider<Credential = C>>,
     is_expected: bool,
 }
 
 #[async_trait]
-impl CredentialProvider for Fetched {
-    type Credential = AwsCredential;
+impl<C: std::fmt::Debug + Send + Sync + 'static> CredentialProvider for Fetched<C> {
+    type Credential = C;
 
-    async fn get_credential(&self) -> object_store::Result<Arc<AwsCredential>> {
+    async fn get_credential(&self) -> object_store::Result<Arc<C>> {
         self.provider.get_credential().await.map_err(|cause| {
             let missing = NoCredentials { is_expected: self.is_expected, cause };
-            object_store::Error::Generic { store: "S3", source: Box::new(missing) }
+            object_store::Error::Generic { store: "credentials", source: Box::new(missing) }
         })
     }
+}
+
+impl<C> Fetched<C> {
+    /// What `provider` gives; expected where the environment says whence.
+    fn by(cloud: Cloud, provider: &Arc<dyn CredentialProvider<Credential = C>>) -> Arc<Self> {
+        let is_expected = cloud.fetched_from().iter().any(|name| is_set(name));
+        Arc::new(Self { provider: provider.clone(), is_expected })
+    }
+}
+
+fn is_set(variable: &str) -> bool {
+    std::env::var_os(variable).is_some()
 }
 
 /// A bucket, or what stands for one.
@@ -253,9 +258,21 @@ impl Settings<'_> {
         let scheme = root.split_once("://").map_or("", |(scheme, _)| scheme);
         let made = match scheme {
             "s3" => self.s3(root)?,
-            "gs" => self.google(root)?.build().map(|store| Bucket::of(store, self.access(false))),
+            // Who knows the credentials is decided when it is built.
+            "gs" => {
+                let builder = self.google(root)?;
+                let made = builder.clone().build().and_then(|store| {
+                    builder.with_credentials(Fetched::by(Cloud::Google, store.credentials())).build()
+                });
+                made.map(|store| Bucket::of(store, self.access(Cloud::Google, true)))
+            }
             "abfs" | "abfss" | "wasb" | "wasbs" | "az" => {
-                self.azure(root)?.build().map(|store| Bucket::of(store, self.access(false)))
+                let builder = self.azure(root)?;
+                let made = builder
+                    .clone()
+                    .build()
+                    .and_then(|store| builder.with_credentials(Fetched::by(Cloud::Azure, store.credentials())).build());
+                made.map(|store| Bucket::of(store, self.access(Cloud::Azure, true)))
             }
             scheme => {
                 return Err(Error::refused(format!("this version does not know `{scheme}://` locations"))
@@ -291,17 +308,16 @@ impl Settings<'_> {
     }
 
     /// With all that is secret in what was lent and in the environment; `is_renewed` where credentials of our own are other ones the next time.
-    fn access(&self, is_renewed: bool) -> Access {
+    fn access(&self, cloud: Cloud, is_renewed: bool) -> Access {
         let is_secret = |key: &str| ["secret", "token", "account-key"].iter().any(|part| key.contains(part));
         let lent = self.lent.iter().filter(|(key, _)| is_secret(key)).map(|(_, value)| value.clone());
         let environment = SECRET_VARIABLES.iter().filter_map(|name| std::env::var(name).ok()).map(Secret::new);
-        Access { is_renewed: is_renewed || !self.lent.is_empty(), secrets: lent.chain(environment).collect() }
+        Access { cloud, is_renewed: is_renewed || !self.lent.is_empty(), secrets: lent.chain(environment).collect() }
     }
 
     fn s3(&self, root: &str) -> Result<object_store::Result<Bucket>> {
         let (builder, keys) = self.s3_credentials(self.s3_place(root)?)?;
-        let mut access = self.access(matches!(keys, Keys::Fetched));
-        let is_set = |name: &str| std::env::var_os(name).is_some();
+        let mut access = self.access(Cloud::S3, matches!(keys, Keys::Fetched));
         let store = match keys {
             Keys::Known(secrets) => {
                 access.secrets.extend(secrets);
@@ -319,11 +335,10 @@ impl Settings<'_> {
                 .hint("this version knows the two together, as on EKS, and AWS_CONTAINER_CREDENTIALS_RELATIVE_URI, as on ECS"));
             }
             // Who knows the keys is decided when it is built.
-            Keys::Fetched => builder.clone().build().and_then(|store| {
-                let is_expected = FETCHED_FROM.into_iter().any(is_set);
-                let fetched = Fetched { provider: store.credentials().clone(), is_expected };
-                builder.with_credentials(Arc::new(fetched)).build()
-            }),
+            Keys::Fetched => builder
+                .clone()
+                .build()
+                .and_then(|store| builder.with_credentials(Fetched::by(Cloud::S3, store.credentials())).build()),
         };
         Ok(store.map(|store| Bucket::of(store, access)))
     }
@@ -412,7 +427,12 @@ impl Settings<'_> {
         if let Some(host) = host {
             builder = builder.with_base_url(host);
         }
-        if let Some(token) = self.get("gcs.oauth2.token") {
+        if self.is_true("gcs.no-auth") == Some(true) {
+            // Else a token would be fetched for some requests all the same.
+            let nobody = GcpCredential { bearer: String::new() };
+            builder =
+                builder.with_skip_signature(true).with_credentials(Arc::new(StaticCredentialProvider::new(nobody)));
+        } else if let Some(token) = self.get("gcs.oauth2.token") {
             let credential = GcpCredential { bearer: token.to_owned() };
             builder = builder.with_credentials(Arc::new(StaticCredentialProvider::new(credential)));
         } else if let Some(file) = self.get("gcs.credentials-file") {

@@ -4,19 +4,17 @@
 
 use std::error::Error as StdError;
 use std::path::Path;
-use std::{fmt, io, iter};
+use std::{fmt, io};
 
-use object_store::client::{HttpError, HttpErrorKind};
-use rustls::InvalidMessage;
+use object_store::client::HttpErrorKind;
 
+use super::answers::{Tls, causes, code, message, status, tls, transport};
 use super::local::file_error;
 use crate::config::Secret;
 use crate::error::{Error, Kind};
 
 /// Shorter values are not looked for in messages: they would hit words.
 const MIN_SECRET_BYTES: usize = 4;
-/// Characters of a store's message that are shown.
-const MAX_MESSAGE_CHARS: usize = 300;
 
 /// Why a file could not be read.
 #[derive(Debug)]
@@ -36,9 +34,68 @@ impl Missing {
     }
 }
 
+/// Whose protocol a store speaks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Cloud {
+    #[default]
+    S3,
+    Google,
+    Azure,
+}
+
+impl Cloud {
+    /// Variables that say that credentials can be fetched, and where.
+    pub(super) fn fetched_from(self) -> &'static [&'static str] {
+        match self {
+            Self::S3 => &[
+                "AWS_WEB_IDENTITY_TOKEN_FILE",
+                "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+                "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+                "AWS_EC2_METADATA_SERVICE_ENDPOINT",
+            ],
+            Self::Google => {
+                &["GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_PATH"]
+            }
+            Self::Azure => &[
+                "AZURE_CLIENT_ID",
+                "AZURE_STORAGE_CLIENT_ID",
+                "AZURE_FEDERATED_TOKEN_FILE",
+                "IDENTITY_ENDPOINT",
+                "MSI_ENDPOINT",
+            ],
+        }
+    }
+
+    /// Where credentials come from, for a hint.
+    fn sources(self) -> &'static str {
+        match self {
+            Self::S3 => {
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, the file that \"s3.credentials-file\" names, or a role of this host"
+            }
+            Self::Google => {
+                "the file that \"gcs.credentials-file\" or GOOGLE_APPLICATION_CREDENTIALS names, or the service account of this host"
+            }
+            Self::Azure => {
+                "AZURE_STORAGE_ACCOUNT_KEY, AZURE_STORAGE_SAS_TOKEN, AZURE_CLIENT_ID and its like, or the identity of this host"
+            }
+        }
+    }
+
+    /// The property that says where the store is.
+    fn endpoint(self) -> &'static str {
+        match self {
+            Self::S3 => "s3.endpoint",
+            Self::Google => "gcs.service.host",
+            Self::Azure => "adls.endpoint",
+        }
+    }
+}
+
 /// How we got into a bucket, and what must not show in an error.
 #[derive(Debug, Default)]
 pub(super) struct Access {
+    /// Whose protocol it speaks.
+    pub cloud: Cloud,
     /// Whether credentials that expired are others the next time: those of a catalog, or of an instance's role.
     pub is_renewed: bool,
     /// Shown nowhere.
@@ -49,7 +106,7 @@ impl Access {
     /// Sorts an error of the store.
     pub(super) fn failed(&self, verb: &str, location: &str, error: object_store::Error) -> Error {
         let code = code(&error);
-        let (kind, what, hint) = judge(code.as_deref(), &error, self.is_renewed);
+        let (kind, what, hint) = self.judge(code.as_deref(), &error);
         let told = match (&code, message(&error)) {
             (Some(code), Some(message)) => format!("{code}: {message}"),
             (Some(code), None) => code.clone(),
@@ -114,116 +171,138 @@ fn is_of_bucket(code: &str) -> bool {
 }
 
 const NEXT_PASS: &str = Kind::Unavailable.policy().hint;
-const CREDENTIALS: &str = "correct the credentials: what the catalog lends, AWS_ACCESS_KEY_ID and its like, or the file that \"s3.credentials-file\" names";
 const RIGHTS: &str = "these credentials may not do this: let them get, put, list and delete objects and abort uploads there; `k2-offload config check` prints what a bucket's policy must allow";
 const REGION: &str = "the bucket is in another region: set \"s3.region\" in catalog.properties";
 const UNSUPPORTED: &str = "the store does not do what it was asked for: see \"s3.sse.type\", \"s3.sse.key\", \"s3.checksum-enabled\" and \"s3.path-style-access\" in catalog.properties";
 
-/// Kind, what happened where the store gave no code, and hint.
-fn judge(code: Option<&str>, error: &object_store::Error, is_renewed: bool) -> (Kind, String, &'static str) {
-    use object_store::Error as E;
-    if let Some(missing) = causes(error).find_map(|cause| cause.downcast_ref::<NoCredentials>()) {
-        return of_credentials(missing, error);
+impl Access {
+    /// Kind, what happened where the store gave no code, and hint.
+    fn judge(&self, code: Option<&str>, error: &object_store::Error) -> (Kind, String, String) {
+        use object_store::Error as E;
+        if let Some(missing) = causes(error).find_map(|cause| cause.downcast_ref::<NoCredentials>()) {
+            return self.of_credentials(missing, error);
+        }
+        let plain = |kind, what: &str, hint: &str| (kind, what.to_owned(), hint.to_owned());
+        let endpoint = self.cloud.endpoint();
+        match (code, error) {
+            (Some(code), _) if is_of_bucket(code) => {
+                plain(Kind::Config, "", "correct catalog.warehouse, or create the bucket")
+            }
+            (Some(code), _) => {
+                let (kind, hint) = self.of_code(code).unwrap_or_else(|| match error {
+                    E::PermissionDenied { .. } => (Kind::Config, RIGHTS.to_owned()),
+                    E::Unauthenticated { .. } => (Kind::Config, self.correct_credentials()),
+                    _ => (Kind::Unavailable, NEXT_PASS.to_owned()),
+                });
+                (kind, String::new(), hint)
+            }
+            (_, E::PermissionDenied { .. }) => plain(Kind::Config, "the store answers 403", RIGHTS),
+            (_, E::Unauthenticated { .. }) => plain(Kind::Config, "the store answers 401", &self.correct_credentials()),
+            (_, E::NotFound { .. }) => plain(Kind::Unavailable, "there is no such file", NEXT_PASS),
+            (_, E::InvalidPath { .. }) => {
+                plain(Kind::Refused, "the store takes no such name", "rename the column, or its value")
+            }
+            (_, E::UnknownConfigurationKey { .. }) => {
+                plain(Kind::Config, "the client was set up wrong", "correct catalog.properties and the environment")
+            }
+            _ => match (tls(error), transport(error), status(error)) {
+                (Some(Tls::Certificate), ..) => plain(
+                    Kind::Config,
+                    "the store's certificate is not to be trusted",
+                    "name the certificate of its authority in catalog.ca_file; it must be for this host name, and not have expired",
+                ),
+                (Some(Tls::Missing), ..) => plain(
+                    Kind::Config,
+                    "what listens there does not speak TLS",
+                    &format!("see host and port of \"{endpoint}\", and whether it must begin with http://"),
+                ),
+                (_, Some(HttpErrorKind::Connect), _) => plain(
+                    Kind::Unavailable,
+                    "cannot connect to the store",
+                    &format!("see whether the store is up and \"{endpoint}\" right; the next pass tries again"),
+                ),
+                (_, Some(HttpErrorKind::Timeout), _) => plain(
+                    Kind::Unavailable,
+                    "the store did not answer in time",
+                    "catalog.timeout is the limit; the next pass tries again",
+                ),
+                (_, Some(_), _) => plain(Kind::Unavailable, "the connection was cut", NEXT_PASS),
+                (_, None, Some(status)) => plain(Kind::Unavailable, &format!("the store answers {status}"), NEXT_PASS),
+                (_, None, None) => plain(Kind::Unavailable, "the store failed", NEXT_PASS),
+            },
+        }
     }
-    let (kind, what, hint) = match (code, error) {
-        (Some(code), _) if is_of_bucket(code) => (Kind::Config, "", "correct catalog.warehouse, or create the bucket"),
-        (Some(code), _) => {
-            let (kind, hint) = of_code(code, is_renewed).unwrap_or(match error {
-                E::PermissionDenied { .. } => (Kind::Config, RIGHTS),
-                E::Unauthenticated { .. } => (Kind::Config, CREDENTIALS),
-                _ => (Kind::Unavailable, NEXT_PASS),
-            });
-            (kind, "", hint)
-        }
-        (_, E::PermissionDenied { .. }) => (Kind::Config, "the store answers 403", RIGHTS),
-        (_, E::Unauthenticated { .. }) => (Kind::Config, "the store answers 401", CREDENTIALS),
-        (_, E::NotFound { .. }) => (Kind::Unavailable, "there is no such file", NEXT_PASS),
-        (_, E::InvalidPath { .. }) => {
-            (Kind::Refused, "the store takes no such name", "rename the column, or its value")
-        }
-        (_, E::UnknownConfigurationKey { .. }) => {
-            (Kind::Config, "the client was set up wrong", "correct catalog.properties and the environment")
-        }
-        _ if let Some(refused) = tls(error) => refused,
-        _ => match (transport(error), status(error)) {
-            (Some(HttpErrorKind::Connect), _) => (
-                Kind::Unavailable,
-                "cannot connect to the store",
-                "see whether the store is up and \"s3.endpoint\" right; the next pass tries again",
-            ),
-            (Some(HttpErrorKind::Timeout), _) => (
-                Kind::Unavailable,
-                "the store did not answer in time",
-                "catalog.timeout is the limit; the next pass tries again",
-            ),
-            (Some(_), _) => (Kind::Unavailable, "the connection was cut", NEXT_PASS),
-            (None, Some(status)) => return (Kind::Unavailable, format!("the store answers {status}"), NEXT_PASS),
-            (None, None) => (Kind::Unavailable, "the store failed", NEXT_PASS),
-        },
-    };
-    (kind, what.to_owned(), hint)
-}
 
-/// What a code says by itself, whatever the status with it.
-fn of_code(code: &str, is_renewed: bool) -> Option<(Kind, &'static str)> {
-    Some(match code {
-        "PermanentRedirect"
-        | "TemporaryRedirect"
-        | "AuthorizationHeaderMalformed"
-        | "IllegalLocationConstraintException" => (Kind::Config, REGION),
-        "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired" if is_renewed => {
-            (Kind::Unavailable, "the credentials have expired, and new ones are fetched for the next pass")
-        }
-        "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired" => (
-            Kind::Config,
-            "the credentials have expired: renew AWS_SESSION_TOKEN and the keys with it, or the profile that holds them",
-        ),
-        "RequestTimeTooSkewed" => (Kind::Config, "set the clock of this host"),
-        "SignatureDoesNotMatch"
-        | "InvalidAccessKeyId"
-        | "InvalidToken"
-        | "InvalidClientTokenId"
-        | "UnrecognizedClientException"
-        | "AuthenticationFailed"
-        | "InvalidAuthenticationInfo"
-        | "NoAuthenticationInformation" => (Kind::Config, CREDENTIALS),
-        "AccessDenied"
-        | "AllAccessDisabled"
-        | "AuthorizationPermissionMismatch"
-        | "AuthorizationFailure"
-        | "InsufficientAccountPermissions" => (Kind::Config, RIGHTS),
-        "QuotaExceeded"
-        | "ServiceQuotaExceeded"
-        | "XMinioStorageFull"
-        | "XMinioAdminBucketQuotaExceeded"
-        | "InsufficientCapacity" => (Kind::Unavailable, "the store is full: make room, or raise the bucket's quota"),
-        "InvalidBucketName" => (Kind::Config, "correct catalog.warehouse"),
-        "InvalidEncryptionAlgorithmError" | "MethodNotAllowed" | "NotImplemented" => (Kind::Config, UNSUPPORTED),
-        code if code.starts_with("KMS.") => (Kind::Config, UNSUPPORTED),
-        _ => return None,
-    })
-}
+    /// What a code says by itself, whatever the status with it.
+    fn of_code(&self, code: &str) -> Option<(Kind, String)> {
+        let (kind, hint) = match code {
+            "PermanentRedirect"
+            | "TemporaryRedirect"
+            | "AuthorizationHeaderMalformed"
+            | "IllegalLocationConstraintException" => (Kind::Config, REGION),
+            "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired" if self.is_renewed => {
+                (Kind::Unavailable, "the credentials have expired, and new ones are fetched for the next pass")
+            }
+            "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired" => (
+                Kind::Config,
+                "the credentials have expired: renew AWS_SESSION_TOKEN and the keys with it, or the profile that holds them",
+            ),
+            "RequestTimeTooSkewed" => (Kind::Config, "set the clock of this host"),
+            "SignatureDoesNotMatch"
+            | "InvalidAccessKeyId"
+            | "InvalidToken"
+            | "InvalidClientTokenId"
+            | "UnrecognizedClientException"
+            | "AuthenticationFailed"
+            | "AuthenticationRequired"
+            | "InvalidAuthenticationInfo"
+            | "NoAuthenticationInformation" => {
+                return Some((Kind::Config, self.correct_credentials()));
+            }
+            "AccessDenied"
+            | "AllAccessDisabled"
+            | "AuthorizationPermissionMismatch"
+            | "AuthorizationFailure"
+            | "InsufficientAccountPermissions" => (Kind::Config, RIGHTS),
+            "QuotaExceeded"
+            | "ServiceQuotaExceeded"
+            | "XMinioStorageFull"
+            | "XMinioAdminBucketQuotaExceeded"
+            | "InsufficientCapacity" => {
+                (Kind::Unavailable, "the store is full: make room, or raise the bucket's quota")
+            }
+            "InvalidBucketName" => (Kind::Config, "correct catalog.warehouse"),
+            "InvalidEncryptionAlgorithmError" | "MethodNotAllowed" | "NotImplemented" => (Kind::Config, UNSUPPORTED),
+            code if code.starts_with("KMS.") => (Kind::Config, UNSUPPORTED),
+            _ => return None,
+        };
+        Some((kind, hint.to_owned()))
+    }
 
-/// Where keys come from an instance's role or the like, and did not come.
-fn of_credentials(missing: &NoCredentials, error: &object_store::Error) -> (Kind, String, &'static str) {
-    let is_refused = status(error).is_some_and(|status| status.starts_with('4') && !status.starts_with("429"));
-    match (missing.is_expected, is_refused) {
-        (true, false) => (
-            Kind::Unavailable,
-            "the server that gives credentials, which the environment names, does not answer".to_owned(),
-            "see AWS_CONTAINER_CREDENTIALS_FULL_URI, AWS_WEB_IDENTITY_TOKEN_FILE and their like; the next pass tries again",
-        ),
-        (true, true) => (
-            Kind::Config,
-            "the server that gives credentials, which the environment names, gives none".to_owned(),
-            "see AWS_CONTAINER_CREDENTIALS_FULL_URI, AWS_WEB_IDENTITY_TOKEN_FILE, their like and the role behind them",
-        ),
-        (false, _) => (
-            Kind::Config,
-            "there are no credentials for the store".to_owned(),
-            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or let \"s3.credentials-file\" or \"s3.profile-name\" in catalog.properties name where \
-             they are; neither does the catalog lend some, nor has this host a role",
-        ),
+    /// Where credentials come from elsewhere, and did not come.
+    fn of_credentials(&self, missing: &NoCredentials, error: &object_store::Error) -> (Kind, String, String) {
+        let is_refused = status(error).is_some_and(|status| status.starts_with('4') && !status.starts_with("429"));
+        let (kind, what, then) = match (missing.is_expected, is_refused) {
+            (true, false) => (
+                Kind::Unavailable,
+                "the server that gives credentials, which the environment names, does not answer",
+                "; the next pass tries again",
+            ),
+            (true, true) => (
+                Kind::Config,
+                "the server that gives credentials, which the environment names, gives none",
+                " and the role or client behind them",
+            ),
+            (false, _) => {
+                let hint = format!("let there be {}; the catalog lends none", self.cloud.sources());
+                return (Kind::Config, "there are no credentials for the store".to_owned(), hint);
+            }
+        };
+        (kind, what.to_owned(), format!("see {}{then}", self.cloud.fetched_from().join(", ")))
+    }
+
+    fn correct_credentials(&self) -> String {
+        format!("correct the credentials: what the catalog lends, or {}", self.cloud.sources())
     }
 }
 
@@ -231,88 +310,6 @@ fn of_credentials(missing: &NoCredentials, error: &object_store::Error) -> (Kind
 fn hide<'a>(text: &str, secrets: impl Iterator<Item = &'a Secret>) -> String {
     let secrets = secrets.map(Secret::expose).filter(|secret| secret.len() >= MIN_SECRET_BYTES);
     secrets.fold(text.to_owned(), |text, secret| text.replace(secret, "<secret>"))
-}
-
-/// Also what an I/O error wraps, which is not its source.
-fn causes(error: &object_store::Error) -> impl Iterator<Item = &(dyn StdError + 'static)> {
-    let first: &(dyn StdError + 'static) = error;
-    iter::successors(Some(first), |cause| match cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-        Some(wrapped) => Some(wrapped),
-        None => (*cause).source(),
-    })
-}
-
-fn transport(error: &object_store::Error) -> Option<HttpErrorKind> {
-    causes(error).find_map(|cause| cause.downcast_ref::<HttpError>()).map(HttpError::kind)
-}
-
-/// Whether the connection ended in the middle of a request or of its answer.
-pub(super) fn was_cut(error: &object_store::Error) -> bool {
-    let of_others = [HttpErrorKind::Connect, HttpErrorKind::Timeout];
-    transport(error).is_some_and(|kind| !of_others.contains(&kind))
-}
-
-/// What is wrong where TLS cannot begin, which stays so until a person acts.
-fn tls(error: &object_store::Error) -> Option<(Kind, &'static str, &'static str)> {
-    match causes(error).find_map(|cause| cause.downcast_ref::<rustls::Error>())? {
-        rustls::Error::InvalidCertificate(_) => Some((
-            Kind::Config,
-            "the store's certificate is not to be trusted",
-            "name the certificate of its authority in catalog.ca_file; it must be for this host name, and not have expired",
-        )),
-        rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => Some((
-            Kind::Config,
-            "what listens there does not speak TLS",
-            "see host and port of \"s3.endpoint\", and whether it must begin with http://",
-        )),
-        _ => None,
-    }
-}
-
-/// The code of an answer, `<Code>` of S3, Azure and Google alike. The client keeps the answer in the text of its errors only.
-fn code(error: &object_store::Error) -> Option<String> {
-    causes(error).find_map(|cause| {
-        let text = cause.to_string();
-        let of_deletion = || Some(text.rsplit_once(" (code: ")?.1.strip_suffix(')')?.to_owned());
-        // S3 sends to the region of the bucket without saying where that is.
-        let of_redirect =
-            || text.contains("Received redirect without LOCATION").then(|| "PermanentRedirect".to_owned());
-        element(&text, "Code").or_else(of_deletion).or_else(of_redirect)
-    })
-}
-
-/// What the store says of it, on one line. Its other elements may quote the request.
-fn message(error: &object_store::Error) -> Option<String> {
-    let message = causes(error).find_map(|cause| element(&cause.to_string(), "Message"))?;
-    let first_line = message.lines().next().unwrap_or_default().trim();
-    let plain = [
-        ("&#34;", "\""),
-        ("&quot;", "\""),
-        ("&#39;", "'"),
-        ("&apos;", "'"),
-        ("&lt;", "<"),
-        ("&gt;", ">"),
-        ("&amp;", "&"),
-    ];
-    let line = plain.iter().fold(first_line.to_owned(), |text, (entity, character)| text.replace(entity, character));
-    let line: String = line.chars().filter(|c| !c.is_control()).take(MAX_MESSAGE_CHARS).collect();
-    (!line.is_empty()).then_some(line)
-}
-
-/// The status of an answer without a code, such as `502 Bad Gateway`: of a proxy, mostly.
-fn status(error: &object_store::Error) -> Option<String> {
-    causes(error).find_map(|cause| {
-        let text = cause.to_string();
-        let (_, rest) = text.split_once("status code: ")?;
-        let status = rest.split([':', '\n']).next().unwrap_or_default().trim();
-        status.starts_with(|c: char| c.is_ascii_digit()).then(|| status.to_owned())
-    })
-}
-
-fn element(text: &str, name: &str) -> Option<String> {
-    let (_, rest) = text.split_once(&format!("<{name}>"))?;
-    let (content, _) = rest.split_once(&format!("</{name}>"))?;
-    Some(content.to_owned())
 }
 
 #[cfg(test)]

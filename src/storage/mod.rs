@@ -4,6 +4,7 @@
 //! referred to before it is durable ([`NewFile::finish`], protocol.md P18): local files by fsync, objects because a store shows an object once
 //! it has all of it. Data and metadata take the same clients.
 
+mod answers;
 mod bridge;
 mod buckets;
 mod errors;

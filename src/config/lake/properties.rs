@@ -12,7 +12,7 @@ const OF_REST: [&str; 5] = ["prefix", "scope", "audience", "resource", "oauth2-s
 /// Prefix of properties that are headers.
 const HEADER: &str = "header.";
 /// Properties of storage that may stand there.
-const OF_STORAGE: [&str; 13] = [
+const OF_STORAGE: [&str; 14] = [
     "client.region",
     "s3.endpoint",
     "s3.region",
@@ -23,6 +23,7 @@ const OF_STORAGE: [&str; 13] = [
     "s3.sse.type",
     "s3.sse.key",
     "gcs.service.host",
+    "gcs.no-auth",
     "gcs.credentials-file",
     "adls.account-name",
     "adls.endpoint",
@@ -94,7 +95,9 @@ pub fn check(raw: &RawCatalog, problems: &mut Problems) {
             key if raw.kind != "rest" && (key.starts_with(HEADER) || OF_REST.contains(&key)) => {
                 problems.add(&at, "is for type = \"rest\" only");
             }
-            "s3.path-style-access" | "s3.checksum-enabled" if !matches!(value.as_str(), "true" | "false") => {
+            "s3.path-style-access" | "s3.checksum-enabled" | "gcs.no-auth"
+                if !matches!(value.as_str(), "true" | "false") =>
+            {
                 problems.add(&at, "is neither \"true\" nor \"false\"");
             }
             "s3.sse.type" if !matches!(value.as_str(), "none" | "s3" | "kms" | "dsse-kms") => {
