@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::future::BoxFuture;
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, AwsCredential, AwsCredentialProvider, Checksum};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::gcp::{GcpCredential, GoogleCloudStorageBuilder};
@@ -18,7 +17,7 @@ use object_store::{
     RetryConfig, StaticCredentialProvider,
 };
 
-use super::errors::{Access, Missing, NoCredentials, was_cut};
+use super::errors::{Access, Missing, NoCredentials};
 use super::profile::Files;
 use super::same_spelling;
 use crate::config::{Secret, Storage};
@@ -181,13 +180,13 @@ impl Buckets {
     pub(super) async fn delete(&self, location: &str) -> Result<()> {
         let begun = locked(&self.uploads).remove(location);
         if let Some(Begun { bucket, key, id }) = begun
-            && let Err(error) = gone(|| Box::pin(bucket.parts.abort_multipart(&key, &id))).await
+            && let Err(error) = gone(bucket.parts.abort_multipart(&key, &id).await)
         {
             let error = bucket.access.failed("give up the upload of", location, error);
             tracing::warn!(%error, "parts of a file were left behind; a lifecycle rule of the bucket deletes them");
         }
         let (bucket, key) = self.find(location)?;
-        let deleted = gone(|| Box::pin(bucket.store.delete(&key))).await;
+        let deleted = gone(bucket.store.delete(&key).await);
         deleted.map_err(|e| bucket.access.failed("delete", location, e))
     }
 
@@ -204,19 +203,12 @@ impl Buckets {
     }
 }
 
-/// Deletes what may be gone already. The client repeats neither DELETE nor the POST that S3 has for many objects where an answer is lost; repeated,
-/// they do what they did.
-async fn gone<'a>(
-    delete: impl Fn() -> BoxFuture<'a, object_store::Result<()>> + Send + Sync,
-) -> object_store::Result<()> {
-    for attempt in 0..=RETRIES {
-        match delete().await {
-            Err(object_store::Error::NotFound { .. }) => break,
-            Err(error) if attempt < RETRIES && was_cut(&error) => {}
-            result => return result,
-        }
+/// What is gone already is deleted: the client asks again where an answer was lost.
+fn gone(deleted: object_store::Result<()>) -> object_store::Result<()> {
+    match deleted {
+        Err(object_store::Error::NotFound { .. }) => Ok(()),
+        result => result,
     }
-    Ok(())
 }
 
 /// Scheme and bucket of a location, and the key in it.

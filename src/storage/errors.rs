@@ -246,12 +246,6 @@ fn transport(error: &object_store::Error) -> Option<HttpErrorKind> {
     causes(error).find_map(|cause| cause.downcast_ref::<HttpError>()).map(HttpError::kind)
 }
 
-/// Whether the connection ended in the middle of a request or of its answer.
-pub(super) fn was_cut(error: &object_store::Error) -> bool {
-    let of_others = [HttpErrorKind::Connect, HttpErrorKind::Timeout];
-    transport(error).is_some_and(|kind| !of_others.contains(&kind))
-}
-
 /// What is wrong where TLS cannot begin, which stays so until a person acts.
 fn tls(error: &object_store::Error) -> Option<(Kind, &'static str, &'static str)> {
     match causes(error).find_map(|cause| cause.downcast_ref::<rustls::Error>())? {
