@@ -24,12 +24,6 @@ pub(super) fn transport(error: &object_store::Error) -> Option<HttpErrorKind> {
     causes(error).find_map(|cause| cause.downcast_ref::<HttpError>()).map(HttpError::kind)
 }
 
-/// Whether the connection ended in the middle of a request or of its answer.
-pub(super) fn was_cut(error: &object_store::Error) -> bool {
-    let of_others = [HttpErrorKind::Connect, HttpErrorKind::Timeout];
-    transport(error).is_some_and(|kind| !of_others.contains(&kind))
-}
-
 /// Why TLS cannot begin, which stays so until a person acts.
 pub(super) enum Tls {
     Certificate,

@@ -7,6 +7,7 @@
 mod answers;
 mod bridge;
 mod buckets;
+mod clients;
 mod errors;
 mod local;
 mod profile;
