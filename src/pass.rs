@@ -162,6 +162,10 @@ impl<'a> Pass<'a> {
         let mut wait = BACKOFF;
         for attempt in 1..TRIES {
             match work().await {
+                // No chunk would be started any more.
+                Err(error) if self.deadline.is_some_and(|deadline| self.started.elapsed() > deadline) => {
+                    return Err(error);
+                }
                 Err(error) if error.kind().policy().retry => {
                     tracing::info!(%error, attempt, "failed, trying again");
                     self.stop.or(tokio::time::sleep(wait).map(Ok)).await?;

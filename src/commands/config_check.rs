@@ -110,6 +110,7 @@ impl Checking<'_> {
                 None => None,
             };
             if let Ok(server) = &server {
+                let target = target.zip(catalog.as_ref().map(Catalog::storage));
                 let source = self.source(server, table, target).await;
                 self.push("source", &table.source, source.as_ref().map(|(found, _)| found.clone()));
                 reads.merge(match source {
@@ -152,13 +153,13 @@ impl Checking<'_> {
         &mut self,
         server: &Server,
         table: &Table,
-        target: Option<(Target, Option<Marker>)>,
+        target: Option<((Target, Option<Marker>), &Storage)>,
     ) -> Result<(String, Reads)> {
         let database = &self.config.clickhouse.database;
         let (source, fields, marker) = match target {
-            Some((target, marker)) => {
+            Some(((target, marker), storage)) => {
                 let fields = target.partition_by()?;
-                let route = Route::open(server, database, table, target, &Storage::of(self.config)).await?;
+                let route = Route::open(server, database, table, target, storage).await?;
                 route.check(marker.as_ref())?;
                 (route.source, fields, marker)
             }

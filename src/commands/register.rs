@@ -37,6 +37,9 @@ struct Registration<'a> {
     table: &'a Table,
     request: &'a Request<'a>,
     source: Source<'a>,
+    /// The catalog, where there is one.
+    catalog: Option<Catalog>,
+    /// Its storage: what it lends counts for all that is read here.
     storage: Storage,
 }
 
@@ -49,14 +52,16 @@ struct Adoption {
 pub async fn register(config: &Config, table: &Table, server: &Server, request: &Request<'_>) -> Result<InitTable> {
     let source = server.open(&config.clickhouse.database, table).await?;
     let clock_micros = server.clock_micros().await?;
-    let registration = Registration { config, table, request, source, storage: Storage::of(config) };
+    let catalog = Catalog::open_if_exists(config).await?;
+    let storage = catalog.as_ref().map_or_else(|| Storage::of(config), |catalog| catalog.storage().clone());
+    let registration = Registration { config, table, request, source, catalog, storage };
     Box::pin(registration.execute(clock_micros)).await
 }
 
 impl Registration<'_> {
     async fn execute(&self, clock_micros: i64) -> Result<InitTable> {
-        let registered = match Catalog::open_if_exists(self.config).await? {
-            Some(catalog) => Target::load(&catalog, &self.table.target).await?,
+        let registered = match &self.catalog {
+            Some(catalog) => Target::load(catalog, &self.table.target).await?,
             None => None,
         };
         let (file, given) = match (locate(&self.storage, self.request.metadata).await, &registered) {
@@ -220,7 +225,14 @@ impl Registration<'_> {
         from: Option<(&str, Option<&Target>)>,
         adoption: Option<&Adoption>,
     ) -> Result<Option<i64>> {
-        let catalog = Catalog::open_or_create(self.config).await?;
+        let made;
+        let catalog = match &self.catalog {
+            Some(catalog) => catalog,
+            None => {
+                made = Catalog::open_or_create(self.config).await?;
+                &made
+            }
+        };
         failpoint::hit(Failpoint::Guard)?;
         let ledger = Ledger::new(self.config, self.request.run_id);
         let locks = Locks::new(self.config, self.request.run_id, &ledger);
@@ -231,13 +243,13 @@ impl Registration<'_> {
                 return Err(Error::refused("the table was written to while it was looked at")
                     .hint("stop what writes through its old catalog, then run this again"));
             }
-            self.tell_catalog(&catalog, target, registered).await?;
+            self.tell_catalog(catalog, target, registered).await?;
         }
         failpoint::hit(Failpoint::Written)?;
         let Some(adoption) = adoption else { return Ok(None) };
         let skipped = adoption.report.rows_skipped;
         let snapshot_id =
-            commit_reset(self.config, &ledger, &catalog, self.table, target, &adoption.reset, skipped).await?;
+            commit_reset(self.config, &ledger, catalog, self.table, target, &adoption.reset, skipped).await?;
         failpoint::hit(Failpoint::Committed)?;
         Ok(Some(snapshot_id))
     }

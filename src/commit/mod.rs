@@ -15,6 +15,8 @@ mod expiry;
 mod manifests;
 pub(crate) mod stage;
 
+use std::time::Duration;
+
 use iceberg::spec::{DataFile, SchemaRef, TableMetadata};
 use uuid::Uuid;
 
@@ -24,13 +26,15 @@ use crate::config::TableName;
 use crate::error::{Context, Error, Kind, Result};
 use crate::failpoint::{self, Failpoint};
 use crate::storage::Storage;
-use crate::target::{Catalog, Change, Fate, Swap, SwapError, Target, fate};
+use crate::target::{Catalog, Fate, Swap, SwapError, Target, fate};
 use crate::watermark::{KEY, Marker};
 
 /// Foreign commits that may come between before a chunk gives up.
 pub(crate) const MAX_ATTEMPTS: u32 = 8;
 /// Repetitions of one attempt whose outcome stays unknown.
 pub(crate) const MAX_REPETITIONS: u32 = 3;
+/// Wait before the first repetition; the second waits twice as long.
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// What is to be committed: a chunk whose files are durable.
 #[derive(Debug)]
@@ -91,8 +95,8 @@ pub async fn commit(catalog: &Catalog, commit: &Commit<'_>) -> Result<(i64, Targ
         };
         match swap(catalog, commit, &staged).await {
             Swapped::Landed(now) => {
-                clean(catalog, &staged).await;
-                let target = now.map_or(staged.change.new, |now| *now);
+                let target = now.map_or_else(|| staged.change.new.clone(), |now| *now);
+                clean(storage, &staged, &target).await;
                 target.put_hint_right(storage).await;
                 return Ok((staged.snapshot_id, target));
             }
@@ -152,7 +156,11 @@ pub(crate) fn check_base(commit: &Commit<'_>, now: &TableMetadata, newest: Optio
 /// Swaps until the outcome is known, or gives up asking.
 async fn swap(catalog: &Catalog, commit: &Commit<'_>, staged: &Staged) -> Swapped {
     let mut unknown = None;
-    for _ in 0..MAX_REPETITIONS {
+    for repetition in 0..MAX_REPETITIONS {
+        if repetition > 0 {
+            // Whoever did not answer may be starting anew.
+            tokio::time::sleep(PAUSE * repetition).await;
+        }
         let stale = match catalog.swap(commit.name, &staged.change).await {
             Ok(Swap::Done(now)) => return Swapped::Landed(now),
             Ok(Swap::Stale) => true,
@@ -189,21 +197,14 @@ async fn ask(catalog: &Catalog, commit: &Commit<'_>, staged: &Staged) -> Result<
 }
 
 /// Deletes what a commit that has landed let go: metadata files, and the files of snapshots that were too old.
-async fn clean(catalog: &Catalog, staged: &Staged) {
+async fn clean(storage: &Storage, staged: &Staged, now: &Target) {
     if let Err(error) = failpoint::hit(Failpoint::CommitClean) {
         tracing::warn!(%error, "what the commit let go was left behind");
         return;
     }
-    let storage = catalog.storage();
     discard(storage, &staged.obsolete).await;
-    let Change { base, new, .. } = &staged.change;
-    if catalog.takes_files() {
-        match new.rejected_attempts(storage).await {
-            Ok(files) => discard(storage, &files).await,
-            Err(error) => tracing::warn!(%error, "nobody looked for metadata of attempts that died"),
-        }
-    }
-    match unreferenced(storage.file_io(), &base.metadata, &new.metadata).await {
+    // As it is now: a REST catalog compares the newest snapshot only, and branches may have come meanwhile.
+    match unreferenced(storage.file_io(), &staged.change.base.metadata, &now.metadata).await {
         Ok(files) => discard(storage, &files).await,
         Err(error) => tracing::warn!(%error, "files of snapshots that are gone were left behind"),
     }
@@ -231,7 +232,8 @@ mod tests {
         let now = roll_back(table(&[Some(1), Some(2)]), 1);
         let property = HashMap::from([(KEY.to_owned(), marker(1, 1000).encode().unwrap())]);
         let before = now.clone().into_builder(None).set_properties(property).unwrap().build().unwrap().metadata;
-        let planned_on = Target { metadata: before, metadata_location: String::new(), version: None };
+        let planned_on =
+            Target { metadata: before, metadata_location: String::new(), version: None, credentials_end: None };
         let (name, marker) = (TableName { namespace: "cold".into(), name: "t".into() }, marker(3, 1000));
         let (base, files) = (Base::Snapshot, &[]);
         let commit = Commit { name: &name, planned_on: &planned_on, base, marker: &marker, files, schema: None };

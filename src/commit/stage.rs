@@ -79,7 +79,7 @@ pub async fn stage(
     }
     let change = Change {
         base,
-        new: Target { metadata: new.metadata, metadata_location, version: None },
+        new: Target { metadata: new.metadata, metadata_location, version: None, credentials_end: None },
         updates: new.changes,
         id: Uuid::now_v7(),
     };

@@ -268,7 +268,7 @@ pub struct Compression {
 }
 
 /// A value that never shows itself.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Secret(String);
 
 impl Secret {

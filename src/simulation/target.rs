@@ -134,7 +134,7 @@ impl Table {
             let builder = metadata.into_builder(None).set_properties(properties).unwrap();
             metadata = builder.build().unwrap().metadata;
         }
-        let target = Target { metadata, metadata_location: "0".into(), version: None };
+        let target = Target { metadata, metadata_location: "0".into(), version: None, credentials_end: None };
         let current = Version { target, contents: Rc::default(), found: OnceCell::new(), markers: OnceCell::new() };
         Self {
             current: Rc::new(current),
@@ -172,7 +172,7 @@ impl Table {
     pub fn version(&mut self, metadata: TableMetadata) -> Rc<Version> {
         let metadata_location = self.new_id().to_string();
         let contents = metadata.current_snapshot_id().map(|id| self.contents[&id].clone()).unwrap_or_default();
-        let target = Target { metadata, metadata_location, version: None };
+        let target = Target { metadata, metadata_location, version: None, credentials_end: None };
         Rc::new(Version { target, contents, found: OnceCell::new(), markers: OnceCell::new() })
     }
 

@@ -45,14 +45,22 @@ pub(super) struct Begun {
 /// Properties of storage, as Iceberg names them.
 pub(super) type Properties = BTreeMap<String, Secret>;
 
+/// What tells clients apart.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Name {
+    /// Scheme and bucket.
+    root: String,
+    /// Table and prefix of what is lent.
+    lender: Option<(String, String)>,
+}
+
 /// All clients of a pass, made when they are needed.
 #[derive(Debug)]
 pub(super) struct Buckets {
     config: Storage,
-    /// By scheme and bucket, or by the prefix that credentials are lent for.
-    clients: Mutex<HashMap<String, Bucket>>,
-    /// By prefix.
-    lent: Mutex<BTreeMap<String, Properties>>,
+    clients: Mutex<HashMap<Name, Bucket>>,
+    /// By location of the table that they came with: properties for all locations that begin with a prefix.
+    lent: Mutex<BTreeMap<String, Vec<(String, Properties)>>>,
     /// By location.
     uploads: Mutex<HashMap<String, Begun>>,
 }
@@ -67,18 +75,16 @@ impl Buckets {
         Self { config, clients: Mutex::default(), lent: Mutex::default(), uploads: Mutex::default() }
     }
 
-    /// Replaces what was lent for `prefix`.
-    pub(super) fn lend(&self, prefix: &str, properties: Properties) {
-        let prefix = same_spelling(prefix);
-        let text = |properties: &Properties| -> Vec<(String, String)> {
-            properties.iter().map(|(key, value)| (key.clone(), value.expose().to_owned())).collect()
-        };
+    /// Replaces what was lent with a table, each for all locations that begin with a prefix.
+    pub(super) fn lend(&self, table: &str, sets: Vec<(String, Properties)>) {
+        let table = same_spelling(table);
+        let sets: Vec<_> = sets.into_iter().map(|(prefix, properties)| (same_spelling(&prefix), properties)).collect();
         let mut lent = locked(&self.lent);
-        if lent.get(&prefix).is_some_and(|before| text(before) == text(&properties)) {
-            return;
+        if lent.get(&table) != Some(&sets) {
+            let is_other = |name: &Name| name.lender.as_ref().is_none_or(|(of, _)| *of != table);
+            locked(&self.clients).retain(|name, _| is_other(name));
+            lent.insert(table, sets);
         }
-        locked(&self.clients).remove(&prefix);
-        lent.insert(prefix, properties);
     }
 
     /// The client for a location, and its key there.
@@ -87,17 +93,23 @@ impl Buckets {
         let (root, key) = split(&spelled)?;
         let key = Key::parse(key).or_error(Kind::Refused, format!("use {location}"))?;
         let lent = locked(&self.lent);
-        let lender = lent.iter().filter(|(prefix, _)| spelled.starts_with(prefix.as_str()));
-        let lender = lender.max_by_key(|(prefix, _)| prefix.len());
-        let name = lender.map_or(root, |(prefix, _)| prefix.as_str());
+        let own = lent.keys().filter(|table| lies_in(&spelled, table)).max_by_key(|table| table.len());
+        // A file outside all tables, as imported ones are, is whoever's credentials reach it.
+        let lenders = lent.iter().filter(|(table, _)| own.is_none_or(|own| own == *table));
+        let sets = lenders.flat_map(|(table, sets)| sets.iter().map(move |(prefix, set)| (table, prefix, set)));
+        let reach =
+            sets.filter(|(_, prefix, _)| spelled.starts_with(prefix.as_str()) && (own.is_some() || !prefix.is_empty()));
+        let lender = reach.max_by_key(|(_, prefix, _)| prefix.len());
+        let name =
+            Name { root: root.to_owned(), lender: lender.map(|(table, prefix, _)| (table.clone(), prefix.clone())) };
         let mut clients = locked(&self.clients);
-        if let Some(bucket) = clients.get(name) {
+        if let Some(bucket) = clients.get(&name) {
             return Ok((bucket.clone(), key));
         }
         let no_properties = Properties::new();
-        let settings = Settings { config: &self.config, lent: lender.map_or(&no_properties, |(_, lent)| lent) };
+        let settings = Settings { config: &self.config, lent: lender.map_or(&no_properties, |(.., set)| set) };
         let bucket = settings.bucket(root)?;
-        clients.insert(name.to_owned(), bucket.clone());
+        clients.insert(name, bucket.clone());
         Ok((bucket, key))
     }
 
@@ -154,6 +166,11 @@ fn gone(deleted: object_store::Result<()>) -> object_store::Result<()> {
     }
 }
 
+/// Whether a location is a folder or lies below it.
+fn lies_in(location: &str, folder: &str) -> bool {
+    location.strip_prefix(folder.trim_end_matches('/')).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
 /// Scheme and bucket of a location, and the key in it.
 fn split(location: &str) -> Result<(&str, &str)> {
     let start = location.find("://").map(|at| at + 3).filter(|at| *at < location.len());
@@ -194,26 +211,42 @@ mod tests {
         assert_eq!(key.as_ref(), "t/data/exchange=a%2Fb%7B/x y.parquet");
     }
 
+    fn keys(id: &str) -> Properties {
+        let keys = [("s3.access-key-id", id), ("s3.secret-access-key", "s3cret")];
+        keys.map(|(key, value)| (key.to_owned(), Secret::new(value.to_owned()))).into()
+    }
+
+    fn store(buckets: &Buckets, location: &str) -> Arc<dyn ObjectStore> {
+        buckets.find(location).unwrap().0.store
+    }
+
     #[test]
-    fn what_is_lent_counts_for_its_prefix_until_it_is_replaced() {
+    fn what_is_lent_counts_for_its_table_until_it_is_replaced() {
         let buckets = buckets(&[("s3.endpoint", "http://h"), ("s3.credentials-file", "/nowhere")]);
-        assert_eq!(
-            buckets.find("s3://b/t/x").unwrap_err().kind(),
-            Kind::Config,
-            "nothing is lent, and there is no file"
-        );
-        let secret = |text: &str| Secret::new(text.to_owned());
-        let lend = |id: &str| {
-            let keys = [("s3.access-key-id", id), ("s3.secret-access-key", "s3cret")];
-            buckets.lend("s3a://b/t/", keys.map(|(key, value)| (key.to_owned(), secret(value))).into());
-        };
+        let nothing_is_lent = buckets.find("s3://b/t/x").unwrap_err();
+        assert_eq!(nothing_is_lent.kind(), Kind::Config, "and there is no file");
+        let lend = |id: &str| buckets.lend("s3a://b/t/", vec![("s3://b".to_owned(), keys(id))]);
         lend("A");
-        let first = buckets.find("s3://b/t/x").unwrap().0;
+        let first = store(&buckets, "s3://b/t/x");
         lend("A");
-        assert!(Arc::ptr_eq(&first.store, &buckets.find("s3://b/t/y").unwrap().0.store));
+        assert!(Arc::ptr_eq(&first, &store(&buckets, "s3://b/t/y")));
         lend("B");
-        assert!(!Arc::ptr_eq(&first.store, &buckets.find("s3://b/t/y").unwrap().0.store));
-        assert!(buckets.find("s3://b/other").is_err());
+        assert!(!Arc::ptr_eq(&first, &store(&buckets, "s3://b/t/y")));
+        assert!(buckets.find("s3://b2/other").is_err());
         assert!(!format!("{buckets:?}").contains("s3cret"));
+    }
+
+    /// Two tables whose keys are lent for the same prefix, and one whose name begins with another's.
+    #[test]
+    fn keys_of_one_table_are_not_used_for_another() {
+        let buckets = buckets(&[("s3.endpoint", "http://h"), ("s3.credentials-file", "/nowhere")]);
+        buckets.lend("s3://b/t", vec![("s3://".to_owned(), keys("A"))]);
+        let first = store(&buckets, "s3://b/t/x");
+        buckets.lend("s3://c/t2", vec![("s3://".to_owned(), keys("B"))]);
+        assert!(Arc::ptr_eq(&first, &store(&buckets, "s3://b/t/y")));
+        assert!(!Arc::ptr_eq(&first, &store(&buckets, "s3://c/t2/x")));
+        let elsewhere = buckets.find("s3://c/t/x").unwrap().0.store;
+        assert!(!Arc::ptr_eq(&first, &elsewhere), "another bucket has a client of its own");
+        assert!(!lies_in("s3://b/trades_1m/x", "s3://b/trades") && lies_in("s3://b/trades/x", "s3://b/trades/"));
     }
 }

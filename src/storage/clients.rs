@@ -23,7 +23,7 @@ const BACKOFF: BackoffConfig =
     BackoffConfig { init_backoff: Duration::from_millis(100), max_backoff: Duration::from_secs(5), base: 2.0 };
 
 /// Variables that hold a secret of a store.
-const SECRET_VARIABLES: [&str; 7] = [
+const SECRET_VARIABLES: [&str; 12] = [
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
     "AZURE_STORAGE_ACCOUNT_KEY",
@@ -31,6 +31,11 @@ const SECRET_VARIABLES: [&str; 7] = [
     "AZURE_STORAGE_SAS_KEY",
     "AZURE_STORAGE_SAS_TOKEN",
     "AZURE_STORAGE_CLIENT_SECRET",
+    "AZURE_CLIENT_SECRET",
+    "AZURE_STORAGE_MASTER_KEY",
+    "AZURE_STORAGE_TOKEN",
+    "AZURE_FABRIC_SESSION_TOKEN",
+    "GOOGLE_SERVICE_ACCOUNT_KEY",
 ];
 /// Where the keys for S3 are.
 enum Keys {
@@ -149,7 +154,11 @@ impl Settings<'_> {
         let is_secret = |key: &str| ["secret", "token", "account-key"].iter().any(|part| key.contains(part));
         let lent = self.lent.iter().filter(|(key, _)| is_secret(key)).map(|(_, value)| value.clone());
         let environment = SECRET_VARIABLES.iter().filter_map(|name| std::env::var(name).ok()).map(Secret::new);
-        Access { cloud, is_renewed: is_renewed || !self.lent.is_empty(), secrets: lent.chain(environment).collect() }
+        Access {
+            cloud,
+            is_renewed: is_renewed || self.lent.keys().any(|key| is_secret(key)),
+            secrets: lent.chain(environment).collect(),
+        }
     }
 
     fn s3(&self, root: &str) -> Result<object_store::Result<Bucket>> {

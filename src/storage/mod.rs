@@ -14,6 +14,7 @@ mod profile;
 mod rights;
 mod upload;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
 use std::ops::Range;
@@ -94,9 +95,10 @@ impl Storage {
         &self.scratch
     }
 
-    /// What a catalog lends: Iceberg's properties of storage for all locations that begin with `prefix`, instead of what was lent before.
-    pub fn lend(&self, prefix: &str, properties: impl Iterator<Item = (String, config::Secret)>) {
-        self.buckets.lend(prefix, properties.collect());
+    /// What a catalog lends with the table at a location, instead of what it lent before: Iceberg's properties of storage, each set for all
+    /// locations that begin with its prefix.
+    pub fn lend(&self, table: &str, sets: Vec<(String, BTreeMap<String, config::Secret>)>) {
+        self.buckets.lend(table, sets);
     }
 
     /// A new file. With `compacted`, parts of it will be left out once it is written, so that an object cannot be sent before.

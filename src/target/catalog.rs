@@ -4,6 +4,8 @@
 //! writes the file itself. iceberg's own catalogs commit through `Transaction`, which re-applies on whatever is current; our commits must not
 //! (invariant 2), so both are ours. What a commit means, and what becomes of one without an answer, is `commit`'s business.
 
+use std::collections::{BTreeMap, HashMap};
+
 use chrono::{DateTime, TimeDelta, Utc};
 use iceberg::io::FileIO;
 use iceberg::spec::TableMetadata;
@@ -75,11 +77,24 @@ pub enum SwapError {
 /// Time that credentials must still be good for when a table is loaded again: longer than a commit takes.
 const GOOD_FOR: TimeDelta = TimeDelta::minutes(10);
 
-fn expires_soon(vended: &Vended) -> bool {
+/// When credentials end, where they say so.
+fn end_of(vended: &Vended) -> Option<DateTime<Utc>> {
     let at = ["s3.session-token-expires-at-ms", "gcs.oauth2.token-expires-at", "adls.sas-token-expires-at-ms"];
     let ends = at.iter().filter_map(|key| vended.properties.get(*key)?.parse().ok());
-    let ends = ends.filter_map(DateTime::<Utc>::from_timestamp_millis);
-    ends.min().is_some_and(|end| end < Utc::now() + GOOD_FOR)
+    ends.filter_map(DateTime::from_timestamp_millis).min()
+}
+
+/// What is lent with a table, by prefix: the table's properties, and over them those of a location where there are some.
+fn sets(vended: &[Vended]) -> Vec<(String, BTreeMap<String, Secret>)> {
+    let of_table: Vec<&Vended> = vended.iter().filter(|vended| vended.prefix.is_empty()).collect();
+    let secret = |(key, value): (&String, &String)| (key.clone(), Secret::new(value.clone()));
+    let set = |of_location: &HashMap<String, String>| {
+        let of_table = of_table.iter().flat_map(|vended| &vended.properties);
+        of_table.chain(of_location).map(secret).collect()
+    };
+    let of_locations = vended.iter().filter(|vended| !vended.prefix.is_empty());
+    let of_locations = of_locations.map(|vended| (vended.prefix.clone(), set(&vended.properties)));
+    of_locations.chain([(String::new(), set(&HashMap::new()))]).collect()
 }
 
 impl Catalog {
@@ -159,12 +174,14 @@ impl Catalog {
             Backend::Sqlite(catalog) => catalog.location(name)?,
             Backend::Postgres(catalog) => catalog.location(name).await?,
             Backend::Rest(catalog) => {
-                let version = known.and_then(|known| known.version.as_deref());
+                // Credentials come with a table only where it is loaded as a whole.
+                let lasts = |known: &&Target| known.credentials_end.is_none_or(|end| end > Utc::now() + GOOD_FOR);
+                let version = known.filter(lasts).and_then(|known| known.version.as_deref());
                 let found = catalog.load(name, version).await;
                 return match found.context_with(|| format!("load table metadata of `{name}`"))? {
                     Found::Nothing => Ok(None),
                     Found::Same => Ok(known.cloned()),
-                    Found::Table(loaded) => self.take(*loaded).map(Some),
+                    Found::Table(loaded) => self.take(*loaded, known).map(Some),
                 };
             }
         };
@@ -174,11 +191,11 @@ impl Catalog {
         }
         let read = TableMetadata::read_from(self.file_io(), &metadata_location).await;
         let metadata = read.map_err(|e| unreadable(e, name))?;
-        Ok(Some(Target { metadata, metadata_location, version: None }))
+        Ok(Some(Target { metadata, metadata_location, version: None, credentials_end: None }))
     }
 
     /// Takes a table as a REST catalog answered it, and what it lends for its files.
-    fn take(&self, loaded: Loaded) -> Result<Target> {
+    fn take(&self, loaded: Loaded, known: Option<&Target>) -> Result<Target> {
         let Loaded { metadata_location, metadata, credentials, etag } = loaded;
         let location = metadata.location().trim_end_matches('/');
         let lies_in = |warehouse: &String| {
@@ -190,14 +207,15 @@ impl Catalog {
                 "see who put it there; if it is right, let catalog.warehouse name what the catalog calls its warehouse, not a location",
             ));
         }
-        // Credentials come with a table only where it is loaded as a whole.
-        let version = etag.filter(|_| !credentials.iter().any(expires_soon));
-        for Vended { prefix, properties } in credentials {
-            let prefix = if prefix.is_empty() { location } else { &prefix };
-            let properties = properties.into_iter().map(|(key, value)| (key, Secret::new(value)));
-            self.storage.lend(prefix, properties);
-        }
-        Ok(Target { metadata, metadata_location, version })
+        let credentials_end = match credentials.is_empty() {
+            // An answer to a commit has none: those that are there go on.
+            true => known.and_then(|known| known.credentials_end),
+            false => {
+                self.storage.lend(location, sets(&credentials));
+                credentials.iter().filter_map(end_of).min()
+            }
+        };
+        Ok(Target { metadata, metadata_location, version: etag, credentials_end })
     }
 
     /// Refuses to make a table where one lies that this catalog does not know.
@@ -260,7 +278,7 @@ impl Catalog {
             return match catalog.commit(name, &base.metadata, updates, *id).await? {
                 // It is done, whatever is wrong with the answer: the next load tells.
                 Committed::Done(loaded) => {
-                    Ok(Swap::Done(Some(Box::new(self.take(*loaded).map_err(SwapError::Unknown)?))))
+                    Ok(Swap::Done(Some(Box::new(self.take(*loaded, Some(base)).map_err(SwapError::Unknown)?))))
                 }
                 Committed::Stale => Ok(Swap::Stale),
             };
@@ -269,5 +287,36 @@ impl Catalog {
             Moved::Done => Swap::Done(None),
             Moved::Stale => Swap::Stale,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vended(prefix: &str, properties: &[(&str, &str)]) -> Vended {
+        let properties = properties.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        Vended { prefix: prefix.to_owned(), properties: properties.collect() }
+    }
+
+    #[test]
+    fn credentials_of_a_location_add_to_the_properties_of_the_table() {
+        let lent = [
+            vended("s3://b/w", &[("s3.access-key-id", "A"), ("s3.region", "r2")]),
+            vended("", &[("s3.region", "r1"), ("s3.endpoint", "e")]),
+        ];
+        let sets = sets(&lent);
+        let texts = |at: usize| -> Vec<(&str, &str)> {
+            sets[at].1.iter().map(|(key, value)| (key.as_str(), value.expose())).collect()
+        };
+        assert_eq!((sets[0].0.as_str(), sets[1].0.as_str()), ("s3://b/w", ""));
+        assert_eq!(texts(0), [("s3.access-key-id", "A"), ("s3.endpoint", "e"), ("s3.region", "r2")]);
+        assert_eq!(texts(1), [("s3.endpoint", "e"), ("s3.region", "r1")]);
+    }
+
+    #[test]
+    fn credentials_say_when_they_end() {
+        let end = |text| end_of(&vended("", &[("s3.session-token-expires-at-ms", text)])).map(|end| end.timestamp());
+        assert_eq!((end("1795747231000"), end("never")), (Some(1_795_747_231), None));
     }
 }

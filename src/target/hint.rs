@@ -13,27 +13,33 @@ use crate::storage::{Missing, Storage, same_spelling};
 const SUFFIX: &str = ".metadata.json";
 
 impl Target {
-    /// What the hint must say, and where; `None` for metadata that does not lie where readers look for it, or is compressed.
-    fn hint(&self) -> Option<(String, &str)> {
-        let (folder, name) = parts(&self.metadata_location);
-        let own = format!("{}/metadata", self.metadata.location().trim_end_matches('/'));
-        let named = name.strip_suffix(SUFFIX).filter(|stem| !stem.ends_with(".gz") && !stem.starts_with('v'));
-        named
-            .filter(|_| same_spelling(folder) == same_spelling(&own))
-            .map(|stem| (format!("{folder}/{VERSION_HINT}"), stem))
-    }
-
     /// Lets the hint name this version. Readers of the catalog do not need it: what goes wrong is a warning.
     pub async fn put_hint_right(&self, storage: &Storage) {
-        let Some((location, stem)) = self.hint() else { return };
-        let put = async || match read(storage, &location).await? {
-            Some(text) if text == stem || is_number(&text) => Ok(()),
-            _ => storage.replace(&location, Bytes::copy_from_slice(stem.as_bytes())).await,
+        let (folder, name) = parts(&self.metadata_location);
+        // Where others keep their metadata otherwise, readers have no hint, or their own.
+        if same_spelling(folder)
+            != same_spelling(&format!("{}/metadata", self.metadata.location().trim_end_matches('/')))
+        {
+            return;
+        }
+        let location = format!("{folder}/{VERSION_HINT}");
+        let put = async || match (read(storage, &location).await?, named(name)) {
+            (Some(text), _) if is_number(&text) => Ok(()),
+            (Some(text), Some(stem)) if text == stem => Ok(()),
+            (_, Some(stem)) => storage.replace(&location, Bytes::copy_from_slice(stem.as_bytes())).await,
+            // One of ours that names an older version: none is better.
+            (Some(_), None) => storage.delete(&location).await,
+            (None, None) => Ok(()),
         };
         if let Err(error) = put().await {
             tracing::warn!(%error, "version-hint.text was not written: who reads the table without its catalog sees an older version");
         }
     }
+}
+
+/// What a hint says of a metadata file; `None` for one that readers would not find by it: compressed, or a Hadoop catalog's.
+fn named(file: &str) -> Option<&str> {
+    file.strip_suffix(SUFFIX).filter(|stem| !stem.ends_with(".gz") && !stem.starts_with('v'))
 }
 
 /// What a hint says; `None` where there is none.

@@ -16,6 +16,7 @@ mod sqlite;
 use std::collections::HashMap;
 use std::{io, iter};
 
+use chrono::{DateTime, Utc};
 use iceberg::io::FileIO;
 use iceberg::spec::{
     FormatVersion, ManifestFile, ManifestList, Schema, Snapshot, TableMetadata, TableMetadataBuilder,
@@ -77,6 +78,8 @@ pub struct Target {
     pub metadata_location: String,
     /// What a REST catalog calls this version of it, to ask whether there is another one by now.
     pub version: Option<String>,
+    /// When what it lends for the table's files ends, where it says so.
+    pub credentials_end: Option<DateTime<Utc>>,
 }
 
 impl Target {

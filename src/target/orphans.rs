@@ -10,8 +10,7 @@ use iceberg::io::FileIO;
 use iceberg::spec::{Snapshot, TableMetadata};
 use uuid::Uuid;
 
-use super::register::parts;
-use super::{Target, classify, manifests_of, version_of};
+use super::{Target, classify, manifests_of};
 use crate::error::Result;
 use crate::storage::{Storage, Stored, same_spelling};
 use crate::watermark::{KEY, Marker};
@@ -46,23 +45,6 @@ impl Target {
         orphans.retain(|file| now.duration_since(file.modified).is_ok_and(|age| age >= MIN_AGE));
         orphans.sort_by(|a, b| a.location.cmp(&b.location));
         Ok(orphans)
-    }
-
-    /// Metadata files of attempts of ours to commit this very version, which died: this one came before them, so that they are rejected for ever.
-    /// Who reads the table by its folder would take them for the newest.
-    pub async fn rejected_attempts(&self, storage: &Storage) -> Result<Vec<String>> {
-        let (folder, own) = parts(&self.metadata_location);
-        let mut rejected = Vec::new();
-        for file in storage.list(folder).await? {
-            let name = parts(&file.location).1;
-            if name == own || version_of(name).is_none() || version_of(name) != version_of(own) {
-                continue;
-            }
-            // What cannot be read is of others.
-            let read = TableMetadata::read_from(storage.file_io(), &file.location).await;
-            rejected.extend(read.is_ok_and(|attempt| is_rejected(&attempt, &self.metadata)).then_some(file.location));
-        }
-        Ok(rejected)
     }
 }
 

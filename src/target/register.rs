@@ -230,7 +230,12 @@ impl Target {
         }
         let (place, name) = (check_place(&metadata, file)?, parts(file).1);
         let place = if is_local(&place) { format!("file://{place}") } else { place };
-        let target = Self { metadata_location: format!("{place}/metadata/{name}"), metadata, version: None };
+        let target = Self {
+            metadata_location: format!("{place}/metadata/{name}"),
+            metadata,
+            version: None,
+            credentials_end: None,
+        };
         target.check_format()?;
         Ok(target)
     }

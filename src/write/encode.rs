@@ -35,6 +35,8 @@ const BATCH_ROWS: i64 = 8192;
 const BATCH_BYTES: i64 = 4 << 20;
 /// Bytes of a row group in memory.
 const ROW_GROUP_BYTES: usize = 32 << 20;
+/// The same where a row group waits in memory again, until it is sent.
+const SENT_ROW_GROUP_BYTES: usize = 8 << 20;
 /// Bytes of a file's end in memory; the footers of files that are written here are small.
 const HOLD_BACK: usize = 4 << 20;
 
@@ -139,6 +141,7 @@ fn missing(name: &str) -> Error {
 /// A data file whose rows are encoded here. Its bytes take the way of all others, so that ids, counts and bounds are made as always.
 pub struct Encoder {
     writer: ArrowWriter<Pipe>,
+    row_group_bytes: usize,
 }
 
 /// What the encoder writes goes through.
@@ -171,13 +174,14 @@ impl Encoder {
         // Filters are asked for by column here, so that none has to be left out.
         let file = Pipe(Passthrough::create(storage, location, HOLD_BACK, false)?);
         let writer = ArrowWriter::try_new_with_options(file, like.schema(), options);
-        Ok(Self { writer: writer.or_error(Kind::Internal, "begin a Parquet file")? })
+        let row_group_bytes = if is_local(location) { ROW_GROUP_BYTES } else { SENT_ROW_GROUP_BYTES };
+        Ok(Self { writer: writer.or_error(Kind::Internal, "begin a Parquet file")?, row_group_bytes })
     }
 
     /// Appends rows.
     pub async fn write(&mut self, rows: &RecordBatch) -> Result<()> {
         let written = self.writer.write(rows).and_then(|()| match self.writer.in_progress_size() {
-            ..ROW_GROUP_BYTES => Ok(()),
+            size if size < self.row_group_bytes => Ok(()),
             _ => self.writer.flush(),
         });
         written.or_error(Kind::Unavailable, "write a Parquet file")?;

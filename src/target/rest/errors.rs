@@ -85,8 +85,7 @@ pub fn hint(status: u16, who: &Auth) -> Option<&'static str> {
 
 /// Whether a 404 says that there is no such table or namespace; one of another origin says that the URL is wrong, or files are gone.
 pub fn no_such_table(told: &str) -> bool {
-    let others = [FILE_NOT_FOUND, "NoSuchWarehouseException", "NoSuchCatalogException"];
-    !told.is_empty() && !others.contains(&told)
+    ["NoSuchTableException", "NoSuchNamespaceException", "TableNotFound", "NamespaceNotFound"].contains(&told)
 }
 
 /// How often and how long a busy server is waited for within one call.
@@ -217,7 +216,7 @@ mod tests {
     fn not_every_404_is_a_missing_table() {
         let missing = ["NoSuchTableException", "NoSuchNamespaceException", "TableNotFound"];
         assert!(missing.into_iter().all(no_such_table));
-        let others = ["", "NotFoundException", "NoSuchWarehouseException"];
+        let others = ["", "NotFoundException", "NoSuchWarehouseException", "Not Found"];
         assert!(!others.into_iter().any(no_such_table));
     }
 
