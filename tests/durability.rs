@@ -46,7 +46,8 @@ fn p18_every_file_and_its_directory_is_synced_before_the_catalog_is_written() {
                 trace.written.get(file).unwrap_or_else(|| panic!("no write to {} was seen", file.display()));
             is_synced_between(&trace, file, *last_write, swap);
         }
-        for (created, position) in &trace.created {
+        // What comes after the swap is the version hint, of which no reader of the catalog knows.
+        for (created, position) in trace.created.iter().filter(|(_, position)| **position < swap) {
             if created.starts_with(case.path("warehouse")) {
                 is_synced_between(&trace, created.parent().unwrap(), *position, swap);
             }

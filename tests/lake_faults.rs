@@ -219,6 +219,8 @@ const FIRST_PART: &str = "PUT *partNumber=1*";
 const SECOND_PART: &str = "PUT *partNumber=2*";
 const COMPLETE: &str = "POST *uploadId=*";
 const ABORT: &str = "DELETE *uploadId=*";
+/// S3's request to delete any number of objects.
+const DELETE: &str = "POST *?delete*";
 
 #[test]
 fn an_upload_in_parts_survives_what_the_network_does_to_each_of_its_requests() {
@@ -291,7 +293,7 @@ fn an_upload_that_fails_is_given_up_with_its_parts() {
     is_whole(&case, "given up");
 }
 
-/// An abort that is answered twice, or not at all, and one that finds nothing, has given up all the same.
+/// Giving up, and deleting what is whole, may be asked for twice, or find nothing: it is done all the same.
 #[test]
 fn an_upload_is_given_up_whatever_the_network_does_to_that() {
     let (case, proxies) = in_parts("abort", "");
@@ -304,6 +306,15 @@ fn an_upload_is_given_up_whatever_the_network_does_to_that() {
         proxies.s3.calm();
         assert_eq!(case.target("trades").state(), before, "{fault:?}");
         case.target("trades").has_no_uploads(&format!("{fault:?}"));
+    }
+    for fault in OF_ANY {
+        let met = proxies.s3.met();
+        proxies.catalog.inject("POST */tables/trades", ALWAYS, Fault::Answered(400, ""));
+        proxies.s3.inject(DELETE, ONCE, fault);
+        case.run(&["run"]).expect(3).keeps_back(&["left behind"]);
+        proxies.s3.calm();
+        proxies.catalog.calm();
+        assert_eq!((proxies.s3.met(), case.target("trades").state()), (met + 1, before.clone()), "{fault:?}");
     }
     case.pass();
     is_whole(&case, "abort");
