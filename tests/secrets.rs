@@ -9,7 +9,9 @@ mod support;
 use std::fs;
 use std::process::Command;
 
-use support::{Case, Output, Running, Server, finish, in_parallel};
+use support::faults::{ALWAYS, Fault, FaultyProxy};
+use support::lake::{S3, variable};
+use support::{Case, Output, Place, Running, Server, TRADES, finish, in_parallel};
 
 const PASSWORD: &str = "correct-horse-battery";
 /// The path of a webhook's URL.
@@ -132,6 +134,18 @@ fn secrets_in_the_wrong_place_are_not_told() {
         ("clickhouse", format!("url = 'http://127.0.0.1/?password={PASSWORD}'")),
         ("catalog", format!("uri = 'postgresql://me:{PASSWORD}@host/catalog'")),
         ("catalog", format!("warehouse = 's3://me:{PASSWORD}@bucket'")),
+        ("catalog", format!("token = '{PASSWORD}'")),
+        ("catalog", format!("type = 'rest'\nuri = 'https://me:{PASSWORD}@host'")),
+        ("catalog", format!("type = 'rest'\nuri = 'https://host'\ntoken_env = '{PASSWORD}'")),
+        ("catalog", format!("type = 'rest'\nuri = 'https://host'\nheader_env = {{ x-api-key = '{PASSWORD}' }}")),
+        (
+            "catalog",
+            format!("type = 'rest'\nuri = 'https://host'\nproperties = {{ \"header.authorization\" = '{PASSWORD}' }}"),
+        ),
+        ("catalog", format!("properties = {{ \"s3.secret-access-key\" = '{PASSWORD}' }}")),
+        ("catalog", format!("properties = {{ \"s3.session-token\" = '{PASSWORD}' }}")),
+        ("catalog", format!("properties = {{ \"adls.sas-token\" = '{PASSWORD}' }}")),
+        ("catalog", format!("properties = {{ \"s3.endpoint\" = 'http://me:{PASSWORD}@127.0.0.1' }}")),
         ("metrics", format!("otlp = 'http://me:{PASSWORD}@127.0.0.1:4318/v1/metrics'")),
         ("notify", format!("webhook = 'https://127.0.0.1/{PASSWORD}'")),
         ("defaults", format!("password = '{PASSWORD}'")),
@@ -307,5 +321,130 @@ fn values_by_which_a_table_is_partitioned_are_not_told_without_v(server: &Server
                 finish(&mut command(&case, PASSWORD, &[&["--format", format], arguments].concat())).expect(0),
             );
         }
+    }
+}
+
+/// Secrets of the lake that scripts/lake starts.
+fn of_lake() -> Vec<String> {
+    let names = [
+        "K2_TEST_S3_SECRET_KEY",
+        "K2_TEST_REST_CLIENT_SECRET",
+        "K2_TEST_MOTO_SESSION_SECRET_KEY",
+        "K2_TEST_MOTO_SESSION_TOKEN",
+    ];
+    let others = ["vended/secret+key=", "lake-password", "canary"].map(str::to_owned);
+    names.map(variable).into_iter().chain(others).collect()
+}
+
+/// Runs a command in all ways with these variables: neither what it says nor what it writes holds a secret of the lake.
+#[track_caller]
+fn tells_nothing(case: &Case, arguments: &[&str], variables: &[(&str, &str)]) {
+    let secrets = of_lake();
+    for loud in LOUD {
+        let mut command = case.command(&[loud, arguments].concat());
+        let output = finish(command.envs(variables.iter().copied()));
+        assert!(output.code.is_some_and(|code| code <= 4), "{arguments:?}\n{}", output.all());
+        let output = output.keeps_back(&secrets.iter().map(String::as_str).collect::<Vec<_>>());
+        for file in support::files_below(case.folder()) {
+            let content = fs::read(&file).unwrap();
+            let holds = |secret: &&String| content.windows(secret.len()).any(|window| window == secret.as_bytes());
+            assert_eq!(secrets.iter().find(holds), None, "in {}\n{}", file.display(), output.all());
+        }
+    }
+}
+
+const ON_A_LAKE: [&[&str]; 11] = [
+    &["init-tables"],
+    &["config", "check"],
+    &["run", "--dry-run"],
+    &["run"],
+    &["watermark", "show"],
+    &["status"],
+    &["history", "--chunks"],
+    &["audit", "--checksum"],
+    &["audit", "--orphans"],
+    &["watermark", "reset", "--table", "trades", "--to-earliest", "--dry-run"],
+    &["init-tables", "--dry-run"],
+];
+
+#[test]
+fn nothing_tells_the_secrets_of_a_lake() {
+    in_parallel(2, vec![Place::Sqlite, Place::Postgres, Place::Rest, Place::Guarded], |place| {
+        let mut case = Case::at(place, "untold");
+        let lake = case.lake.as_mut().unwrap();
+        if place.is_rest() {
+            lake.keys = "header_env = { x-api-key = 'HEADER_OF_TEST' }".to_owned();
+        }
+        case.bronze("trades");
+        case.trades("trades", "2024-03-10 23:59:00", 100);
+        case.config(TRADES);
+        let header = ("HEADER_OF_TEST", "canary-of-a-header");
+        for arguments in ON_A_LAKE {
+            tells_nothing(&case, arguments, &[header]);
+        }
+        assert_eq!(finish(case.command(&["run"]).env(header.0, header.1)).code, Some(0), "it did not work at all");
+        // With what is wrong, and with what cannot be sent.
+        let variable = match place {
+            Place::Sqlite | Place::Rest => "AWS_SECRET_ACCESS_KEY",
+            Place::Postgres => "LAKE_PASSWORD",
+            _ => "LAKE_CREDENTIAL",
+        };
+        for wrong in ["canary-secret", "canary:canary", "canary\nof two lines"] {
+            for arguments in [&["run"][..], &["config", "check"], &["audit", "--checksum"], &["init-tables"]] {
+                tells_nothing(&case, arguments, &[header, (variable, wrong)]);
+            }
+        }
+        if place.is_rest() {
+            tells_nothing(&case, &["run"], &[("HEADER_OF_TEST", "canary\nof two lines")]);
+        }
+    });
+}
+
+#[test]
+fn nothing_tells_keys_of_sessions_and_of_other_stores() {
+    let case = Case::new("sessions");
+    case.bronze("trades");
+    case.trades("trades", "2024-03-10 23:59:00", 100);
+    let s3 = S3::moto_session();
+    let configure = |warehouse: &str, properties: &str| {
+        let catalog = format!("[catalog]\nwarehouse = '{warehouse}'\nproperties = {{ {properties} }}\n");
+        case.config_file("offload.toml", "", &catalog, TRADES);
+    };
+    configure(&format!("s3://{}/{}", s3.bucket, case.database), &format!("\"s3.endpoint\" = '{}'", s3.url));
+    let token = s3.session_token.as_ref().unwrap();
+    let mut keys = [
+        ("AWS_ACCESS_KEY_ID", s3.access_key.as_str()),
+        ("AWS_SECRET_ACCESS_KEY", &s3.secret_key),
+        ("AWS_SESSION_TOKEN", token),
+    ];
+    for arguments in [&["init-tables"][..], &["run"], &["config", "check"], &["audit", "--checksum"]] {
+        tells_nothing(&case, arguments, &keys);
+    }
+    case.target("trades").catalog();
+    keys[2].1 = "canary-token";
+    tells_nothing(&case, &["run"], &keys);
+    fs::remove_file(case.path("catalog.db")).unwrap();
+
+    // A token that stands in each URL; an answer that repeats it.
+    let store = FaultyProxy::http("http://127.0.0.1:1");
+    let told = "<?xml version=\"1.0\"?><Error><Code>AuthenticationFailed</Code><Message>no: sv=1&sig=canary-signature</Message></Error>";
+    let sas = [("AZURE_STORAGE_SAS_TOKEN", "sv=1&sig=canary-signature")];
+    let azure = "abfss://lake@account.dfs.core.windows.net/w";
+    for (fault, endpoint) in [
+        (Fault::Told(403, told), store.url.as_str()),
+        (Fault::Told(500, "canary"), &store.url),
+        (Fault::RequestLost, &store.url),
+        (Fault::RequestLost, "http://127.0.0.1:1"),
+    ] {
+        configure(azure, &format!("\"adls.endpoint\" = '{endpoint}'"));
+        store.inject("* *", ALWAYS, fault);
+        tells_nothing(&case, &["init-tables"], &sas);
+        tells_nothing(&case, &["config", "check"], &sas);
+        store.calm();
+    }
+    tells_nothing(&case, &["init-tables"], &[("AZURE_STORAGE_ACCOUNT_KEY", "canary")]);
+    configure("gs://lake/w", &format!("\"gcs.service.host\" = '{}'", store.url));
+    for key in ["canary", "{\"private_key\": \"canary\", \"private_key_id\": \"i\", \"client_email\": \"e\"}"] {
+        tells_nothing(&case, &["init-tables"], &[("GOOGLE_SERVICE_ACCOUNT_KEY", key)]);
     }
 }
