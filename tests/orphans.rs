@@ -72,7 +72,7 @@ fn is_found_and_removed(place: Place) {
         files_below(&folder).into_iter().collect::<BTreeSet<_>>().difference(&known).cloned().collect();
     let of = |suffix: &str| left.iter().filter(|path| path.to_str().unwrap().ends_with(suffix)).count();
     assert!(of(".parquet") > 0 && of(".avro") > 1, "{left:#?}");
-    assert_eq!(of(".metadata.json"), 0, "the next commit deletes those of attempts that died: {left:#?}");
+    assert!(of(".metadata.json") > 0 || place.is_rest(), "{left:#?}");
     assert!(orphans(&case, &[]).is_empty(), "a commit may still be about to use them");
     age(&folder, 4);
     assert_eq!(orphans(&case, &[]), left);

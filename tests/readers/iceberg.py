@@ -182,9 +182,13 @@ def read_duckdb(url, catalog, namespace, table):
 
 
 def duckdb_scan(catalog, namespace, table, what):
+    return duckdb_scan_of(catalog, load(catalog, namespace, table).metadata_location, what)
+
+
+def duckdb_scan_of(catalog, metadata, what):
+    """Of a metadata file, or of a table's folder, whose hint names one."""
     import duckdb
 
-    metadata = load(catalog, namespace, table).metadata_location
     connection = duckdb.connect()
     # iceberg loads avro by itself, but would look for it on the network.
     for extension in ("avro", "iceberg") if is_local(metadata) else ("httpfs", "avro", "iceberg"):
@@ -289,6 +293,16 @@ def count(catalog, namespace, table):
 
 def count_duckdb(catalog, namespace, table):
     return duckdb_scan(catalog, namespace, table, "count(*)").fetchone()[0]
+
+
+def count_by_folder(catalog, namespace, table):
+    """Rows that DuckDB and PyIceberg find by the table's folder, without its catalog."""
+    from pyiceberg.table import StaticTable
+
+    folder = load(catalog, namespace, table).location()
+    properties = {} if is_local(folder) else catalog
+    static = StaticTable.from_metadata(folder, properties=properties)
+    return [duckdb_scan_of(catalog, folder, "count(*)").fetchone()[0], len(static.scan().to_arrow())]
 
 
 def count_where(catalog, namespace, table, filters):
@@ -739,7 +753,7 @@ def is_local(location):
 
 
 COMMANDS = [
-    compare, compare_all, count, count_duckdb, count_where, plan_files, data_files, uploads, snapshots, referenced_files, manifests, count_at, properties,
+    compare, compare_all, count, count_duckdb, count_by_folder, count_where, plan_files, data_files, uploads, snapshots, referenced_files, manifests, count_at, properties,
     schema, time_travel, alter, add_schema, identifier_fields, sort_order, sorted_files, metadata_location, append, delete, change, double, delete_positions, delete_equal, append_without, drop,
     rollback, expire, tag, branch, set_properties, create_other_table, create_catalog, hadoop_append, parquet, bloom_probe, bounds,
 ]

@@ -100,6 +100,19 @@ impl Target<'_> {
         self.case.sql(&format!("{query} {function}, {settings}) WHERE {filter}"))
     }
 
+    /// Rows that ClickHouse, DuckDB and PyIceberg find by the table's folder, without its catalog.
+    pub fn count_by_folder(&self) -> Vec<u64> {
+        let location = self.metadata_location();
+        let table = location.rsplitn(3, '/').nth(2).unwrap();
+        let function = match &self.case.lake {
+            Some(lake) => lake.clickhouse(table),
+            None => format!("icebergLocal('{}'", table.strip_prefix("file://").unwrap()),
+        };
+        let query = format!("SELECT count() FROM {function}, SETTINGS iceberg_use_version_hint = 1)");
+        let others: Vec<u64> = serde_json::from_value(self.ask("count_by_folder", json!({}))).unwrap();
+        [self.case.sql(&query).parse().unwrap()].into_iter().chain(others).collect()
+    }
+
     /// Rows that ClickHouse finds with a filter.
     pub fn icebergs_where(&self, filter: &str) -> u64 {
         self.icebergs_of("SELECT count() FROM", filter).parse().unwrap()
