@@ -208,7 +208,11 @@ fn keys_of_a_role_or_a_session_are_as_good() {
     run(&["-vv", "init-tables"], &of_session).expect(0);
     run(&["-vv", "run"], &of_session).expect(0);
     run(&["-vv", "run"], &of_session[..2]).expect(2).says(&["InvalidAccessKeyId", "correct the credentials"]);
-    run(&["-vv", "config", "check"], &of_session).expect(0);
+    let document = run(&["-vv", "--format", "json", "config", "check"], &of_session).expect(0).json();
+    let rights = &document["storage"][0];
+    assert_eq!(rights["bucket"], format!("s3://{}", moto.bucket));
+    let objects = format!("arn:aws:s3:::{}/{}/*", moto.bucket, case.database);
+    assert_eq!(rights["policy"]["Statement"][0]["Resource"], serde_json::json!([objects]));
 
     // The keys of a role, from what stands for an instance's metadata.
     let keys = format!(
