@@ -187,10 +187,8 @@ impl Files {
 
     /// Deletes every file of a chunk that is known not to be in the table.
     pub async fn discard(&self, storage: &Storage) {
-        for location in &self.begun {
-            if let Err(error) = storage.delete(location).await {
-                tracing::warn!(location, %error, "a file of an abandoned chunk was left behind");
-            }
+        if let Err((left, error)) = storage.delete_all(&self.begun).await {
+            tracing::warn!(files = ?left, %error, "files of an abandoned chunk were left behind");
         }
     }
 }

@@ -139,7 +139,7 @@ impl Job<'_> {
             let missing = found.as_ref().map(|found| found.missing(route.step)).unwrap_or_default();
             if self.args.repair && rows_repaired.is_none() && !missing.is_empty() {
                 let Self { config, state, stop, telemetry, .. } = *self;
-                let repaired = pass::repair(config, catalog, table, server, &missing, state, stop, telemetry).await?;
+                let repaired = pass::repair(config, (catalog, server), table, &missing, state, stop, telemetry).await?;
                 rows_repaired = Some(repaired.rows_written);
                 continue;
             }

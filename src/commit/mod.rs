@@ -91,8 +91,10 @@ pub async fn commit(catalog: &Catalog, commit: &Commit<'_>) -> Result<(i64, Targ
         };
         match swap(catalog, commit, &staged).await {
             Swapped::Landed(now) => {
-                clean(storage, &staged).await;
-                return Ok((staged.snapshot_id, now.map_or(staged.change.new, |now| *now)));
+                clean(catalog, &staged).await;
+                let target = now.map_or(staged.change.new, |now| *now);
+                target.put_hint_right(storage).await;
+                return Ok((staged.snapshot_id, target));
             }
             Swapped::Stale => discard(storage, &files).await,
             Swapped::NotDone(error) => {
@@ -187,13 +189,20 @@ async fn ask(catalog: &Catalog, commit: &Commit<'_>, staged: &Staged) -> Result<
 }
 
 /// Deletes what a commit that has landed let go: metadata files, and the files of snapshots that were too old.
-async fn clean(storage: &Storage, staged: &Staged) {
+async fn clean(catalog: &Catalog, staged: &Staged) {
     if let Err(error) = failpoint::hit(Failpoint::CommitClean) {
         tracing::warn!(%error, "what the commit let go was left behind");
         return;
     }
+    let storage = catalog.storage();
     discard(storage, &staged.obsolete).await;
     let Change { base, new, .. } = &staged.change;
+    if catalog.takes_files() {
+        match new.rejected_attempts(storage).await {
+            Ok(files) => discard(storage, &files).await,
+            Err(error) => tracing::warn!(%error, "nobody looked for metadata of attempts that died"),
+        }
+    }
     match unreferenced(storage.file_io(), &base.metadata, &new.metadata).await {
         Ok(files) => discard(storage, &files).await,
         Err(error) => tracing::warn!(%error, "files of snapshots that are gone were left behind"),
@@ -203,10 +212,8 @@ async fn clean(storage: &Storage, staged: &Staged) {
 /// Deletes files that nothing refers to: of an attempt that is known to be rejected (readers that trust the directory must not find its
 /// metadata), or that a commit let go.
 async fn discard(storage: &Storage, files: &[String]) {
-    for file in files {
-        if let Err(error) = storage.delete(file).await {
-            tracing::warn!(file, %error, "a file that is not needed was left behind");
-        }
+    if let Err((left, error)) = storage.delete_all(files).await {
+        tracing::warn!(files = ?left, %error, "files that are not needed were left behind");
     }
 }
 

@@ -20,9 +20,8 @@ use crate::watermark::Mode;
 /// it takes.
 pub async fn repair(
     config: &Config,
-    catalog: &Catalog,
+    (catalog, server): (&Catalog, &Server),
     table: &Table,
-    server: &Server,
     windows: &[Window],
     state: &State,
     stop: &Stop,

@@ -27,6 +27,7 @@ use serde::Deserialize;
 use tokio::time::timeout;
 use uuid::Uuid;
 
+pub use self::connection::{http_client, of_first_answer, wants_tls};
 use self::errors::{classify, stalled};
 use self::open::{Definition, DescribeRow};
 pub use self::reads::{Grant, Reads};

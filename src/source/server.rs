@@ -22,6 +22,9 @@ use crate::schema::Column;
 /// The oldest ClickHouse, major and minor, whose Parquet writer has all that is needed.
 const OLDEST: (u32, u32) = (24, 3);
 
+/// Where the configuration speaks of it.
+const SECTION: &str = "clickhouse";
+
 /// A server, as one pass uses it.
 pub struct Server {
     pub(super) client: Client,
@@ -61,7 +64,7 @@ impl Server {
     /// Connects and learns what the server lets us set. `run_id` names our queries in its logs.
     pub async fn connect(config: &ClickHouse, run_id: &str) -> Result<Self> {
         let mut server = Self {
-            client: http_client(config)?,
+            client: http_client(config, SECTION)?,
             run_id: run_id.to_owned(),
             host: String::new(),
             version: String::new(),
@@ -75,9 +78,9 @@ impl Server {
 
     async fn learn(&mut self, config: &ClickHouse) -> Result<()> {
         let hello = "SELECT hostName() AS host, version() AS version";
-        let rows = match self.fetch_bytes(hello, "hello", of_first_answer).await {
+        let rows = match self.fetch_bytes(hello, "hello", |error| of_first_answer(error, SECTION)).await {
             Err(error) if error.kind() == Kind::Unavailable => {
-                return Err(wants_tls(config).await.unwrap_or(error));
+                return Err(wants_tls(config, SECTION).await.unwrap_or(error));
             }
             rows => rows?,
         };

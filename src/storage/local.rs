@@ -41,7 +41,7 @@ pub(super) fn delete(path: &Path) -> Result<()> {
 
 /// Writes a file as a whole, durably; a reader finds the old one or the new one.
 pub(super) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let unfinished = path.with_file_name(format!("k2-offload-{}.tmp", Uuid::new_v4()));
+    let unfinished = path.with_file_name(format!("k2-offload-{}.tmp", Uuid::now_v7()));
     let written = DurableFile::create(&unfinished).and_then(|mut file| {
         file.write(bytes)?;
         file.finish()?;

@@ -149,6 +149,14 @@ impl Storage {
         self.buckets.delete(location).await
     }
 
+    /// Deletes files as [`Self::delete`] does; the first that cannot be deleted is the last that is tried, because each try takes its time.
+    pub async fn delete_all<'a>(&self, locations: &'a [String]) -> Result<(), (&'a [String], Error)> {
+        for (at, location) in locations.iter().enumerate() {
+            self.delete(location).await.map_err(|error| (locations.get(at..).unwrap_or_default(), error))?;
+        }
+        Ok(())
+    }
+
     /// Every file below a folder.
     pub async fn list(&self, folder: &str) -> Result<Vec<Stored>> {
         if is_local(folder) {

@@ -2,6 +2,7 @@
 
 mod catalog;
 mod files;
+mod hint;
 pub(crate) mod history;
 mod orphans;
 mod postgres;

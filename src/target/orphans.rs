@@ -10,7 +10,8 @@ use iceberg::io::FileIO;
 use iceberg::spec::{Snapshot, TableMetadata};
 use uuid::Uuid;
 
-use super::{Target, classify, manifests_of};
+use super::register::parts;
+use super::{Target, classify, manifests_of, version_of};
 use crate::error::Result;
 use crate::storage::{Storage, Stored, same_spelling};
 use crate::watermark::{KEY, Marker};
@@ -45,6 +46,23 @@ impl Target {
         orphans.retain(|file| now.duration_since(file.modified).is_ok_and(|age| age >= MIN_AGE));
         orphans.sort_by(|a, b| a.location.cmp(&b.location));
         Ok(orphans)
+    }
+
+    /// Metadata files of attempts of ours to commit this very version, which died: this one came before them, so that they are rejected for ever.
+    /// Who reads the table by its folder would take them for the newest.
+    pub async fn rejected_attempts(&self, storage: &Storage) -> Result<Vec<String>> {
+        let (folder, own) = parts(&self.metadata_location);
+        let mut rejected = Vec::new();
+        for file in storage.list(folder).await? {
+            let name = parts(&file.location).1;
+            if name == own || version_of(name).is_none() || version_of(name) != version_of(own) {
+                continue;
+            }
+            // What cannot be read is of others.
+            let read = TableMetadata::read_from(storage.file_io(), &file.location).await;
+            rejected.extend(read.is_ok_and(|attempt| is_rejected(&attempt, &self.metadata)).then_some(file.location));
+        }
+        Ok(rejected)
     }
 }
 
@@ -107,7 +125,8 @@ impl References {
 /// Whether a file is named as only we name files: data files, manifests and manifest lists of a commit.
 pub(super) fn is_ours(location: &str) -> bool {
     let name = location.rsplit('/').next().unwrap_or(location);
-    let commit = if let Some(rest) = name.strip_prefix("k2-offload-").filter(|_| name.ends_with(".parquet")) {
+    let is_file = name.ends_with(".parquet") || name.ends_with(".tmp");
+    let commit = if let Some(rest) = name.strip_prefix("k2-offload-").filter(|_| is_file) {
         rest.get(..36)
     } else if let Some(rest) = name.strip_prefix("snap-").and_then(|rest| rest.strip_suffix(".avro")) {
         rest.len().checked_sub(36).and_then(|at| rest.get(at..))
@@ -138,6 +157,7 @@ mod tests {
         for (name, expected) in [
             (format!("k2-offload-{ours}-0.parquet"), true),
             (format!("k2-offload-{theirs}-0.parquet"), false),
+            (format!("k2-offload-{ours}.tmp"), true),
             (format!("snap-123-0-{ours}.avro"), true),
             (format!("snap-123-0-{theirs}.avro"), false),
             (format!("{ours}-2-m1.avro"), true),

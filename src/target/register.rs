@@ -20,7 +20,7 @@ use crate::error::{Error, Kind, Result};
 use crate::storage::{Storage, Stored, file_error, is_local, local_path, same_spelling};
 use crate::watermark::KEY;
 
-const VERSION_HINT: &str = "version-hint.text";
+pub(super) const VERSION_HINT: &str = "version-hint.text";
 const SUFFIXES: [&str; 3] = [".gz.metadata.json", ".metadata.json.gz", ".metadata.json"];
 
 /// What is to be done with a table that was given.
@@ -162,7 +162,7 @@ async fn entries(storage: &Storage, folder: &str) -> Result<Vec<Stored>> {
 }
 
 /// Folder and name of a file.
-fn parts(location: &str) -> (&str, &str) {
+pub(super) fn parts(location: &str) -> (&str, &str) {
     location.rsplit_once('/').unwrap_or(("", location))
 }
 

@@ -104,7 +104,8 @@ pub fn check(raw: &RawCatalog, problems: &mut Problems) {
                 check_url(&at, value, problems);
             }
             key if key.starts_with(HEADER) || OF_REST.contains(&key) || OF_STORAGE.contains(&key) => {
-                if value.is_empty() {
+                // An empty header is one that is not to be sent, whatever its default.
+                if value.is_empty() && !key.starts_with(HEADER) {
                     problems.add(&at, "is empty");
                 }
             }
