@@ -12,6 +12,7 @@ mod telling;
 mod windows;
 
 use std::cell::RefCell;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use futures::{FutureExt, StreamExt, stream};
@@ -26,13 +27,13 @@ use crate::config::{Config, Table};
 use crate::cursor::Tick;
 use crate::error::{Kind, Result, worst_exit};
 use crate::failpoint::{self, Action, Failpoint};
-use crate::guard::Guard;
+use crate::guard::{Guard, Locks};
 use crate::notify::{self, Observed, Trouble};
 use crate::plan::{Situation, lower_bound};
 use crate::progress::Progress;
 use crate::report::{RunReport, RunTable};
 use crate::source::{Server, new_run_id};
-use crate::state::{Finished, State};
+use crate::state::{Finished, Ledger, State};
 use crate::stop::Stop;
 use crate::target::{Catalog, Target, deleted_by_others, live_records};
 use crate::telemetry::Telemetry;
@@ -63,7 +64,7 @@ pub async fn run(
     telemetry: &Telemetry,
 ) -> RunReport {
     let pass = Pass::new(config, options, state, stop, telemetry);
-    let tables = pass.layers(tables).instrument(tracing::info_span!("pass", run_id = pass.run_id)).await;
+    let tables = Box::pin(pass.layers(tables)).instrument(tracing::info_span!("pass", run_id = pass.run_id)).await;
     let exit = worst_exit(tables.iter().map(RunTable::exit_code));
     let exit = if exit == Kind::Stopped.policy().exit { stop.exit_code().unwrap_or(exit) } else { exit };
     let unremembered = pass.unremembered.take();
@@ -76,6 +77,9 @@ pub async fn run(
     // A pass that found all of them locked says nothing of how long passes take, and must not make one that hangs look alive.
     if !options.dry_run && !report.is_skipped() {
         state.end_pass(report.duration_ms, config.history_keep);
+    }
+    if !options.dry_run && !stop.finishes(pass.ledger.end(state, &report.tables)).await {
+        tracing::warn!("stopped by a signal before the records were written");
     }
     report
 }
@@ -92,6 +96,8 @@ struct Pass<'a> {
     state: &'a State,
     stop: &'a Stop,
     telemetry: &'a Telemetry,
+    ledger: Rc<Ledger>,
+    locks: Locks<'a>,
     /// Ends of tables that the state cache could not take.
     unremembered: RefCell<Vec<(RunTable, Option<Tick>)>>,
     /// Of the images of rows: nobody outside can make two rows alike.
@@ -100,16 +106,20 @@ struct Pass<'a> {
 
 impl<'a> Pass<'a> {
     fn new(config: &'a Config, options: Options, state: &'a State, stop: &'a Stop, telemetry: &'a Telemetry) -> Self {
+        let run_id = new_run_id();
+        let ledger = Ledger::new(config, &run_id);
         Self {
             config,
             options,
             started: Instant::now(),
             deadline: Some(config.pass_deadline),
             started_at: now(),
-            run_id: new_run_id(),
             state,
             stop,
             telemetry,
+            locks: Locks::new(config, &run_id, &ledger),
+            ledger,
+            run_id,
             unremembered: RefCell::default(),
             seed: Uuid::new_v4().as_u64_pair().0,
         }
@@ -123,7 +133,7 @@ impl<'a> Pass<'a> {
             let server = self.stop.or(Server::connect(&self.config.clickhouse, &self.run_id)).await?;
             Ok((catalog, server))
         };
-        let ends = self.retry(connect).await;
+        let (ends, ()) = futures::join!(self.retry(connect), self.tell_begin(tables));
         let mut reports = Vec::with_capacity(tables.len());
         for layer in tables.chunk_by(|a, b| a.layer == b.layer) {
             let tables = layer
@@ -135,6 +145,16 @@ impl<'a> Pass<'a> {
             }
         }
         reports
+    }
+
+    /// Tells those who read the records that passes begin.
+    async fn tell_begin(&self, tables: &[&Table]) {
+        if !self.options.dry_run {
+            let targets: Vec<String> = tables.iter().map(|table| table.target.to_string()).collect();
+            // A signal ends the wait, and the pass a moment later.
+            let told = self.stop.or(self.ledger.begin(self.state, &targets).map(Ok)).await;
+            tracing::debug!(stopped = told.is_err(), "told that passes begin");
+        }
     }
 
     /// Runs `work` up to [`TRIES`] times while its errors may pass by themselves.
@@ -185,7 +205,7 @@ impl<'a> Pass<'a> {
     ) -> Result<()> {
         let free = failpoint::hit(Failpoint::Guard)? == Action::Skip || self.options.dry_run;
         if !free {
-            *guard = Some(Guard::acquire(self.config, &table.target, &self.run_id)?);
+            *guard = Some(self.stop.or(self.locks.acquire(&table.target)).await?);
         }
         let death = if self.options.dry_run { None } else { self.begin(table) };
         let tried = async || {

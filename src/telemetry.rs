@@ -31,9 +31,9 @@ impl Telemetry {
             (false, 1) => "k2_offload=debug,info",
             (false, _) => "k2_offload=trace,debug",
         };
-        // iceberg and the HTTP client speak of their own affairs at info; a pass has its own words for them. The ClickHouse client repeats what the
+        // iceberg and the clients of HTTP and of object stores speak of their own affairs at info; a pass has its own words for them. The ClickHouse client repeats what the
         // server says, which may quote rows: it never speaks.
-        let others = if cli.verbose > 1 { "" } else { ",hyper=warn,iceberg=warn" };
+        let others = if cli.verbose > 1 { "" } else { ",hyper=warn,iceberg=warn,object_store=warn" };
         let filter = EnvFilter::new(format!("{level}{others},clickhouse=off"));
         let builder = tracing_subscriber::fmt()
             .with_env_filter(filter)

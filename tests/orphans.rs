@@ -4,11 +4,12 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
-use support::{Case, failpoints, files_below, only_table};
+use support::{Case, Place, failpoints, files_below, only_table};
 
 /// Makes every file below a folder look as old.
 fn age(folder: &Path, days: u32) {
@@ -21,8 +22,7 @@ fn age(folder: &Path, days: u32) {
 fn orphans(case: &Case, options: &[&str]) -> BTreeSet<PathBuf> {
     let document = case.run(&[&["--format", "json", "audit", "--orphans"], options].concat()).expect(0).json();
     let table = only_table(&document);
-    let paths =
-        table["orphans"].as_array().unwrap().iter().map(|orphan| PathBuf::from(orphan["path"].as_str().unwrap()));
+    let paths = table["orphans"].as_array().unwrap().iter().map(|orphan| case.file(orphan["path"].as_str().unwrap()));
     paths.collect()
 }
 
@@ -32,7 +32,18 @@ fn referenced(case: &Case) -> BTreeSet<PathBuf> {
 
 #[test]
 fn what_killed_passes_leave_is_found_when_it_is_old_and_removed_when_asked_for() {
-    let case = Case::with_trades("killed");
+    is_found_and_removed(Place::Local);
+}
+
+#[test]
+fn what_killed_passes_leave_on_the_lake_is_found_when_it_is_old_and_removed_when_asked_for() {
+    support::in_parallel(2, vec![Place::Rest, Place::Postgres], is_found_and_removed);
+}
+
+fn is_found_and_removed(place: Place) {
+    let case = Case::with_trades_at(place, "killed");
+    // A transaction of the catalog of ours is none of a server's.
+    let failpoints = || failpoints().into_iter().filter(|point| !place.is_rest() || *point != "commit-swapped");
     for (day, point) in (10..).zip(failpoints()) {
         case.trades("trades", &format!("2024-03-{day} 10:00:00"), 100);
         assert_eq!(case.run_failing(&format!("{point}=kill"), &["run"]).code, None, "{point}");
@@ -48,10 +59,16 @@ fn what_killed_passes_leave_is_found_when_it_is_old_and_removed_when_asked_for()
         case.pass();
     }
     let folder = case.target("trades").folder();
+    let known = referenced(&case);
+    // Apache's JDBC catalog leaves one of those for a table that it refuses to make in a namespace that is not there.
+    let is_first = |file: &PathBuf| file.file_name().unwrap().to_str().unwrap().starts_with("00000-");
+    let is_servers = |file: &&PathBuf| place.is_rest() && is_first(file) && !known.contains(*file);
+    files_below(&folder).iter().filter(is_servers).for_each(|file| fs::remove_file(file).unwrap());
     let left: BTreeSet<PathBuf> =
-        files_below(&folder).into_iter().collect::<BTreeSet<_>>().difference(&referenced(&case)).cloned().collect();
+        files_below(&folder).into_iter().collect::<BTreeSet<_>>().difference(&known).cloned().collect();
     let of = |suffix: &str| left.iter().filter(|path| path.to_str().unwrap().ends_with(suffix)).count();
-    assert!(of(".parquet") > 0 && of(".avro") > 1 && of(".metadata.json") > 0, "{left:#?}");
+    assert!(of(".parquet") > 0 && of(".avro") > 1, "{left:#?}");
+    assert!(of(".metadata.json") > 0 || place.is_rest(), "{left:#?}");
     assert!(orphans(&case, &[]).is_empty(), "a commit may still be about to use them");
     age(&folder, 4);
     assert_eq!(orphans(&case, &[]), left);
@@ -75,7 +92,7 @@ fn files_of_others_and_of_branches_tags_and_old_versions_stay() {
     let folder = target.folder();
     // As where the table's properties let old versions go: the snapshots alone tell what tag and branch need.
     let is_old = |file: &&PathBuf| file.extension().is_some_and(|e| e == "json") && **file != target.metadata_file();
-    files_below(&folder).iter().filter(is_old).for_each(|file| std::fs::remove_file(file).unwrap());
+    files_below(&folder).iter().filter(is_old).for_each(|file| fs::remove_file(file).unwrap());
     let theirs = [
         "data/notes.txt",
         "data/00000-0-6f1e7b1c-8a43-4bd5-9c40-0d2d7f7f7a11.parquet",
@@ -83,7 +100,7 @@ fn files_of_others_and_of_branches_tags_and_old_versions_stay() {
         "metadata/junk.metadata.json",
     ];
     for name in theirs {
-        std::fs::write(folder.join(name), "theirs").unwrap();
+        fs::write(folder.join(name), "theirs").unwrap();
     }
     age(&folder, 30);
     let before = files_below(&folder);

@@ -4,9 +4,11 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::{Case, HASH_OF_BRONZE, Output, TRADES, only_table};
+use support::{Case, HASH_OF_BRONZE, Output, Place, TRADES, only_table};
 
 const ROUNDS: u64 = 20;
+/// On the lake, where a round takes longer.
+const ROUNDS_ON_LAKE: u64 = 8;
 /// Passes at once, and whether each one has a state folder of its own.
 const CROWDS: [(usize, bool); 4] = [(2, true), (5, true), (2, false), (5, false)];
 const JSON_RUN: [&str; 3] = ["--format", "json", "run"];
@@ -39,9 +41,20 @@ fn result(output: &Output) -> (String, Value) {
 
 #[test]
 fn of_several_passes_that_commit_at_once_exactly_one_offloads() {
-    let case = Case::with_trades("released");
+    exactly_one_offloads(Place::Local, ROUNDS);
+}
+
+#[test]
+fn of_several_passes_that_commit_at_once_over_the_lake_exactly_one_offloads() {
+    support::in_parallel(3, vec![Place::Rest, Place::Guarded, Place::Postgres], |place| {
+        exactly_one_offloads(place, ROUNDS_ON_LAKE);
+    });
+}
+
+fn exactly_one_offloads(place: Place, rounds: u64) {
+    let case = Case::with_trades_at(place, "released");
     let target = case.target("trades");
-    for round in 1..=ROUNDS {
+    for round in 1..=rounds {
         case.trades("trades", &format!("2024-03-{:02} 23:59:00", round + 1), 500);
         let gate = case.gate(&format!("gate_{round}"));
         let failpoints = format!("guard=skip;written={}", gate.pause());
@@ -60,11 +73,15 @@ fn of_several_passes_that_commit_at_once_exactly_one_offloads() {
     }
     target.holds_for_all_readers("trades");
     target.has_no_other_files();
-    assert_eq!(target.snapshots().len() as u64, ROUNDS);
+    assert_eq!(target.snapshots().len() as u64, rounds);
     // icebergLocal without a catalog trusts the folder: the loser's metadata must be gone too.
     let metadata = support::files_below(&target.folder().join("metadata"));
-    let versions = metadata.iter().filter(|file| file.extension().is_some_and(|e| e == "json")).count();
-    assert_eq!(versions as u64, ROUNDS + 1, "{metadata:#?}");
+    let is_version = |file: &&std::path::PathBuf| {
+        let name = file.file_name().unwrap().to_str().unwrap();
+        // Apache's JDBC catalog leaves one of those for a table that it refuses to make in a namespace that is not there.
+        name.ends_with(".metadata.json") && !name.starts_with("00000-")
+    };
+    assert_eq!(metadata.iter().filter(is_version).count() as u64, rounds, "{metadata:#?}");
 }
 
 #[test]

@@ -9,12 +9,15 @@ mod support;
 use std::time::{Duration, Instant};
 
 use support::shapes::{CANDLES, CHUNKED, KEYED, PLAIN, Shape};
-use support::{Case, files_below, in_parallel, random, seed};
+use support::{Case, Place, files_below, in_parallel, random, seed};
 
 /// Passes of each table that die before their end.
 const KILLS: u64 = 76;
 /// Passes of each table that a SIGTERM stops.
 const STOPS: u64 = 8;
+/// The same of each table on the lake.
+const KILLS_ON_LAKE: u64 = 20;
+const STOPS_ON_LAKE: u64 = 4;
 /// Signals for one that comes before the end of its pass, at most.
 const MOST_SIGNALS: u64 = 6;
 /// A manifest is there; syncs and swap take a few milliseconds more.
@@ -45,8 +48,8 @@ struct Torture<'a> {
 }
 
 impl<'a> Torture<'a> {
-    fn new(shape: &'a Shape, seed: u64) -> Self {
-        let case = shape.case("torture");
+    fn new(shape: &'a Shape, place: Place, seed: u64) -> Self {
+        let case = shape.case_at(place, "torture");
         shape.configure(&case, LOOKBACK);
         let (clean, state) = (Duration::ZERO, seed);
         let mut torture = Self { shape, case, seed, state, clean, days: 0, rounds: 0, resets: 0, late: 0 };
@@ -133,16 +136,16 @@ impl<'a> Torture<'a> {
     }
 
     fn what(&self) -> String {
-        format!("{}, K2_TEST_SEED={}, day {}", self.shape.name, self.seed, self.days)
+        format!("{}, {:?}, K2_TEST_SEED={}, day {}", self.shape.name, self.case.place(), self.seed, self.days)
     }
 }
 
 /// Kills until there were enough: one to four passes in a row, then a clean one that must make it good.
-fn kill_again_and_again(shape: &Shape, seed: u64) {
-    let mut torture = Torture::new(shape, seed);
+fn kill_again_and_again(shape: &Shape, place: Place, kills: u64, seed: u64) {
+    let mut torture = Torture::new(shape, place, seed);
     let (mut signals, mut died) = (0, 0);
-    while died < KILLS {
-        assert!(signals < MOST_SIGNALS * KILLS, "{}: most passes had ended already", torture.what());
+    while died < kills {
+        assert!(signals < MOST_SIGNALS * kills, "{}: most passes had ended already", torture.what());
         torture.work();
         for _ in 0..=torture.random_below(4) {
             died += u64::from(!torture.ends_before("KILL"));
@@ -157,11 +160,11 @@ fn kill_again_and_again(shape: &Shape, seed: u64) {
 }
 
 /// A pass that is told to stop leaves no file behind.
-fn stop_again_and_again(shape: &Shape, seed: u64) {
-    let mut torture = Torture::new(shape, seed);
+fn stop_again_and_again(shape: &Shape, place: Place, stops: u64, seed: u64) {
+    let mut torture = Torture::new(shape, place, seed);
     let (mut signals, mut stopped) = (0, 0);
-    while stopped < STOPS {
-        assert!(signals < MOST_SIGNALS * STOPS, "{}: most passes had ended already", torture.what());
+    while stopped < stops {
+        assert!(signals < MOST_SIGNALS * stops, "{}: most passes had ended already", torture.what());
         signals += 1;
         torture.work();
         stopped += u64::from(!torture.ends_before("TERM"));
@@ -189,10 +192,28 @@ fn all_shapes(each: impl Fn(&Shape, u64) + Sync) {
 
 #[test]
 fn passes_that_are_killed_at_random_moments_lose_and_double_nothing() {
-    all_shapes(kill_again_and_again);
+    all_shapes(|shape, seed| kill_again_and_again(shape, Place::Local, KILLS, seed));
 }
 
 #[test]
 fn passes_that_are_stopped_at_random_moments_leave_nothing_behind() {
-    all_shapes(stop_again_and_again);
+    all_shapes(|shape, seed| stop_again_and_again(shape, Place::Local, STOPS, seed));
+}
+
+/// Tables on the lake, one after another from one seed.
+fn on_lake(each: impl Fn(&Shape, Place, u64) + Sync) {
+    let seed = seed();
+    println!("K2_TEST_SEED={seed}");
+    let tables = vec![(&CHUNKED, Place::Rest), (&KEYED, Place::Guarded), (&PLAIN, Place::Postgres)];
+    in_parallel(3, tables, |(shape, place)| each(shape, place, seed));
+}
+
+#[test]
+fn passes_over_the_lake_that_are_killed_at_random_moments_lose_and_double_nothing() {
+    on_lake(|shape, place, seed| kill_again_and_again(shape, place, KILLS_ON_LAKE, seed));
+}
+
+#[test]
+fn passes_over_the_lake_that_are_stopped_at_random_moments_leave_nothing_behind() {
+    on_lake(|shape, place, seed| stop_again_and_again(shape, place, STOPS_ON_LAKE, seed));
 }

@@ -15,8 +15,8 @@ use crate::notify;
 use crate::plan::{lower_bound, step};
 use crate::report::{self, Access, Check, ConfigReport, GrantLine};
 use crate::source::{Reads, Server, new_run_id};
-use crate::state;
-use crate::storage::{Storage, is_local, local_path, try_folder};
+use crate::state::{self, Records};
+use crate::storage::{Storage, is_local, local_path, rights as storage_rights, try_folder};
 use crate::target::{Catalog, Target};
 use crate::watermark::Marker;
 
@@ -97,12 +97,14 @@ impl Checking<'_> {
 
         let catalog = self.catalog().await;
         let mut reads = Reads::default();
+        let mut locations = vec![self.config.catalog.warehouse.clone()];
         for table in &self.config.tables {
             let target = match &catalog {
                 Some(catalog) => {
                     let target = target(catalog, table).await;
                     let found = target.as_ref().map(|(_, marker)| describe(marker.as_ref()));
                     self.push("target", &table.target.to_string(), found);
+                    locations.extend(target.iter().map(|(target, _)| target.metadata.location().to_owned()));
                     target.ok()
                 }
                 None => None,
@@ -119,6 +121,11 @@ impl Checking<'_> {
         }
         self.folders(catalog.as_ref()).await;
         self.outlets().await;
+        self.report.storage =
+            storage_rights(&locations, self.config.catalog.storage.properties.get("s3.sse.key").map(String::as_str));
+        if let Backend::Postgres(postgres) = &self.config.catalog.backend {
+            self.report.catalog_grants = catalog_grants(&postgres.url);
+        }
         if let Ok(server) = &server {
             self.grants(&reads, server.reads_of_sizes().await.unwrap_or_default());
         }
@@ -196,6 +203,11 @@ impl Checking<'_> {
         self.push("locks", &name, locks.as_ref().cloned());
         let cache = state::try_cache(state).map(|()| "can be written".to_owned());
         self.push("state", &state.display().to_string(), cache.as_ref().cloned());
+        if let Some(records) = &self.config.records {
+            let tried = async { Records::connect(records, &new_run_id()).await?.check().await };
+            let found = tried.await;
+            self.push("records", &records.to_string(), found.as_ref().cloned());
+        }
         if let Some(textfile) = &metrics.textfile {
             let folder = textfile.parent().unwrap_or(textfile);
             let tried = match folder.is_dir() {
@@ -248,10 +260,30 @@ impl Checking<'_> {
     }
 }
 
+/// What the user of a PostgreSQL catalog needs there.
+fn catalog_grants(url: &str) -> Vec<GrantLine> {
+    let url = url::Url::parse(url).ok();
+    let user = url.as_ref().map(url::Url::username).filter(|user| !user.is_empty()).unwrap_or("USER");
+    // A name as the URI has it may be percent-encoded; quoted, it is what it was, but for such characters.
+    let is_plain = user.chars().all(|c| matches!(c, 'a'..='z' | '0'..='9' | '_'));
+    let user = if is_plain { user.to_owned() } else { format!("\"{}\"", user.replace('"', "\"\"")) };
+    let line = |statement: &str, without: Option<&str>| GrantLine {
+        statement: format!("GRANT {statement} TO {user}"),
+        without: without.map(str::to_owned),
+    };
+    vec![
+        line("USAGE ON SCHEMA public", None),
+        line("SELECT, INSERT, UPDATE ON iceberg_tables", None),
+        line("INSERT ON iceberg_namespace_properties", None),
+        line("CREATE ON SCHEMA public", Some("somebody else must make the two tables before the first init-tables")),
+    ]
+}
+
 /// The target of a table, as far as passes have filled it.
 async fn target(catalog: &Catalog, table: &Table) -> Result<(Target, Option<Marker>)> {
     let target = Target::load_existing(catalog, &table.target).await?;
     let marker = target.marker(catalog.file_io(), &table.target).await?;
+    catalog.try_commit(&table.target).await?;
     catalog.storage().try_writing(target.metadata.location()).await?;
     Ok((target, marker))
 }

@@ -6,9 +6,10 @@ use super::select;
 use crate::cli::{Audit, Format};
 use crate::config::{Config, Table};
 use crate::error::{Error, Kind, Result};
-use crate::guard::Guard;
+use crate::guard::Locks;
 use crate::report::{self, ErrorReport, OrphanFile, OrphanReport, OrphanTable};
 use crate::source::new_run_id;
+use crate::state::Ledger;
 use crate::target::{Catalog, Target};
 
 pub async fn execute(config: &Config, args: &Audit, format: Format) -> Result<u8> {
@@ -17,10 +18,12 @@ pub async fn execute(config: &Config, args: &Audit, format: Format) -> Result<u8
             .hint("of the other options only --table and --repair go with it"));
     }
     let catalog = Catalog::open(config).await?;
+    let run_id = new_run_id();
+    let locks = Locks::new(config, &run_id, &Ledger::new(config, &run_id));
     let mut tables = Vec::new();
     for table in select(config, &args.tables)? {
         let mut entry = OrphanTable { target: table.target.to_string(), orphans: Vec::new(), error: None };
-        if let Err(error) = look(config, &catalog, table, args.repair, &mut entry.orphans).await {
+        if let Err(error) = look(&locks, &catalog, table, args.repair, &mut entry.orphans).await {
             entry.error = Some(ErrorReport::from(&error));
         }
         tables.push(entry);
@@ -32,14 +35,14 @@ pub async fn execute(config: &Config, args: &Audit, format: Format) -> Result<u8
 
 /// Lists the orphans of a table; deletes them where that is asked for.
 async fn look(
-    config: &Config,
+    locks: &Locks<'_>,
     catalog: &Catalog,
     table: &Table,
     repair: bool,
     found: &mut Vec<OrphanFile>,
 ) -> Result<()> {
     let _guard = match repair {
-        true => Some(Guard::acquire(config, &table.target, &new_run_id())?),
+        true => Some(locks.acquire(&table.target).await?),
         false => None,
     };
     let target = Target::load_existing(catalog, &table.target).await?;

@@ -12,12 +12,13 @@ use crate::config::{Config, Table};
 use crate::cursor::Tick;
 use crate::error::{Error, Kind, Result};
 use crate::failpoint::{self, Failpoint};
-use crate::guard::Guard;
+use crate::guard::Locks;
 use crate::plan::{Window, check_bound, step};
 use crate::report::{self, InitStatus, InitTable, ResetReport, ResetStatus, Seam};
 use crate::reset::{Reset, Situation};
 use crate::schema::{Evolution, evolve, fitting_types};
 use crate::source::{Server, Source};
+use crate::state::Ledger;
 use crate::storage::Storage;
 use crate::target::{Catalog, Moved, Relation, Standing, SwapError, Target, check_newest, locate};
 use crate::watermark::SourceIdentity;
@@ -221,7 +222,9 @@ impl Registration<'_> {
     ) -> Result<Option<i64>> {
         let catalog = Catalog::open_or_create(self.config).await?;
         failpoint::hit(Failpoint::Guard)?;
-        let _guard = Guard::acquire(self.config, &self.table.target, self.request.run_id)?;
+        let ledger = Ledger::new(self.config, self.request.run_id);
+        let locks = Locks::new(self.config, self.request.run_id, &ledger);
+        let _guard = locks.acquire(&self.table.target).await?;
         failpoint::hit(Failpoint::Target)?;
         if let Some((file, registered)) = from {
             if locate(&self.storage, self.request.metadata).await? != file {
@@ -233,7 +236,8 @@ impl Registration<'_> {
         failpoint::hit(Failpoint::Written)?;
         let Some(adoption) = adoption else { return Ok(None) };
         let skipped = adoption.report.rows_skipped;
-        let snapshot_id = commit_reset(self.config, &catalog, self.table, target, &adoption.reset, skipped).await?;
+        let snapshot_id =
+            commit_reset(self.config, &ledger, &catalog, self.table, target, &adoption.reset, skipped).await?;
         failpoint::hit(Failpoint::Committed)?;
         Ok(Some(snapshot_id))
     }

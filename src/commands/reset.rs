@@ -7,12 +7,12 @@ use crate::commit::{self, Base, Commit, Failure};
 use crate::config::{Config, Table};
 use crate::cursor::{Cursor, Tick};
 use crate::error::Result;
-use crate::guard::Guard;
+use crate::guard::Locks;
 use crate::plan::{Window, check_bound, floor, step};
 use crate::report::{self, ResetReport, ResetStatus};
 use crate::reset::{Reset as Plan, Situation, needs_largest};
 use crate::source::{Server, Source, new_run_id};
-use crate::state::State;
+use crate::state::{Ledger, Record, State};
 use crate::target::{Catalog, Standing, Target, deleted_by_others};
 use crate::watermark::SourceIdentity;
 
@@ -86,14 +86,17 @@ async fn reset(config: &Config, table: &Table, args: &Reset, run_id: &str) -> Re
         return Ok(ResetReport { status: ResetStatus::Unchanged, ..report });
     }
     // Not before the answer: passes go on while the question stands. What they commit meanwhile makes the commit fail.
-    let _guard = Guard::acquire(config, &table.target, run_id)?;
-    let snapshot_id = commit_reset(config, &catalog, table, &target, &plan, report.rows_skipped).await?;
+    let ledger = Ledger::new(config, run_id);
+    let locks = Locks::new(config, run_id, &ledger);
+    let _guard = locks.acquire(&table.target).await?;
+    let snapshot_id = commit_reset(config, &ledger, &catalog, table, &target, &plan, report.rows_skipped).await?;
     Ok(ResetReport { status: ResetStatus::Reset, snapshot_id: Some(snapshot_id), ..report })
 }
 
 /// Commits a reset, which skips so many rows of the source.
 pub async fn commit_reset(
     config: &Config,
+    ledger: &Ledger,
     catalog: &Catalog,
     table: &Table,
     target: &Target,
@@ -114,7 +117,9 @@ pub async fn commit_reset(
         Ok((snapshot_id, _)) => snapshot_id,
         Err(Failure::Rejected(error) | Failure::Undecided(error)) => return Err(error),
     };
-    State::open(&config.state).forget_checked_to(&table.target.to_string());
+    let (target, to) = (table.target.to_string(), plan.to);
+    State::open(&config.state).forget_checked_to(&target);
+    ledger.publish(&[Record::reset(&target, marker.source.cursor.kind.format(to), to)]).await;
     Ok(snapshot_id)
 }
 

@@ -10,7 +10,8 @@ use crate::clock::rfc3339;
 use crate::config::{Config, Table};
 use crate::error::{Kind, Result};
 use crate::report::{self, StatusReport, StatusState, StatusTable};
-use crate::state::{Day, State, TableState};
+use crate::source::new_run_id;
+use crate::state::{Day, Ledger, State, TableState};
 use crate::target::{Catalog, DataFiles, Target, committed_ms, live_records};
 use crate::ttl;
 use crate::watermark::Mode;
@@ -30,6 +31,8 @@ pub async fn execute(config: &Config, args: &Status, format: Format) -> Result<u
     let max_lag = args.max_lag.unwrap_or(config.lag_limit());
     let mut entries = Vec::with_capacity(tables.len());
     let mut remembered = state.tables();
+    let targets: Vec<String> = tables.iter().map(|table| table.target.to_string()).collect();
+    Ledger::new(config, &new_run_id()).complete(&mut remembered, &targets).await;
     for table in tables {
         let known = remembered.remove(&table.target.to_string()).unwrap_or_default();
         let seen = match &catalog {

@@ -10,7 +10,7 @@ use crate::error::{Kind, Result, worst_exit};
 use crate::plan::{lower_bound, reachable, seconds_between, step};
 use crate::report::{self, ErrorReport, WatermarkReport, WatermarkTable};
 use crate::source::{Facts, Server, new_run_id};
-use crate::state::{State, TableState};
+use crate::state::{Ledger, State, TableState};
 use crate::target::{Catalog, Target};
 use crate::ttl;
 use crate::watermark::Marker;
@@ -24,6 +24,8 @@ pub async fn show(config: &Config, args: &Show, format: Format) -> Result<u8> {
     let mut report = WatermarkReport { tables: Vec::with_capacity(tables.len()) };
     let mut exits = Vec::new();
     let mut remembered = state.tables();
+    let targets: Vec<String> = tables.iter().map(|table| table.target.to_string()).collect();
+    Ledger::new(config, &new_run_id()).complete(&mut remembered, &targets).await;
     for table in tables {
         let remembered = remembered.remove(&table.target.to_string()).unwrap_or_default();
         let last_offload = state.last_offload(&table.target.to_string());

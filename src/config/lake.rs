@@ -55,7 +55,7 @@ pub struct Postgres {
     pub url: String,
     /// Empty for none.
     pub password: Secret,
-    /// Certificates to trust instead of the system's.
+    /// Certificates to trust beside the system's.
     pub ca_file: Option<PathBuf>,
     /// Longest wait for a connection.
     pub connect_timeout: Duration,

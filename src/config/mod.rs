@@ -89,6 +89,15 @@ pub enum Records {
     ClickHouse(Box<ClickHouse>),
 }
 
+impl fmt::Display for Records {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Postgres(postgres) => f.write_str(&postgres.url),
+            Self::ClickHouse(clickhouse) => write!(f, "{}/{}", clickhouse.url, clickhouse.database),
+        }
+    }
+}
+
 /// Where metrics go after each pass and audit.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics {

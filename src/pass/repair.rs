@@ -4,7 +4,6 @@ use super::{Options, Pass, millis};
 use crate::chunk::Route;
 use crate::config::{Config, Table};
 use crate::error::Result;
-use crate::guard::Guard;
 use crate::late::whole;
 use crate::plan::Window;
 use crate::progress::Progress;
@@ -28,7 +27,7 @@ pub async fn repair(
     telemetry: &Telemetry,
 ) -> Result<RunTable> {
     let pass = Pass { deadline: None, ..Pass::new(config, Options::default(), state, stop, telemetry) };
-    let _guard = Guard::acquire(config, &table.target, &pass.run_id)?;
+    let _guard = pass.locks.acquire(&table.target).await?;
     let mut progress = Progress::default();
     let repair = async || Box::pin(pass.repair(table, server, catalog, windows, &mut progress)).await;
     let repaired = pass.retry(repair).await;

@@ -18,6 +18,7 @@ use self::errors::Fault;
 use self::settings::Settings;
 use crate::config::Postgres;
 use crate::error::{Error, Result};
+use crate::guard::host_name;
 
 /// Longest wait for another session's lock on a row: writers take milliseconds.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -28,6 +29,12 @@ pub type Value<'a> = (&'a (dyn ToSql + Sync), Type);
 /// Text as a value.
 pub fn text<T: ToSql + Sync>(value: &T) -> Value<'_> {
     (value, Type::TEXT)
+}
+
+/// What sessions of a run are called in the server's `pg_stat_activity`.
+pub fn application(run_id: Option<&str>) -> String {
+    let run = run_id.map_or_else(String::new, |run_id| format!(" {run_id}"));
+    format!("k2-offload{run} on {}", host_name())
 }
 
 /// How durable a transaction is when COMMIT returns.
@@ -46,6 +53,15 @@ pub enum CommitError {
     NotDone(Error),
     /// It may have been committed (P14).
     Unknown(Error),
+}
+
+impl CommitError {
+    /// For those to whom it is all the same.
+    pub fn into_error(self) -> Error {
+        match self {
+            Self::NotDone(error) | Self::Unknown(error) => error,
+        }
+    }
 }
 
 /// A database.
@@ -154,7 +170,7 @@ impl Client {
     }
 
     async fn open(&self) -> Result<tokio_postgres::Client> {
-        let opened = match timeout(self.settings.connect_timeout, self.dial()).await {
+        let opened = match timeout(self.settings.connect_timeout, Box::pin(self.dial())).await {
             Ok(opened) => opened.map_err(Fault::Server),
             Err(_) => Err(Fault::TimedOut(self.settings.connect_timeout)),
         };

@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::{ErrorReport, Report};
 use crate::config::Resolved;
 use crate::error::{Error, worst_exit};
+use crate::storage::Rights;
 
 /// What became of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -53,13 +54,22 @@ impl Check {
     }
 }
 
-/// A right that the ClickHouse user needs.
+/// A right that a user of a database needs.
 #[derive(Debug, Serialize)]
 pub struct GrantLine {
     /// The statement that grants it.
     pub statement: String,
     /// What goes on without it, if anything does.
     pub without: Option<String>,
+}
+
+impl GrantLine {
+    fn line(&self) -> String {
+        match &self.without {
+            None => format!("{};", self.statement),
+            Some(without) => format!("{}; -- without it, {without}", self.statement),
+        }
+    }
 }
 
 /// What this process does to a file or folder.
@@ -82,6 +92,10 @@ pub struct ConfigReport {
     pub checks: Vec<Check>,
     /// What the ClickHouse user must be granted.
     pub grants: Vec<GrantLine>,
+    /// What the user of a PostgreSQL catalog must be granted.
+    pub catalog_grants: Vec<GrantLine>,
+    /// What the storage must allow, one for each bucket.
+    pub storage: Vec<Rights>,
     /// What the grants leave open.
     pub notes: Vec<String>,
     /// Files and folders that this process uses.
@@ -109,11 +123,19 @@ impl Report for ConfigReport {
         lines.extend(self.checks.iter().map(Check::line));
         if !self.grants.is_empty() {
             lines.extend([String::new(), "-- what the ClickHouse user needs".to_owned()]);
-            lines.extend(self.grants.iter().map(|grant| match &grant.without {
-                None => format!("{};", grant.statement),
-                Some(without) => format!("{}; -- without it, {without}", grant.statement),
-            }));
+            lines.extend(self.grants.iter().map(GrantLine::line));
             lines.extend(self.notes.iter().map(|note| format!("-- {note}")));
+        }
+        if !self.catalog_grants.is_empty() {
+            lines.extend([
+                String::new(),
+                "-- what the catalog's PostgreSQL user needs (where the tables lie in `public`)".to_owned(),
+            ]);
+            lines.extend(self.catalog_grants.iter().map(GrantLine::line));
+        }
+        for rights in &self.storage {
+            lines.extend([String::new(), format!("# what {} must allow", rights.bucket)]);
+            lines.push(rights.policy.as_ref().map_or_else(|| rights.needs.clone(), |policy| format!("{policy:#}")));
         }
         if !self.files.is_empty() {
             let user = self.uid.map(|uid| format!(" (checked as uid {uid})")).unwrap_or_default();

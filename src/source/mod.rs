@@ -28,7 +28,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 pub use self::connection::{http_client, of_first_answer, wants_tls};
-use self::errors::{classify, stalled};
+pub use self::errors::{classify, stalled};
 use self::open::{Definition, DescribeRow};
 pub use self::reads::{Grant, Reads};
 pub use self::relation::Counting;

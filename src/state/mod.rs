@@ -6,6 +6,7 @@
 mod incidents;
 mod read;
 mod record;
+mod records;
 mod schema;
 
 use std::cell::RefCell;
@@ -17,6 +18,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, Transactio
 pub use self::incidents::Incident;
 pub use self::read::{Day, Filter, LastPass, PastChunk, PastPass, Recent, TableState, Totals};
 pub use self::record::{Audited, Finished};
+pub use self::records::{Ledger, Record, Records};
 
 use crate::error::{Classify, Kind, Result};
 use crate::storage::try_folder;

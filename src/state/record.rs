@@ -6,7 +6,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use rusqlite::{OptionalExtension, Params, Row, Transaction, named_params, params};
 use serde::Serialize;
 
-use super::State;
+use super::{Record, State};
 use crate::clock::rfc3339;
 use crate::cursor::Tick;
 use crate::error::Kind;
@@ -86,6 +86,40 @@ impl State {
             )
         });
         death
+    }
+
+    /// What another host told of tables, of which nothing is remembered here. One that is at work there now is not at work here.
+    pub fn seed<'a>(&self, told: impl Iterator<Item = &'a Record>) {
+        let told: Vec<_> = told.map(|record| (&record.target, record.remembered())).collect();
+        if told.is_empty() {
+            return;
+        }
+        self.write(|transaction| {
+            for (target, known) in &told {
+                let status = match (known.failure_count, &known.last_success_at) {
+                    (1.., _) => "failed",
+                    (_, Some(_)) => "success",
+                    (_, None) => "initialized",
+                };
+                execute(
+                    transaction,
+                    "INSERT OR IGNORE INTO target_state (target, status, checked_to, watermark, last_success_at, last_duration_ms, \
+                     failure_count, last_error, caught_up_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+                    params![
+                        target,
+                        status,
+                        known.checked_to,
+                        known.watermark,
+                        known.last_success_at,
+                        known.last_duration_ms,
+                        known.failure_count,
+                        known.last_error,
+                        known.caught_up_ms,
+                    ],
+                )?;
+            }
+            Ok(0)
+        });
     }
 
     /// A pass over a table has ended; whether that is remembered now.

@@ -5,33 +5,81 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
-use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, Checksum};
+use futures::future::BoxFuture;
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, AwsCredential, AwsCredentialProvider, Checksum};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::gcp::{GcpCredential, GoogleCloudStorageBuilder};
 use object_store::multipart::MultipartStore;
 use object_store::path::Path as Key;
 use object_store::{
-    BackoffConfig, Certificate, ClientOptions, MultipartId, ObjectStore, ObjectStoreExt, RetryConfig,
-    StaticCredentialProvider,
+    BackoffConfig, Certificate, ClientOptions, CredentialProvider, MultipartId, ObjectStore, ObjectStoreExt,
+    RetryConfig, StaticCredentialProvider,
 };
 
-use super::errors::{Missing, classify};
+use super::errors::{Access, Missing, NoCredentials, was_cut};
 use super::profile::Files;
 use super::same_spelling;
 use crate::config::{Secret, Storage};
-use crate::error::{Classify, Error, Kind, Result};
+use crate::error::{Classify, Context, Error, Kind, Result};
 
 /// Tries of a request after the first. A pass tries a table again on top of them.
 const RETRIES: usize = 5;
 const BACKOFF: BackoffConfig =
     BackoffConfig { init_backoff: Duration::from_millis(100), max_backoff: Duration::from_secs(5), base: 2.0 };
 
+/// Variables that hold a secret of a store.
+const SECRET_VARIABLES: [&str; 7] = [
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AZURE_STORAGE_ACCOUNT_KEY",
+    "AZURE_STORAGE_ACCESS_KEY",
+    "AZURE_STORAGE_SAS_KEY",
+    "AZURE_STORAGE_SAS_TOKEN",
+    "AZURE_STORAGE_CLIENT_SECRET",
+];
+/// Variables that say that keys for S3 can be fetched, and where.
+const FETCHED_FROM: [&str; 4] = [
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_EC2_METADATA_SERVICE_ENDPOINT",
+];
+
+/// Where the keys for S3 are.
+enum Keys {
+    /// The builder has them; those of them that were read from a file.
+    Known(Vec<Secret>),
+    /// The client fetches them, and others when they expire.
+    Fetched,
+}
+
+/// Keys of a role or a web identity: that there are none is no error of the store.
+#[derive(Debug)]
+struct Fetched {
+    provider: AwsCredentialProvider,
+    is_expected: bool,
+}
+
+#[async_trait]
+impl CredentialProvider for Fetched {
+    type Credential = AwsCredential;
+
+    async fn get_credential(&self) -> object_store::Result<Arc<AwsCredential>> {
+        self.provider.get_credential().await.map_err(|cause| {
+            let missing = NoCredentials { is_expected: self.is_expected, cause };
+            object_store::Error::Generic { store: "S3", source: Box::new(missing) }
+        })
+    }
+}
+
 /// A bucket, or what stands for one.
 #[derive(Debug, Clone)]
 pub(super) struct Bucket {
     pub store: Arc<dyn ObjectStore>,
     pub parts: Arc<dyn Parts>,
+    pub access: Arc<Access>,
 }
 
 /// [`MultipartStore`] that can be printed.
@@ -39,9 +87,9 @@ pub(super) trait Parts: MultipartStore + std::fmt::Debug {}
 impl<T: MultipartStore + std::fmt::Debug> Parts for T {}
 
 impl Bucket {
-    fn of<T: ObjectStore + Parts>(store: T) -> Self {
+    fn of<T: ObjectStore + Parts>(store: T, access: Access) -> Self {
         let store = Arc::new(store);
-        Self { store: store.clone(), parts: store }
+        Self { store: store.clone(), parts: store, access: Arc::new(access) }
     }
 }
 
@@ -113,36 +161,34 @@ impl Buckets {
 
     pub(super) async fn read(&self, location: &str) -> Result<Bytes, Missing> {
         let (bucket, key) = self.find(location)?;
-        let failed = |e| Missing::of_object("read", location, e);
+        let failed = |e| bucket.access.missing("read", location, e);
         bucket.store.get(&key).await.map_err(failed)?.bytes().await.map_err(failed)
     }
 
     pub(super) async fn read_range(&self, location: &str, range: Range<u64>) -> Result<Bytes, Missing> {
         let (bucket, key) = self.find(location)?;
-        bucket.store.get_range(&key, range).await.map_err(|e| Missing::of_object("read", location, e))
+        bucket.store.get_range(&key, range).await.map_err(|e| bucket.access.missing("read", location, e))
     }
 
     /// The size of an object.
     pub(super) async fn head(&self, location: &str) -> Result<u64, Missing> {
         let (bucket, key) = self.find(location)?;
         let head = bucket.store.head(&key).await;
-        head.map(|object| object.size).map_err(|e| Missing::of_object("look at", location, e))
+        head.map(|object| object.size).map_err(|e| bucket.access.missing("look at", location, e))
     }
 
     /// Deletes an object, and gives up what was begun of it.
     pub(super) async fn delete(&self, location: &str) -> Result<()> {
         let begun = locked(&self.uploads).remove(location);
         if let Some(Begun { bucket, key, id }) = begun
-            && let Err(error) = bucket.parts.abort_multipart(&key, &id).await
+            && let Err(error) = gone(|| Box::pin(bucket.parts.abort_multipart(&key, &id))).await
         {
-            let error = classify("give up the upload of", location, error);
+            let error = bucket.access.failed("give up the upload of", location, error);
             tracing::warn!(%error, "parts of a file were left behind; a lifecycle rule of the bucket deletes them");
         }
         let (bucket, key) = self.find(location)?;
-        match bucket.store.delete(&key).await {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(classify("delete", location, error)),
-        }
+        let deleted = gone(|| Box::pin(bucket.store.delete(&key))).await;
+        deleted.map_err(|e| bucket.access.failed("delete", location, e))
     }
 
     pub(super) fn begun(&self, location: &str, begun: Begun) {
@@ -156,6 +202,21 @@ impl Buckets {
     pub(super) fn forget(&self, location: &str) {
         locked(&self.uploads).remove(location);
     }
+}
+
+/// Deletes what may be gone already. The client repeats neither DELETE nor the POST that S3 has for many objects where an answer is lost; repeated,
+/// they do what they did.
+async fn gone<'a>(
+    delete: impl Fn() -> BoxFuture<'a, object_store::Result<()>> + Send + Sync,
+) -> object_store::Result<()> {
+    for attempt in 0..=RETRIES {
+        match delete().await {
+            Err(object_store::Error::NotFound { .. }) => break,
+            Err(error) if attempt < RETRIES && was_cut(&error) => {}
+            result => return result,
+        }
+    }
+    Ok(())
 }
 
 /// Scheme and bucket of a location, and the key in it.
@@ -191,9 +252,11 @@ impl Settings<'_> {
     fn bucket(&self, root: &str) -> Result<Bucket> {
         let scheme = root.split_once("://").map_or("", |(scheme, _)| scheme);
         let made = match scheme {
-            "s3" => self.s3(root)?.build().map(Bucket::of),
-            "gs" => self.google(root)?.build().map(Bucket::of),
-            "abfs" | "abfss" | "wasb" | "wasbs" | "az" => self.azure(root)?.build().map(Bucket::of),
+            "s3" => self.s3(root)?,
+            "gs" => self.google(root)?.build().map(|store| Bucket::of(store, self.access(false))),
+            "abfs" | "abfss" | "wasb" | "wasbs" | "az" => {
+                self.azure(root)?.build().map(|store| Bucket::of(store, self.access(false)))
+            }
             scheme => {
                 return Err(Error::refused(format!("this version does not know `{scheme}://` locations"))
                     .hint("it knows file://, s3://, gs:// and abfss://"));
@@ -201,7 +264,9 @@ impl Settings<'_> {
         };
         made.map_err(|e| {
             // Errors of builders name what is missing or wrong, and no value.
-            Error::new(Kind::Config, e).context(format!("set up access to {root}"))
+            Error::new(Kind::Config, e).context(format!("set up access to {root}")).hint(
+                "see catalog.properties and the variables of the environment: AWS_, GOOGLE_ or AZURE_ and what follows",
+            )
         })
     }
 
@@ -210,7 +275,8 @@ impl Settings<'_> {
             .with_allow_http(endpoint.is_some_and(|url| url.starts_with("http://")))
             .with_connect_timeout(self.config.connect_timeout)
             .with_timeout(self.config.timeout);
-        let certificates = self.config.ca_file.as_deref().map(crate::tls::certificates).transpose()?;
+        let certificates = self.config.ca_file.as_deref().map(crate::tls::certificates).transpose();
+        let certificates = certificates.context_with(|| "catalog.ca_file")?;
         for certificate in certificates.unwrap_or_default() {
             options = options
                 .with_root_certificate(Certificate::from_der(&certificate).or_error(Kind::Config, "catalog.ca_file")?);
@@ -218,11 +284,51 @@ impl Settings<'_> {
         Ok(options)
     }
 
+    /// A server that lets every connection wait is given up after some of them, not after [`RETRIES`].
     fn retry(&self) -> RetryConfig {
-        RetryConfig { backoff: BACKOFF, max_retries: RETRIES, retry_timeout: self.config.timeout }
+        let retry_timeout = self.config.timeout.min(2 * self.config.connect_timeout);
+        RetryConfig { backoff: BACKOFF, max_retries: RETRIES, retry_timeout }
     }
 
-    fn s3(&self, root: &str) -> Result<AmazonS3Builder> {
+    /// With all that is secret in what was lent and in the environment; `is_renewed` where credentials of our own are other ones the next time.
+    fn access(&self, is_renewed: bool) -> Access {
+        let is_secret = |key: &str| ["secret", "token", "account-key"].iter().any(|part| key.contains(part));
+        let lent = self.lent.iter().filter(|(key, _)| is_secret(key)).map(|(_, value)| value.clone());
+        let environment = SECRET_VARIABLES.iter().filter_map(|name| std::env::var(name).ok()).map(Secret::new);
+        Access { is_renewed: is_renewed || !self.lent.is_empty(), secrets: lent.chain(environment).collect() }
+    }
+
+    fn s3(&self, root: &str) -> Result<object_store::Result<Bucket>> {
+        let (builder, keys) = self.s3_credentials(self.s3_place(root)?)?;
+        let mut access = self.access(matches!(keys, Keys::Fetched));
+        let is_set = |name: &str| std::env::var_os(name).is_some();
+        let store = match keys {
+            Keys::Known(secrets) => {
+                access.secrets.extend(secrets);
+                builder.build()
+            }
+            // Else an instance's role would be asked, which is another one.
+            Keys::Fetched
+                if is_set("AWS_CONTAINER_CREDENTIALS_FULL_URI")
+                    && !is_set("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE") =>
+            {
+                return Err(Error::new(
+                    Kind::Config,
+                    "AWS_CONTAINER_CREDENTIALS_FULL_URI is set without AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+                )
+                .hint("this version knows the two together, as on EKS, and AWS_CONTAINER_CREDENTIALS_RELATIVE_URI, as on ECS"));
+            }
+            // Who knows the keys is decided when it is built.
+            Keys::Fetched => builder.clone().build().and_then(|store| {
+                let is_expected = FETCHED_FROM.into_iter().any(is_set);
+                let fetched = Fetched { provider: store.credentials().clone(), is_expected };
+                builder.with_credentials(Arc::new(fetched)).build()
+            }),
+        };
+        Ok(store.map(|store| Bucket::of(store, access)))
+    }
+
+    fn s3_place(&self, root: &str) -> Result<AmazonS3Builder> {
         let mut builder = AmazonS3Builder::from_env().with_url(root).with_retry(self.retry());
         let endpoint = self.get("s3.endpoint").map(str::to_owned);
         let endpoint = endpoint.or_else(|| std::env::var("AWS_ENDPOINT_URL_S3").ok());
@@ -253,24 +359,30 @@ impl Settings<'_> {
             (Some("dsse-kms"), Some(key)) => builder.with_dsse_kms_encryption(key),
             _ => builder,
         };
-        self.s3_credentials(builder)
+        // As AWS' own clients call it.
+        if let Ok(endpoint) = std::env::var("AWS_EC2_METADATA_SERVICE_ENDPOINT") {
+            builder = builder.with_metadata_endpoint(endpoint.trim_end_matches('/'));
+        }
+        Ok(builder)
     }
 
     /// Lent by the catalog; else from the file or profile that the configuration names; else from the environment, a shared file, a web identity
     /// or the role of an instance.
-    fn s3_credentials(&self, builder: AmazonS3Builder) -> Result<AmazonS3Builder> {
+    fn s3_credentials(&self, builder: AmazonS3Builder) -> Result<(AmazonS3Builder, Keys)> {
         let lent = |key: &str| self.lent.get(key).map(Secret::expose);
         if let (Some(id), Some(key)) = (lent("s3.access-key-id"), lent("s3.secret-access-key")) {
             let builder = builder.with_access_key_id(id).with_secret_access_key(key);
             // Without a token of its own, one of the environment would go with foreign keys.
-            return Ok(builder.with_token(lent("s3.session-token").unwrap_or_default()));
+            return Ok((builder.with_token(lent("s3.session-token").unwrap_or_default()), Keys::Known(Vec::new())));
         }
         let variable = |name: &str| std::env::var(name).ok();
         let (file, profile) = (self.get("s3.credentials-file"), self.get("s3.profile-name"));
         let is_named = file.is_some() || profile.is_some();
-        let elsewhere = ["AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE"];
-        if !is_named && elsewhere.iter().any(|name| variable(name).is_some()) {
-            return Ok(builder);
+        if !is_named && variable("AWS_ACCESS_KEY_ID").is_some() {
+            return Ok((builder, Keys::Known(Vec::new())));
+        }
+        if !is_named && variable("AWS_WEB_IDENTITY_TOKEN_FILE").is_some() {
+            return Ok((builder, Keys::Fetched));
         }
         let named = profile.map(str::to_owned).or_else(|| variable("AWS_PROFILE"));
         let name = named.clone().unwrap_or_else(|| "default".to_owned());
@@ -279,16 +391,17 @@ impl Settings<'_> {
                 let builder = builder.with_access_key_id(found.key_id).with_secret_access_key(found.key.expose());
                 let builder = builder.with_token(found.token.as_ref().map(Secret::expose).unwrap_or_default());
                 let given = self.get("s3.region").or_else(|| self.get("client.region")).is_some();
-                Ok(match found.region.filter(|_| !given) {
+                let builder = match found.region.filter(|_| !given) {
                     Some(region) => builder.with_region(region),
                     None => builder,
-                })
+                };
+                Ok((builder, Keys::Known([found.key].into_iter().chain(found.token).collect())))
             }
             None if is_named || named.is_some() => {
                 Err(Error::new(Kind::Config, format!("there is no profile `{name}` of AWS"))
                     .hint("correct \"s3.profile-name\", \"s3.credentials-file\" or AWS_PROFILE"))
             }
-            None => Ok(builder),
+            None => Ok((builder, Keys::Fetched)),
         }
     }
 

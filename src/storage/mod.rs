@@ -9,6 +9,7 @@ mod buckets;
 mod errors;
 mod local;
 mod profile;
+mod rights;
 mod upload;
 
 use std::fs::File;
@@ -28,6 +29,7 @@ use tokio::sync::oneshot;
 use self::buckets::Buckets;
 pub use self::errors::Missing;
 pub use self::local::{DurableFile, file_error, judge, local_path, nameless_file, try_folder};
+pub use self::rights::{Rights, rights};
 use self::upload::Upload;
 use crate::config::{self, Config};
 use crate::error::{Classify, Error, Kind, Result};
@@ -117,7 +119,7 @@ impl Storage {
             return local::replace(&path, &bytes).map_err(|e| file_error("write", &path, e));
         }
         let (bucket, key) = self.buckets.find(location)?;
-        bucket.store.put(&key, bytes.into()).await.map_err(|e| errors::classify("write", location, e)).map(|_| ())
+        bucket.store.put(&key, bytes.into()).await.map_err(|e| bucket.access.failed("write", location, e)).map(|_| ())
     }
 
     /// Reads a file as a whole.
@@ -172,7 +174,7 @@ impl Storage {
             modified: object.last_modified.into(),
         };
         let listed = bucket.store.list(Some(&key)).map_ok(stored).try_collect::<Vec<_>>().await;
-        listed.map_err(|e| errors::classify("list", folder, e))
+        listed.map_err(|e| bucket.access.failed("list", folder, e))
     }
 
     /// Tries whether files can be written below a location; nothing stays.
@@ -182,8 +184,8 @@ impl Storage {
         }
         let file = format!("{location}/k2-offload-try-{}", uuid::Uuid::new_v4());
         self.replace(&file, Bytes::from_static(b"k2-offload config check\n")).await?;
-        self.list(&file).await?;
-        self.delete(&file).await
+        let (listed, deleted) = (self.list(&file).await, self.delete(&file).await);
+        deleted.and(listed.map(drop))
     }
 }
 

@@ -21,6 +21,8 @@ pub(super) struct Profile {
 /// Where profiles are looked for.
 #[derive(Debug)]
 pub(super) struct Files {
+    /// The file that the configuration names, which must be there.
+    given: Option<PathBuf>,
     /// `AWS_SHARED_CREDENTIALS_FILE`, or `~/.aws/credentials`.
     pub credentials: Option<PathBuf>,
     /// `AWS_CONFIG_FILE`, or `~/.aws/config`.
@@ -36,11 +38,15 @@ impl Files {
             named.or_else(|| home.as_ref().map(|home| home.join(name)))
         };
         let credentials = given.map(PathBuf::from).or_else(|| of("AWS_SHARED_CREDENTIALS_FILE", "credentials"));
-        Self { credentials, config: of("AWS_CONFIG_FILE", "config") }
+        Self { given: given.map(PathBuf::from), credentials, config: of("AWS_CONFIG_FILE", "config") }
     }
 
     /// The keys of a profile; `None` where no file has it.
     pub(super) fn find(&self, profile: &str) -> Result<Option<Profile>> {
+        if let Some(file) = self.given.as_ref().filter(|file| !file.exists()) {
+            return Err(Error::new(Kind::Config, format!("the file {} does not exist", file.display()))
+                .hint("correct \"s3.credentials-file\" in catalog.properties"));
+        }
         let credentials = self.credentials.as_deref().map(read).transpose()?.flatten();
         let config = self.config.as_deref().map(read).transpose()?.flatten();
         let in_config = if profile == "default" { profile.to_owned() } else { format!("profile {profile}") };

@@ -10,7 +10,6 @@ use object_store::{ObjectStoreExt, PutPayload};
 use tokio::task::JoinSet;
 
 use super::buckets::{Begun, Bucket, Buckets};
-use super::errors::classify;
 use crate::error::{Classify, Error, Kind, Result};
 use crate::failpoint::{self, Failpoint};
 
@@ -28,6 +27,8 @@ pub struct Upload {
     key: Key,
     location: String,
     begun: bool,
+    /// Bytes of the whole object so far.
+    length: u64,
     waiting: Vec<Bytes>,
     waiting_length: usize,
     number: usize,
@@ -46,6 +47,7 @@ impl Upload {
             key,
             location: location.to_owned(),
             begun: false,
+            length: 0,
             waiting: Vec::new(),
             waiting_length: 0,
             number: 0,
@@ -57,6 +59,7 @@ impl Upload {
     /// Appends `bytes`, which stay in memory until [`Self::ready`] sends them.
     pub(super) fn write(&mut self, bytes: Bytes) -> Result<()> {
         failpoint::hit_disk(Failpoint::FileWrite).or_error(Kind::Unavailable, format!("write {}", self.location))?;
+        self.length += bytes.len() as u64;
         self.waiting_length += bytes.len();
         self.waiting.push(bytes);
         Ok(())
@@ -89,10 +92,19 @@ impl Upload {
         self.sent.sort_by_key(|(number, _)| *number);
         let parts = mem::take(&mut self.sent).into_iter().map(|(_, part)| part).collect();
         let id = self.id()?;
-        let completed = self.bucket.parts.complete_multipart(&self.key, &id, parts).await;
-        completed.map_err(|e| self.failed(e))?;
+        match self.bucket.parts.complete_multipart(&self.key, &id, parts).await {
+            Ok(_) => {}
+            // The client asks again where no answer came; not every store remembers that it has done it then.
+            Err(object_store::Error::NotFound { .. }) if self.is_there().await => {}
+            Err(error) => return Err(self.failed(error)),
+        }
         self.buckets.forget(&self.location);
         Ok(())
+    }
+
+    /// Whether the object is there as a whole. No other upload has its name.
+    async fn is_there(&self) -> bool {
+        self.buckets.head(&self.location).await.is_ok_and(|length| length == self.length)
     }
 
     /// The next `length` bytes of those that wait.
@@ -150,6 +162,6 @@ impl Upload {
     }
 
     fn failed(&self, error: object_store::Error) -> Error {
-        classify("write", &self.location, error)
+        self.bucket.access.failed("write", &self.location, error)
     }
 }

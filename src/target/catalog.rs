@@ -145,6 +145,14 @@ impl Catalog {
         }
     }
 
+    /// Tries whether we may commit to a table that is there; changes nothing. What SQL catalogs allow they allow for all tables.
+    pub async fn try_commit(&self, name: &TableName) -> Result<()> {
+        match &self.backend {
+            Backend::Sqlite(_) | Backend::Postgres(_) => Ok(()),
+            Backend::Rest(catalog) => catalog.try_commit(name).await,
+        }
+    }
+
     /// Loads a table, `None` where there is no such table; metadata that is still that of `known` is not read again.
     pub async fn load(&self, name: &TableName, known: Option<&Target>) -> Result<Option<Target>> {
         let location = match &self.backend {

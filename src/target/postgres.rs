@@ -9,8 +9,7 @@ use super::catalog::{Moved, SwapError};
 use crate::config::{Postgres as Config, TableName};
 use crate::error::{Error, Kind, Result};
 use crate::failpoint::{self, Action, Failpoint};
-use crate::guard::host_name;
-use crate::postgres::{Client, CommitError, Durability, Transaction, text};
+use crate::postgres::{Client, CommitError, Durability, Transaction, application, text};
 
 /// As PyIceberg makes them.
 const SCHEMA: &str = "
@@ -175,7 +174,7 @@ impl Postgres {
 }
 
 async fn connect(config: &Config) -> Result<Client> {
-    let client = Client::connect(config, &format!("k2-offload on {}", host_name())).await;
+    let client = Client::connect(config, &application(None)).await;
     client.map_err(|error| error.context("open the catalog"))
 }
 

@@ -457,6 +457,19 @@ def metadata_location(catalog, namespace, table):
     return local_path(load(catalog, namespace, table).metadata_location)
 
 
+def uploads(catalog, namespace, table):
+    """Keys of the objects below the table that were begun and neither finished nor given up."""
+    import boto3
+    import botocore.config
+
+    place = urllib.parse.urlparse(load(catalog, namespace, table).location())
+    path_style = botocore.config.Config(s3={"addressing_style": "path"})
+    keys = {"aws_access_key_id": catalog["s3.access-key-id"], "aws_secret_access_key": catalog["s3.secret-access-key"]}
+    s3 = boto3.client("s3", endpoint_url=catalog["s3.endpoint"], region_name=catalog["s3.region"], config=path_style, **keys)
+    begun = s3.list_multipart_uploads(Bucket=place.netloc).get("Uploads", [])
+    return sorted(upload["Key"] for upload in begun if upload["Key"].startswith(place.path.lstrip("/") + "/"))
+
+
 # --- changing, as other users of the catalog do
 
 
@@ -727,7 +740,7 @@ def is_local(location):
 
 
 COMMANDS = [
-    compare, compare_all, count, count_duckdb, count_where, plan_files, data_files, snapshots, referenced_files, manifests, count_at, properties,
+    compare, compare_all, count, count_duckdb, count_where, plan_files, data_files, uploads, snapshots, referenced_files, manifests, count_at, properties,
     schema, time_travel, alter, add_schema, identifier_fields, sort_order, sorted_files, metadata_location, append, delete, change, double, delete_positions, delete_equal, append_without, drop,
     rollback, expire, tag, branch, set_properties, create_other_table, create_catalog, hadoop_append, parquet, bloom_probe, bounds,
 ]

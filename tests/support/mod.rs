@@ -6,12 +6,14 @@
 
 pub mod data;
 pub mod disk;
+pub mod faults;
 pub mod lake;
 pub mod machine;
 pub mod place;
 pub mod prometheus;
 pub mod proxy;
 pub mod readers;
+pub mod scene;
 pub mod server;
 pub mod shapes;
 pub mod tls;
@@ -28,7 +30,7 @@ use tempfile::TempDir;
 
 pub use data::{BRONZE, HASH_OF_BRONZE};
 pub use disk::Disk;
-pub use place::{Lake, Place};
+pub use place::{Lake, Place, Proxies};
 pub use readers::Target;
 pub use server::Server;
 pub use webhook::Webhook;

@@ -5,7 +5,8 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use super::lake::{Postgres, Prefix, psql, variable};
+use super::faults::FaultyProxy;
+use super::lake::{Postgres, Prefix, variable};
 use super::server;
 
 /// Catalog and storage of the targets of a case. All but the first are on the lake of scripts/lake.
@@ -45,6 +46,12 @@ pub struct Lake {
     postgres: Option<Postgres>,
 }
 
+/// Before the catalog and before S3 of a case.
+pub struct Proxies {
+    pub catalog: FaultyProxy,
+    pub s3: FaultyProxy,
+}
+
 impl Lake {
     pub fn new(place: Place, name: &str) -> Self {
         let postgres = (place == Place::Postgres).then(|| Postgres::new(name));
@@ -67,6 +74,33 @@ impl Lake {
         };
         let s3_url = variable("K2_TEST_S3_URL");
         Self { place, catalog_url, s3_url, keys: String::new(), namespace, prefix, postgres }
+    }
+
+    /// Puts proxies before catalog and S3.
+    pub fn behind_proxies(&mut self) -> Proxies {
+        let s3 = FaultyProxy::http(&self.s3_url);
+        self.s3_url.clone_from(&s3.url);
+        let catalog = match self.place {
+            Place::Postgres => {
+                let server = variable("K2_TEST_PG_URL");
+                let server = server.rsplit(['@', '/']).nth(1).unwrap();
+                let proxy = FaultyProxy::postgres(server);
+                self.catalog_url = self.catalog_url.replace(server, proxy.address());
+                proxy
+            }
+            Place::Rest | Place::Guarded => {
+                let proxy = FaultyProxy::http(&self.catalog_url);
+                self.catalog_url.clone_from(&proxy.url);
+                proxy
+            }
+            Place::Local | Place::Sqlite => panic!("no proxy goes before a file"),
+        };
+        Proxies { catalog, s3 }
+    }
+
+    /// The request that commits to the table `trades`.
+    pub fn commit_request(&self) -> &'static str {
+        if self.place.is_rest() { "POST */tables/trades" } else { "Q COMMIT" }
     }
 
     /// The section `[catalog]`.

@@ -124,6 +124,17 @@ impl Target<'_> {
         assert_eq!(self.files_on_disk(), known, "files on disk, files of the table");
     }
 
+    /// Nothing in S3 may be begun and neither finished nor given up.
+    pub fn has_no_uploads(&self, what: &str) {
+        assert_eq!(self.ask("uploads", json!({})), json!([]), "{what}");
+    }
+
+    /// Every data file on disk must be one that ClickHouse reads.
+    pub fn has_only_read_files(&self, what: &str) {
+        let read = self.icebergs("SELECT uniqExact(_path) FROM");
+        assert_eq!(self.files_on_disk().len().to_string(), read, "files on disk, files of the table: {what}");
+    }
+
     /// The metadata file that the catalog names, and every file of the table: the same again where a pass changed nothing and left nothing.
     pub fn state(&self) -> (PathBuf, Vec<PathBuf>) {
         (self.metadata_file(), files_below(&self.folder()))

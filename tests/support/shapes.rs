@@ -70,11 +70,16 @@ impl Shape {
     /// The same with its target there.
     pub fn case_at(&self, place: Place, name: &str) -> Case {
         let case = Case::at(place, &format!("{name}_{}", self.name));
+        self.set_up(&case);
+        case
+    }
+
+    /// The same on a case that is there.
+    pub fn set_up(&self, case: &Case) {
         case.bronze("trades");
         case.sql(&format!("CREATE VIEW wanted AS {}", self.wanted));
         case.config(self.config);
         case.init_tables();
-        case
     }
 
     /// Adds keys to the configuration of the table.

@@ -12,7 +12,7 @@ use reqwest::{Client, RequestBuilder};
 
 use super::errors::{Patience, Told, retry_after};
 use crate::config::{Auth, Rest as Config, Secret};
-use crate::error::{Classify, Error, Kind, Result};
+use crate::error::{Classify, Context, Error, Kind, Result};
 use crate::tls;
 
 /// Connections that were idle for longer are not used again: servers close theirs, and a request on a closed one is lost, which for a commit
@@ -60,8 +60,9 @@ impl Unanswered {
 
 impl Transport {
     pub fn new(config: &Config) -> Result<Self> {
+        let tls = tls::client_config(config.ca_file.as_deref()).context_with(|| "catalog.ca_file")?;
         let client = Client::builder()
-            .use_preconfigured_tls(tls::client_config(config.ca_file.as_deref())?)
+            .use_preconfigured_tls(tls)
             // Who goes where he is sent to takes credentials there.
             .redirect(Policy::none())
             .connect_timeout(config.connect_timeout)
@@ -146,8 +147,7 @@ impl Answer {
 fn unanswered(error: reqwest::Error, timeout: Duration) -> Unanswered {
     let error = error.without_url();
     let not_sent = error.is_connect() || error.is_builder();
-    let error = if refuses_certificate(&error) {
-        let hint = "let catalog.ca_file name the certificate of the authority that signed the server's";
+    let error = if let Some(hint) = of_tls(&error) {
         Error::from_cause(Kind::Config, error).hint(hint)
     } else if error.is_builder() {
         Error::from_cause(Kind::Config, error)
@@ -159,14 +159,30 @@ fn unanswered(error: reqwest::Error, timeout: Duration) -> Unanswered {
     if not_sent { Unanswered::NotSent(error) } else { Unanswered::Lost(error) }
 }
 
-/// Whether the server's certificate is not trusted, which stays so until a person acts.
-fn refuses_certificate(error: &(dyn std::error::Error + 'static)) -> bool {
+/// What to do where TLS cannot begin, which stays so until a person acts.
+fn of_tls(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
     let mut causes = successors(Some(error), |cause| match cause.downcast_ref::<io::Error>() {
         // What an I/O error wraps is not its source.
         Some(error) => error.get_ref().map(|wrapped| wrapped as &(dyn std::error::Error + 'static)),
         None => cause.source(),
     });
-    causes.any(|cause| matches!(cause.downcast_ref(), Some(rustls::Error::InvalidCertificate(_))))
+    match causes.find_map(|cause| cause.downcast_ref::<rustls::Error>())? {
+        rustls::Error::InvalidCertificate(
+            rustls::CertificateError::Expired | rustls::CertificateError::ExpiredContext { .. },
+        ) => Some(
+            "the server's certificate, or one of its CAs, has expired: renew it there, and a CA's in catalog.ca_file; or this host's clock is wrong",
+        ),
+        rustls::Error::InvalidCertificate(
+            rustls::CertificateError::NotValidForName | rustls::CertificateError::NotValidForNameContext { .. },
+        ) => Some("the server's certificate is for another host: catalog.uri must name one of its subjectAltName"),
+        rustls::Error::InvalidCertificate(_) => {
+            Some("let catalog.ca_file name the certificate of the authority that signed the server's")
+        }
+        rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType) => {
+            Some("what listens there does not speak TLS: see the port, and whether catalog.uri must begin with http://")
+        }
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -177,8 +193,9 @@ mod tests {
     #[test]
     fn a_certificate_is_found_under_errors_of_io() {
         let of = |error| io::Error::other(io::Error::new(io::ErrorKind::InvalidData, error));
-        assert!(refuses_certificate(&of(rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer))));
-        assert!(!refuses_certificate(&of(rustls::Error::DecryptError)));
-        assert!(!refuses_certificate(&io::Error::from(io::ErrorKind::ConnectionRefused)));
+        let unknown = of_tls(&of(rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer)));
+        assert!(unknown.is_some_and(|hint| hint.contains("catalog.ca_file")));
+        assert_eq!(of_tls(&of(rustls::Error::DecryptError)), None);
+        assert_eq!(of_tls(&io::Error::from(io::ErrorKind::ConnectionRefused)), None);
     }
 }

@@ -30,7 +30,7 @@ use self::errors::{Verdict, clock_ahead, hint, kind, no_such_table, verdict};
 use self::http::{Answer, Transport, Unanswered};
 use self::protocol::{
     CREATE_TABLE, LIST_NAMESPACES, LOAD_TABLE, Paths, REGISTER_TABLE, Served, UPDATE_TABLE, commit_table, config_url,
-    create_namespace, create_table, is_other_location, levels, read_table, register_table, shown,
+    create_namespace, create_table, is_other_location, levels, read_table, register_table, shown, vain_commit,
 };
 pub use self::protocol::{Loaded, Vended};
 use super::SwapError;
@@ -175,8 +175,19 @@ impl Rest {
                 Ok(Committed::Done(Box::new(loaded)))
             }
             Verdict::Conflict => Ok(Committed::Stale),
-            Verdict::NotDone => Err(SwapError::NotDone(self.refusal(&answer))),
-            Verdict::Unknown => Err(SwapError::Unknown(self.refusal(&answer))),
+            Verdict::NotDone => Err(SwapError::NotDone(self.refusal(&answer).context(format!("commit to `{name}`")))),
+            Verdict::Unknown => Err(SwapError::Unknown(self.refusal(&answer).context(format!("commit to `{name}`")))),
+        }
+    }
+
+    /// Tries whether we may commit, by a commit that would change nothing and that asks for a table of another identity: who may is told of the
+    /// conflict.
+    pub async fn try_commit(&self, name: &TableName) -> Result<()> {
+        let answer = self.change(self.paths.table(name), &vain_commit(name), Uuid::now_v7()).await;
+        let answer = answer.map_err(|(SwapError::NotDone(error) | SwapError::Unknown(error))| error)?;
+        match answer.status {
+            401 | 403 | 407 | 419 | 500.. => Err(self.refusal(&answer).context(format!("commit to `{name}`"))),
+            _ => Ok(()),
         }
     }
 
@@ -225,13 +236,14 @@ impl Rest {
             self.create_namespace(&levels(&name.namespace)).await.map_err(SwapError::NotDone)?;
             answer = self.change(url, body, Uuid::now_v7()).await?;
         }
+        let refusal = || self.refusal(&answer).context(format!("add `{name}` to the catalog"));
         match verdict(answer.status, &answer.told.kind) {
             // Nothing that this request itself wrote can be missing.
-            _ if answer.status == 404 => Err(SwapError::NotDone(self.refusal(&answer))),
+            _ if answer.status == 404 => Err(SwapError::NotDone(refusal())),
             Verdict::Done => Ok(true),
             Verdict::Conflict => Ok(false),
-            Verdict::NotDone => Err(SwapError::NotDone(self.refusal(&answer))),
-            Verdict::Unknown => Err(SwapError::Unknown(self.refusal(&answer))),
+            Verdict::NotDone => Err(SwapError::NotDone(refusal())),
+            Verdict::Unknown => Err(SwapError::Unknown(refusal())),
         }
     }
 

@@ -8,6 +8,7 @@ use iceberg::{TableRequirement, TableUpdate};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use url::Url;
+use uuid::Uuid;
 
 use crate::config::{Secret, TableName};
 use crate::error::{Classify, Context, Error, Kind, Result};
@@ -238,6 +239,15 @@ pub fn commit_table(name: &TableName, base: &TableMetadata, updates: &[TableUpda
         "requirements": to_json(&requirements)?,
         "updates": updates,
     }))
+}
+
+/// A commit of nothing to a table that there is not.
+pub fn vain_commit(name: &TableName) -> Value {
+    json!({
+        "identifier": {"namespace": levels(&name.namespace), "name": name.name},
+        "requirements": [{"type": "assert-table-uuid", "uuid": Uuid::new_v4()}],
+        "updates": [],
+    })
 }
 
 /// An update as servers take it: those of Iceberg before 1.9 remove one snapshot at a time (MetadataUpdateParser.readRemoveSnapshots).
