@@ -1,7 +1,7 @@
 //! One pass per target table on this host (protocol.md P19), and where hosts share a PostgreSQL database, on all of them.
 //!
 //! A lock of the kernel on a file beside the catalog, so that two configurations with different state folders still exclude each
-//! other; kill -9 frees it. Behind it, [`shared`]. Both save work, no more: what keeps two passes apart is the compare in `commit`.
+//! other; kill -9 frees it. Behind it, a lock there. Both save work, no more: what keeps two passes apart is the compare in `commit`.
 
 mod shared;
 

@@ -19,7 +19,7 @@
 //! | [`target`] | catalog and read side of the Iceberg table |
 //! | [`commit`] | the only changer of a target: the exactly-once argument, and what a commit writes and lets go |
 //! | [`guard`], [`storage`], [`state`] | locks, durable files here and in object stores, cache and what hosts tell each other |
-//! | [`postgres`], [`tls`], [`http`] | connections to what is neither source nor storage |
+//! | [`postgres`], [`tls`], [`http`] | connections to PostgreSQL, what connections trust, documents for other programs |
 //! | [`metrics`], [`notify`] | what monitoring sees, and who is told, once a pass is over |
 //! | `simulation` | in tests only: random schedules of two hosts, crashes, resets and strangers, which drive the decisions of all these |
 //! | [`failpoint`] | where tests make a pass fail, die or wait; empty in release builds |

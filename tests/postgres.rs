@@ -18,8 +18,9 @@ fn config(url: &str, further: &str) -> Postgres {
     let (scheme, rest) = url.split_once("://").unwrap();
     let (user, place) = rest.split_once('@').unwrap_or(("", rest));
     let (user, password) = user.split_once(':').unwrap_or((user, ""));
+    let secret = if password.is_empty() { "" } else { "password_env = 'PW'" };
     let text = format!(
-        "[catalog]\nuri = '{scheme}://{user}@{place}'\npassword_env = 'PW'\n{further}\n\
+        "[catalog]\nuri = '{scheme}://{user}@{place}'\n{secret}\n{further}\n\
          [[table]]\nsource = 't'\ntarget = 'cold.t'\ncursor = 'ts'\n"
     );
     let config = Config::parse(&text, Path::new("/"), |_| Some(password.to_owned())).unwrap();
