@@ -90,7 +90,7 @@ struct FileLock {
 
 impl FileLock {
     fn acquire(config: &Config, table: &TableName, run_id: &str) -> Result<Self> {
-        let path = lock_folder(config)?.join(format!("{}.{table}.lock", config.catalog.name.replace('/', "_")));
+        let path = lock_folder(config).join(format!("{}.{table}.lock", config.catalog.name.replace('/', "_")));
         let failed = |e| file_error("lock", &path, e);
         let folder = path.parent().unwrap_or(&path);
         std::fs::create_dir_all(folder).map_err(failed)?;
@@ -115,14 +115,15 @@ impl FileLock {
 }
 
 /// Beside the catalog where that is a file; else beside the state cache: nothing else on this host is known to be there for all passes.
-pub fn lock_folder(config: &Config) -> Result<PathBuf> {
+pub fn lock_folder(config: &Config) -> PathBuf {
     let beside = match &config.catalog.backend {
-        Backend::Sqlite(path) => path.canonicalize().map_err(|e| file_error("find", path, e))?,
+        // One spelling for all that name it; a catalog that is not there yet has but one.
+        Backend::Sqlite(path) => path.canonicalize().unwrap_or_else(|_| path.clone()),
         Backend::Postgres(_) | Backend::Rest(_) => config.state.clone(),
     };
     let mut folder = beside.into_os_string();
     folder.push(".locks");
-    Ok(folder.into())
+    folder.into()
 }
 
 /// This host, as logs and locks name it.

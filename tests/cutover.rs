@@ -265,7 +265,7 @@ fn what_cannot_be_taken_over_is_refused_and_nothing_changed() {
     refused(&nothing, &[], 2, &["no Iceberg metadata"]);
     refused(case.folder(), &[], 2, &["no table lies here"]);
     refused(&copy, &[], 3, &["says that the table lies at", "copied or moved"]);
-    refused(Path::new("s3://bucket/t"), &[], 2, &["no such file"]);
+    refused(Path::new("s3://bucket/t"), &[], 2, &["s3://bucket", "credentials"]);
 
     let hint = metadata.with_file_name("version-hint.text");
     fs::write(&hint, "3").unwrap();

@@ -61,7 +61,7 @@ fn a_pass_tells_postgresql() {
     let case = case("records", &database.url);
     fill(&case, 10);
     let pass = case.pass_one();
-    assert_eq!(database.sql(ALL), "cold.trades|success|0|||t|t|t");
+    assert_eq!(database.sql(ALL), "trades|success|0|||t|t|t");
     let watermark = "SELECT to_char(last_offload_timestamp AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"'), checked_to > 0 \
                      FROM offload_watermarks";
     assert_eq!(database.sql(watermark), format!("{}|t", pass["watermark"].as_str().unwrap()));
@@ -70,14 +70,14 @@ fn a_pass_tells_postgresql() {
     case.run(&["run"]).expect(2);
     case.run(&["run"]).expect(2);
     let told = database.sql(ALL);
-    assert!(told.starts_with("cold.trades|failed|2|") && told.ends_with("||t|t|t"), "{told}");
+    assert!(told.starts_with("trades|failed|2|") && told.ends_with("||t|t|t"), "{told}");
     assert_eq!(database.sql(watermark), format!("{}|t", pass["watermark"].as_str().unwrap()), "stays as it was");
     case.sql("RENAME TABLE elsewhere TO trades");
     case.pass();
-    assert_eq!(database.sql(ALL), "cold.trades|success|0|||t|t|t");
+    assert_eq!(database.sql(ALL), "trades|success|0|||t|t|t");
     case.run(&["watermark", "reset", "--table", "cold.trades", "--to", "2026-01-02T03:04:05.000Z", "--yes"]).expect(0);
     assert_eq!(database.sql(watermark), "2026-01-02T03:04:05.000Z|t");
-    assert_eq!(database.sql(ALL), "cold.trades|success|0|||t|t|t");
+    assert_eq!(database.sql(ALL), "trades|success|0|||t|t|t");
 }
 
 #[test]
@@ -131,13 +131,15 @@ fn the_platforms_own_table_is_taken_as_it_is() {
         case.run(&["run"]).expect(2);
         let told = database.sql(
             "SELECT last_offload_timestamp, last_offload_max_sequence, rows_there, status, failure_count, length(last_error_message) \
-             FROM offload_watermarks WHERE table_name = 'cold.trades'",
+             FROM offload_watermarks WHERE table_name = 'trades'",
         );
         assert!(told.starts_with("1970-01-01 00:00:00") && told.ends_with("|0|7|failed|1|20"), "{told}");
         case.sql("RENAME TABLE elsewhere TO trades");
         fill(&case, 10);
         case.pass();
-        database.sql("UPDATE offload_watermarks SET last_offload_max_sequence = 5, rows_there = 6 WHERE table_name = 'cold.trades'");
+        database.sql(
+            "UPDATE offload_watermarks SET last_offload_max_sequence = 5, rows_there = 6 WHERE table_name = 'trades'",
+        );
         case.pass();
         let told = database.sql(
             "SELECT table_name, last_offload_timestamp, last_offload_max_sequence, rows_there, status, failure_count, last_error_message, \
@@ -146,7 +148,7 @@ fn the_platforms_own_table_is_taken_as_it_is() {
         );
         let zone = if kind == "TIMESTAMPTZ" { "+00" } else { "" };
         let (ours, old) = told.split_once('\n').unwrap();
-        assert_eq!(ours, format!("cold.trades|2026-01-02 03:04:14.007{zone}|5|6|success|0||t"));
+        assert_eq!(ours, format!("trades|2026-01-02 03:04:14.007{zone}|5|6|success|0||t"));
         assert!(old.starts_with("old|") && old.ends_with("|3|7||0||"), "{old}");
     }
 }
@@ -167,10 +169,10 @@ fn the_platforms_own_table_in_clickhouse_is_taken_as_it_is() {
     case.pass();
     let all = "SELECT table_name, toString(last_offload_timestamp, 'UTC'), last_offload_max_sequence, rows_there, status, failure_count, \
                last_error_message, created_at > '2020-01-01', abs(last_successful_run - now()) < 600 FROM offload_watermarks FINAL";
-    assert_eq!(case.sql(all), "cold.trades\t2026-01-02 03:04:14.007000\t0\t0\tsuccess\t0\t\t1\t1");
+    assert_eq!(case.sql(all), "trades\t2026-01-02 03:04:14.007000\t0\t0\tsuccess\t0\t\t1\t1");
     case.sql("INSERT INTO offload_watermarks SELECT * REPLACE (5 AS last_offload_max_sequence, 6 AS rows_there) FROM offload_watermarks FINAL");
     case.pass();
-    assert_eq!(case.sql(all), "cold.trades\t2026-01-02 03:04:14.007000\t5\t6\tsuccess\t0\t\t1\t1");
+    assert_eq!(case.sql(all), "trades\t2026-01-02 03:04:14.007000\t5\t6\tsuccess\t0\t\t1\t1");
 }
 
 /// A host that takes over goes on from what the other one told.
@@ -245,7 +247,7 @@ fn a_store_that_goes_away_is_one_warning() {
     let gate = case.gate("gate");
     let mut pass = case.spawn("offload.toml", &format!("planned={}", gate.pause()), &["run"]);
     gate.wait_for(&mut pass);
-    assert_eq!(database.sql("SELECT table_name, status FROM offload_watermarks"), "cold.trades|running");
+    assert_eq!(database.sql("SELECT table_name, status FROM offload_watermarks"), "trades|running");
     let name = database.sql("SELECT current_database()");
     lake::psql(
         &lake::variable("K2_TEST_PG_URL"),

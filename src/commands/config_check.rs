@@ -198,8 +198,7 @@ impl Checking<'_> {
             self.push("warehouse", warehouse, tried.as_ref().cloned());
         }
         let folder = lock_folder(self.config);
-        let locks = folder.as_ref().map_err(|error| error.repeat()).and_then(|folder| tried(folder));
-        let name = folder.as_ref().map_or_else(|_| String::new(), |folder| folder.display().to_string());
+        let (locks, name) = (tried(&folder), folder.display().to_string());
         self.push("locks", &name, locks.as_ref().cloned());
         let cache = state::try_cache(state).map(|()| "can be written".to_owned());
         self.push("state", &state.display().to_string(), cache.as_ref().cloned());

@@ -152,7 +152,7 @@ impl DurableFile {
         self.file.write_all(bytes)
     }
 
-    /// Moves `parts` of what was written together, see [`compact`].
+    /// Moves `parts` of what was written, ascending and behind `start`, together from `start` on, and cuts off the rest.
     pub fn compact(&mut self, start: u64, parts: &[Range<u64>]) -> io::Result<()> {
         compact(&mut self.file, start, parts)
     }

@@ -19,6 +19,8 @@ use crate::state::{State, TableState};
 pub struct Ledger {
     config: Option<config::Records>,
     run_id: String,
+    /// What each target is called there.
+    names: BTreeMap<String, String>,
     records: OnceCell<Option<Records>>,
     has_failed: Cell<bool>,
     /// What was told before this command, where it was asked for.
@@ -31,6 +33,7 @@ impl Ledger {
         Rc::new(Self {
             config: config.records.clone(),
             run_id: run_id.to_owned(),
+            names: names(config),
             records: OnceCell::new(),
             has_failed: Cell::new(false),
             before: RefCell::default(),
@@ -101,19 +104,54 @@ impl Ledger {
 
     /// Tells of tables.
     pub async fn publish(&self, records: &[Record]) {
+        let named = records.iter().map(|record| {
+            let name = self.names.get(&record.target).unwrap_or(&record.target).clone();
+            Record { target: name, ..record.clone() }
+        });
+        let named: Vec<Record> = named.collect();
         if let Some(store) = self.records().await {
-            self.warned(store.publish(records).await);
+            self.warned(store.publish(&named).await);
         }
     }
 
     async fn told(&self) -> Vec<Record> {
-        match self.records().await {
+        let told = match self.records().await {
             Some(store) => self.warned(store.fetch().await).unwrap_or_default(),
             None => Vec::new(),
-        }
+        };
+        // Rows of others bear other names.
+        let target = |name: &str| self.names.iter().find(|(_, own)| *own == name).map(|(target, _)| target.clone());
+        told.into_iter().filter_map(|record| Some(Record { target: target(&record.target)?, ..record })).collect()
     }
 
     fn warned<T>(&self, result: Result<T>) -> Option<T> {
         result.inspect_err(|error| self.failed(error)).ok()
+    }
+}
+
+/// The platform calls a table by its source; a source that several targets have does not tell them apart.
+fn names(config: &config::Config) -> BTreeMap<String, String> {
+    let twins = |source: &String| config.tables.iter().filter(|table| table.source == *source).count();
+    let name =
+        |table: &config::Table| if twins(&table.source) == 1 { table.source.clone() } else { table.target.to_string() };
+    config.tables.iter().map(|table| (table.target.to_string(), name(table))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn tables_are_called_by_their_sources_where_these_tell_them_apart() {
+        let table = |source: &str, target: &str| {
+            format!("[[table]]\nsource = '{source}'\ntarget = 'c.{target}'\ncursor = 'ts'\n")
+        };
+        let text = [table("a", "x"), table("b", "y"), table("b", "z")].concat();
+        let names = names(&Config::parse(&text, Path::new("/"), |_| None).unwrap());
+        let names: Vec<_> = names.iter().map(|(target, name)| (target.as_str(), name.as_str())).collect();
+        assert_eq!(names, [("c.x", "a"), ("c.y", "c.y"), ("c.z", "c.z")]);
     }
 }

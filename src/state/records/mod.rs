@@ -33,7 +33,7 @@ const RUNNING: &str = "running";
 /// What is told of a table. What is `None` stays as it was there.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Record {
-    /// The target: `table_name`.
+    /// The target; in the store, `table_name`: the source, or the target where several have that source.
     pub target: String,
     /// The exclusive watermark, RFC 3339: `last_offload_timestamp`.
     pub watermark: Option<String>,
