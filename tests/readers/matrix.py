@@ -543,7 +543,8 @@ class Trino(Reader):
         while not self.has_started():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.log.seek(0)
-                raise RuntimeError(f"Trino did not start\n{self.log.read().decode(errors='replace')[-3000:]}")
+                told = [line for line in self.log.read().decode(errors="replace").splitlines() if re.search(r"ERROR|^\d+\)|Caused by", line)]
+                raise RuntimeError("\n".join(["Trino did not start", *told]))
             time.sleep(0.5)
         self.version = f"Trino {self.get('/v1/info')['nodeVersion']['version']}"
 
@@ -583,7 +584,8 @@ class Trino(Reader):
         return f"DECIMAL '{value}'" if kind is exact else super().literal(value, kind)
 
     def close(self):
-        os.killpg(self.process.pid, 15)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGTERM)
         self.process.wait()
         shutil.rmtree(self.data)
 
