@@ -90,10 +90,11 @@ def fees(value):
 
 
 class Table:
-    """A table as readers see it: its columns, the last of which came later, and what they are asked."""
+    """A table as readers see it: its columns, the last of which came later, and what they are asked. Of `filters` each must spare a reader something;
+    `searches` are for values that may be anywhere."""
 
-    def __init__(self, cursor, columns, sums, nested, filters):
-        self.cursor, self.columns, self.sums, self.nested, self.filters = cursor, columns, sums, nested, filters
+    def __init__(self, columns, sums, nested, filters, searches):
+        self.columns, self.sums, self.nested, self.filters, self.searches = columns, sums, nested, filters, searches
 
     def first_columns(self):
         """Those of the first schema."""
@@ -108,7 +109,6 @@ DECIMALS = ("price", "quantity", "quote_volume")
 DAY_3 = ("2024-03-01 00:00:00", "2024-03-02 00:00:00")
 TABLES = {
     "bronze": Table(
-        cursor="exchange_timestamp",
         columns={
             "exchange_timestamp": moment, "sequence_number": whole, "symbol": text, "price": exact, "quantity": exact, "quote_volume": exact,
             "event_time": moment, "kafka_offset": whole, "kafka_partition": whole, "ingestion_timestamp": moment, "venue": text,
@@ -119,9 +119,14 @@ TABLES = {
             "a partition": [("exchange_timestamp", ">=", DAY_3[0], moment), ("exchange_timestamp", "<", DAY_3[1], moment)],
             "bounds": [("event_time", "<", "2024-02-28 23:00:00", moment), ("symbol", "=", "ETH-USD", text)],
         },
+        searches={
+            "a later column": [("venue", "=", "spot", text)],
+            "nulls of a later column": [("venue", "IS NULL", None, text)],
+            "a wider integer": [("kafka_partition", ">=", "15", whole)],
+            "a wider decimal": [("quantity", "<", "10.50000000", exact)],
+        },
     ),
     "silver": Table(
-        cursor="timestamp",
         columns={
             "message_id": identifier, "trade_id": text, "exchange": text, "symbol": text, "canonical_symbol": text, "asset_class": text, "currency": text,
             "price": exact, "quantity": exact, "quote_volume": exact, "side": text, "trade_conditions": texts, "timestamp": moment,
@@ -132,11 +137,17 @@ TABLES = {
         nested=["length(trade_conditions)", "length(validation_errors)", "vendor_data[n]"],
         filters={
             "a partition": [("timestamp", ">=", DAY_3[0], moment), ("timestamp", "<", DAY_3[1], moment), ("exchange", "=", "kraken", text)],
-            "bounds": [("price", "<", "-400", exact)],
+            "bounds": [("price", "<", "-400.00000000", exact)],
+        },
+        searches={
+            "a UUID": [("message_id", "=", "005c378f-5bc6-182f-f3f9-1f97adb4265c", identifier)],
+            "nulls": [("source_sequence", "IS NULL", None, whole), ("side", "=", "SELL", text)],
+            "a boolean": [("is_valid", "=", "false", flag), ("platform_sequence", "<", "300", whole)],
+            "no nulls": [("source_sequence", "IS NOT NULL", None, whole), ("asset_class", "=", "crypto", text)],
+            "a large decimal": [("quote_volume", ">", "1234567890123456789.50000000", exact)],
         },
     ),
     "gold": Table(
-        cursor="window_start",
         columns={"exchange": text, "canonical_symbol": text, "window_start": moment, "high_price": exact, "low_price": exact, "volume": exact, "trade_count": whole, "open_time": moment},
         sums=("high_price", "low_price", "volume", "trade_count"),
         nested=[],
@@ -144,6 +155,7 @@ TABLES = {
             "a partition": [("window_start", ">=", DAY_3[0], moment), ("exchange", "=", "kraken", text)],
             "bounds": [("window_start", "<", "2024-02-28 12:00:00", moment)],
         },
+        searches={"a later column": [("open_time", ">=", "2024-03-01 05:00:00", moment)], "nulls of a later column": [("open_time", "IS NULL", None, moment)]},
     ),
 }
 
@@ -163,8 +175,9 @@ SOURCES = [
        platform_sequence Nullable(UInt64), vendor_data Map(String, String), is_valid Bool, validation_errors Array(String))
        ENGINE = MergeTree PARTITION BY (exchange, asset_class, toYYYYMMDD(timestamp)) ORDER BY (exchange, asset_class, canonical_symbol, timestamp)""",
 ]
-# The columns that come later; rows that have left before are null there.
+# The columns that come later, in which rows that have left before are null; and wider types.
 LATER = [
+    "ALTER TABLE trades MODIFY COLUMN kafka_partition UInt32, MODIFY COLUMN quantity Decimal(30, 8)",
     "ALTER TABLE trades ADD COLUMN venue LowCardinality(String) DEFAULT 'spot'",
     "ALTER TABLE silver_trades ADD COLUMN fees Array(Tuple(kind String, amount Decimal(18, 8)))",
 ]
@@ -213,6 +226,8 @@ target = '{namespace}.bronze'
 cursor = 'exchange_timestamp'
 layer = 'bronze'
 partition_by = ['day(exchange_timestamp)']
+sort_by = ['symbol', 'price desc']
+bloom_filter = ['symbol']
 
 [[table]]
 source = 'silver_trades'
@@ -271,13 +286,16 @@ class Reader:
     def literal(self, value, kind):
         if kind is moment:
             return f"TIMESTAMP '{value} UTC'"
-        return text_literal(value) if kind is text else value
+        return text_literal(value) if kind in (text, identifier) else value
 
     def column(self, name, kind):
         return name
 
     def where(self, conditions):
-        return " AND ".join(f"{name} {operator} {self.literal(value, kind)}" for name, operator, value, kind in conditions) or "1 = 1"
+        return " AND ".join(self.condition(*each) for each in conditions) or "1 = 1"
+
+    def condition(self, name, operator, value, kind):
+        return f"{name} {operator}" if value is None else f"{name} {operator} {self.literal(value, kind)}"
 
     def rows(self, target, columns, conditions=(), snapshot=None):
         """Rows in columns with these kinds, as a sorted list of texts, and how much was read for them."""
@@ -327,7 +345,7 @@ class PyIceberg(Reader):
 
     def scan(self, target, conditions, snapshot):
         named = {"snapshot_id": snapshot} if snapshot else {}
-        words = [f"{name} {operator} {self.literal(value, kind)}" for name, operator, value, kind in conditions]
+        words = [self.condition(*each) for each in conditions]
         return target.load().scan(**({"row_filter": " and ".join(words)} if words else {}), **named)
 
     def literal(self, value, kind):
@@ -581,7 +599,8 @@ class Trino(Reader):
         return self.ask(f"{select} {self.relation(target, snapshot)} WHERE {self.where(conditions)}")
 
     def literal(self, value, kind):
-        return f"DECIMAL '{value}'" if kind is exact else super().literal(value, kind)
+        types = {exact: "DECIMAL", identifier: "UUID"}
+        return f"{types[kind]} '{value}'" if kind in types else super().literal(value, kind)
 
     def close(self):
         with contextlib.suppress(ProcessLookupError):
@@ -849,7 +868,7 @@ class Story:
         return {
             "sums": source.sums(None, table),
             "rows": source.rows(None, columns)[0],
-            "filters": {what: source.rows(None, columns, conditions)[0] for what, conditions in table.filters.items()},
+            "found": {what: source.rows(None, columns, conditions)[0] for what, conditions in (table.filters | table.searches).items()} if has_later else None,
         }
 
     def look(self, stage):
@@ -878,16 +897,18 @@ class Story:
         same(reader.sums(self.targets[name], table), expected["sums"])
 
     def rows(self, reader, name, table, expected):
-        """All of them, and those of each filter, for which less must be read."""
+        """All of them, those of each filter, for which less must be read, and those of each search."""
         rows, all = reader.rows(self.targets[name], table.columns)
         same(rows, expected["rows"])
         opened = {}
-        for what, conditions in table.filters.items():
+        for what, conditions in (table.filters | table.searches).items():
             rows, some = reader.rows(self.targets[name], table.columns, conditions)
-            same(rows, expected["filters"][what])
-            if some >= all:
+            same(rows, expected["found"][what], what)
+            if what in table.filters and some >= all:
                 raise AssertionError(f"{what}: {some} of {all} {reader.unit} were read")
             opened[what] = f"{some} of {all} {reader.unit}"
+            if not expected["found"][what]:
+                raise AssertionError(f"{what}: nothing is to be found")
         return opened
 
     def travel(self, reader, name, table, expected):
@@ -899,15 +920,10 @@ class Story:
         self.clickhouse.ask(f"DROP DATABASE IF EXISTS {self.database}")
 
 
-def same(have, want):
-    if have == want:
-        return
-    if len(have) != len(want):
-        counts = f"{len(have)} rows instead of {len(want)}; "
-    else:
-        counts = ""
-    pairs = [(h, w) for h, w in zip(have, want) if h != w][:SHOWN_ROWS]
-    raise AssertionError(counts + "; ".join(f"{h} instead of {w}" for h, w in pairs))
+def same(have, want, what="all"):
+    if have != want:
+        differ = [f"{h} instead of {w}" for h, w in zip(have, want) if h != w][:SHOWN_ROWS]
+        raise AssertionError("; ".join([f"{what}: {len(have)} instead of {len(want)}", *differ]))
 
 
 # --- what is printed
