@@ -2,14 +2,19 @@
 //!
 //! Readers of Iceberg find columns by id, which ClickHouse does not write (Altinity 2161). The schema is rebuilt from the table's: ids
 //! and annotations are Iceberg's, repetition is the file's. Where physical types differ nothing is guessed.
+//!
+//! Bounds of UUIDs are left out. They are in the order of their bytes, as Parquet and Iceberg want them; ClickHouse takes them for bounds in its own,
+//! which begins with the last eight, and then finds no row where there is one, or breaks off (its issues 118371, of files, and 118366, of manifests).
 
 use std::sync::Arc;
 
 use iceberg::spec::{NestedField, NestedFieldRef, PrimitiveType, Schema, Type};
-use parquet::basic::Type as Physical;
+use parquet::basic::{LogicalType, Type as Physical};
 use parquet::file::metadata::{
-    FileMetaData, ParquetMetaData, ParquetMetaDataBuilder, ParquetMetaDataReader, ParquetMetaDataWriter,
+    ColumnChunkMetaData, FileMetaData, ParquetMetaData, ParquetMetaDataBuilder, ParquetMetaDataReader,
+    ParquetMetaDataWriter, RowGroupMetaData,
 };
+use parquet::file::statistics::Statistics;
 use parquet::schema::types::{SchemaDescriptor, Type as ParquetType, TypePtr};
 
 use super::bloom::{self, Cut};
@@ -46,10 +51,33 @@ pub fn rewrite(footer: &[u8], start: u64, schema: &Schema, bloom_filter: &[Strin
         None,
     );
     let (row_groups, cut) = bloom::keep_only(bloom_filter, metadata.row_groups(), start)?;
+    let row_groups = row_groups.into_iter().map(|group| without_bounds_of_uuids(group, file.schema_descr()));
+    let row_groups = row_groups.collect::<Result<_>>()?;
     let metadata = ParquetMetaDataBuilder::new(file).set_row_groups(row_groups).build();
     let mut bytes = Vec::with_capacity(footer.len() + 1024);
     ParquetMetaDataWriter::new(&mut bytes, &metadata).finish().or_error(Kind::Internal, "encode the Parquet footer")?;
     Ok(Rewritten { bytes, metadata, cut })
+}
+
+fn without_bounds_of_uuids(group: RowGroupMetaData, schema: &SchemaDescriptor) -> Result<RowGroupMetaData> {
+    let is_uuid = |index: usize| schema.column(index).logical_type_ref() == Some(&LogicalType::Uuid);
+    let chunks = group.columns().iter().enumerate();
+    let chunks = chunks.map(|(index, chunk)| if is_uuid(index) { without_bounds(chunk) } else { Ok(chunk.clone()) });
+    let chunks = chunks.collect::<Result<_>>()?;
+    group.into_builder().set_column_metadata(chunks).build().or_error(Kind::Internal, "rebuild a row group")
+}
+
+/// Without smallest and largest value, those of its pages too; how many are null stays.
+fn without_bounds(chunk: &ColumnChunkMetaData) -> Result<ColumnChunkMetaData> {
+    let nulls = chunk.statistics().and_then(Statistics::null_count_opt);
+    chunk
+        .clone()
+        .into_builder()
+        .set_statistics(Statistics::fixed_len_byte_array(None, None, None, nulls, false))
+        .set_column_index_offset(None)
+        .set_column_index_length(None)
+        .build()
+        .or_error(Kind::Internal, "rebuild a column chunk")
 }
 
 /// The fields of a file, or of a group in it, with the ids and annotations of the table's. The table may have more: readers find null there.
@@ -151,8 +179,8 @@ mod tests {
     use super::*;
     use crate::schema::{Column, iceberg_schema};
     use crate::write::footer_length;
-    use parquet::basic::{LogicalType, Repetition};
-    use parquet::data_type::Int64Type;
+    use parquet::basic::Repetition;
+    use parquet::data_type::{FixedLenByteArrayType, Int64Type};
     use parquet::file::properties::WriterProperties;
     use parquet::file::reader::FileReader;
     use parquet::file::serialized_reader::SerializedFileReader;
@@ -210,6 +238,43 @@ mod tests {
         assert_eq!(leaves.column(1).logical_type_ref(), Some(&LogicalType::Decimal { scale: 2, precision: 18 }));
         let rows: Vec<String> = reader.get_row_iter(None).unwrap().map(|row| row.unwrap().to_string()).collect();
         assert_eq!(rows, ["{n: 1, price: -1.50}", "{n: 2, price: null}", "{n: 3, price: 2.50}"]);
+    }
+
+    #[test]
+    fn uuids_have_no_bounds() {
+        let leaf = |name: &str| {
+            ParquetType::primitive_type_builder(name, Physical::FIXED_LEN_BYTE_ARRAY)
+                .with_length(16)
+                .with_repetition(Repetition::OPTIONAL)
+                .build()
+                .map(Arc::new)
+                .unwrap()
+        };
+        let root =
+            ParquetType::group_type_builder("schema").with_fields(vec![leaf("id"), leaf("bytes")]).build().unwrap();
+        let mut bytes = Vec::new();
+        let mut writer = SerializedFileWriter::new(&mut bytes, Arc::new(root), Arc::default()).unwrap();
+        let mut group = writer.next_row_group().unwrap();
+        while let Some(mut column) = group.next_column().unwrap() {
+            let values = [vec![1; 16].into(), vec![2; 16].into()];
+            column.typed::<FixedLenByteArrayType>().write_batch(&values, Some(&[1, 0, 1]), None).unwrap();
+            column.close().unwrap();
+        }
+        group.close().unwrap();
+        writer.close().unwrap();
+
+        let schema = iceberg_schema(&[
+            Column::map("id", "Nullable(UUID)", None).unwrap(),
+            Column::map("bytes", "Nullable(FixedString(16))", None).unwrap(),
+        ]);
+        let rewritten = rewrite(split(&bytes).1, 0, &schema.unwrap(), &[]).unwrap();
+        let said = |index: usize| {
+            let chunk = rewritten.metadata.row_group(0).column(index);
+            let statistics = chunk.statistics().unwrap();
+            let has_bounds = statistics.min_bytes_opt().is_some() || statistics.max_bytes_opt().is_some();
+            (has_bounds, chunk.column_index_offset().is_some(), statistics.null_count_opt())
+        };
+        assert_eq!([said(0), said(1)], [(false, false, Some(1)), (true, true, Some(1))]);
     }
 
     #[test]

@@ -533,14 +533,15 @@ def double(catalog, namespace, table, filter):
 # --- committing, as engines that PyIceberg is not
 
 
-def delete_positions(catalog, namespace, table, every):
-    """Deletes each `every`th row of every data file by a position delete file (merge on read)."""
+def delete_positions(catalog, namespace, table, every, filter=None):
+    """Deletes each `every`th row of every data file that a filter leaves by a position delete file (merge on read)."""
     from pyiceberg.manifest import DataFileContent
 
     loaded = load(catalog, namespace, table)
     fields = pa.schema([with_id("file_path", pa.string(), 2147483546), with_id("pos", pa.int64(), 2147483545)])
     deletes = []
-    for number, task in enumerate(loaded.scan().plan_files()):
+    scan = loaded.scan(row_filter=filter) if filter else loaded.scan()
+    for number, task in enumerate(scan.plan_files()):
         positions = list(range(0, task.file.record_count, every))
         rows = pa.Table.from_arrays([[task.file.file_path] * len(positions), positions], schema=fields)
         deletes.append((f"positions-{number}.parquet", rows, task.file.partition, {}))
