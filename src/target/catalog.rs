@@ -20,6 +20,23 @@ use crate::config::{self, Config, Secret, TableName};
 use crate::error::{Context, Error, Kind, Result};
 use crate::storage::{Storage, same_spelling};
 
+/// The tables of an SQL catalog, as PyIceberg makes them.
+pub(super) const SCHEMA: &str = "
+    CREATE TABLE IF NOT EXISTS iceberg_tables (
+        catalog_name VARCHAR(255) NOT NULL,
+        table_namespace VARCHAR(255) NOT NULL,
+        table_name VARCHAR(255) NOT NULL,
+        metadata_location VARCHAR(1000),
+        previous_metadata_location VARCHAR(1000),
+        iceberg_type VARCHAR(5),
+        PRIMARY KEY (catalog_name, table_namespace, table_name));
+    CREATE TABLE IF NOT EXISTS iceberg_namespace_properties (
+        catalog_name VARCHAR(255) NOT NULL,
+        namespace VARCHAR(255) NOT NULL,
+        property_key VARCHAR(255) NOT NULL,
+        property_value VARCHAR(1000) NOT NULL,
+        PRIMARY KEY (catalog_name, namespace, property_key));";
+
 /// An open catalog, and the storage of its tables.
 pub struct Catalog {
     backend: Backend,

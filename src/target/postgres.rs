@@ -5,28 +5,11 @@
 
 use std::time::Duration;
 
-use super::catalog::{Moved, SwapError};
+use super::catalog::{Moved, SCHEMA, SwapError};
 use crate::config::{Postgres as Config, TableName};
 use crate::error::{Error, Kind, Result};
 use crate::failpoint::{self, Action, Failpoint};
 use crate::postgres::{Client, CommitError, Durability, Transaction, application, text};
-
-/// As PyIceberg makes them.
-const SCHEMA: &str = "
-    CREATE TABLE IF NOT EXISTS iceberg_tables (
-        catalog_name VARCHAR(255) NOT NULL,
-        table_namespace VARCHAR(255) NOT NULL,
-        table_name VARCHAR(255) NOT NULL,
-        metadata_location VARCHAR(1000),
-        previous_metadata_location VARCHAR(1000),
-        iceberg_type VARCHAR(5),
-        PRIMARY KEY (catalog_name, table_namespace, table_name));
-    CREATE TABLE IF NOT EXISTS iceberg_namespace_properties (
-        catalog_name VARCHAR(255) NOT NULL,
-        namespace VARCHAR(255) NOT NULL,
-        property_key VARCHAR(255) NOT NULL,
-        property_value VARCHAR(1000) NOT NULL,
-        PRIMARY KEY (catalog_name, namespace, property_key));";
 
 /// Columns of a table, wherever the user's `search_path` finds it; none where there is none.
 const COLUMNS: &str = "SELECT a.attname::text FROM pg_catalog.pg_attribute a \

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
 
-use super::catalog::{Moved, SwapError};
+use super::catalog::{Moved, SCHEMA, SwapError};
 use crate::config::TableName;
 use crate::error::{Error, Kind, Result};
 use crate::failpoint::{self, Action, Failpoint};
@@ -17,22 +17,6 @@ use crate::storage::file_error;
 /// How long a statement waits for another process that holds the file. Writers of a catalog take milliseconds: one that takes this long hangs,
 /// and then every table of a pass waits this long.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
-
-const SCHEMA: &str = "
-    CREATE TABLE IF NOT EXISTS iceberg_tables (
-        catalog_name VARCHAR(255) NOT NULL,
-        table_namespace VARCHAR(255) NOT NULL,
-        table_name VARCHAR(255) NOT NULL,
-        metadata_location VARCHAR(1000),
-        previous_metadata_location VARCHAR(1000),
-        iceberg_type VARCHAR(5),
-        PRIMARY KEY (catalog_name, table_namespace, table_name));
-    CREATE TABLE IF NOT EXISTS iceberg_namespace_properties (
-        catalog_name VARCHAR(255) NOT NULL,
-        namespace VARCHAR(255) NOT NULL,
-        property_key VARCHAR(255) NOT NULL,
-        property_value VARCHAR(1000) NOT NULL,
-        PRIMARY KEY (catalog_name, namespace, property_key));";
 
 /// An open catalog file.
 #[derive(Debug)]
