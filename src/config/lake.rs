@@ -9,9 +9,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::Secret;
 use super::raw::RawCatalog;
 use super::validate::Problems;
+use super::{ClickHouse, Secret};
 
 /// The Iceberg catalog, and the storage of its tables.
 #[derive(Debug, Clone)]
@@ -61,6 +61,24 @@ pub struct Postgres {
     pub connect_timeout: Duration,
     /// Longest wait for an answer.
     pub timeout: Duration,
+}
+
+/// A database that tells the state of all tables to dashboards, and to hosts without a cache of their own.
+#[derive(Debug, Clone)]
+pub enum Records {
+    /// A PostgreSQL database.
+    Postgres(Postgres),
+    /// A ClickHouse database.
+    ClickHouse(Box<ClickHouse>),
+}
+
+impl fmt::Display for Records {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Postgres(postgres) => f.write_str(&postgres.url),
+            Self::ClickHouse(clickhouse) => write!(f, "{}/{}", clickhouse.url, clickhouse.database),
+        }
+    }
 }
 
 /// A server that speaks Iceberg's REST protocol.

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
-pub use self::lake::{Auth, Backend, Catalog, Postgres, Rest, Storage};
+pub use self::lake::{Auth, Backend, Catalog, Postgres, Records, Rest, Storage};
 use self::raw::RawFile;
 pub use self::resolved::Resolved;
 use self::validate::{Problems, validate};
@@ -78,24 +78,6 @@ pub struct ClickHouse {
     pub query_timeout: Duration,
     /// Further settings of each query.
     pub settings: BTreeMap<String, String>,
-}
-
-/// A database that tells the state of all tables to dashboards, and to hosts without a cache of their own.
-#[derive(Debug, Clone)]
-pub enum Records {
-    /// A PostgreSQL database.
-    Postgres(Postgres),
-    /// A ClickHouse database.
-    ClickHouse(Box<ClickHouse>),
-}
-
-impl fmt::Display for Records {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Postgres(postgres) => f.write_str(&postgres.url),
-            Self::ClickHouse(clickhouse) => write!(f, "{}/{}", clickhouse.url, clickhouse.database),
-        }
-    }
 }
 
 /// Where metrics go after each pass and audit.

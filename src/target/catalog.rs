@@ -94,6 +94,12 @@ pub enum SwapError {
 /// Time that credentials must still be good for when a table is loaded again: longer than a commit takes.
 const GOOD_FOR: TimeDelta = TimeDelta::minutes(10);
 
+/// The version of a table, if it may stay as it is: credentials come only with one that is loaded as a whole.
+fn lasting_version(known: &Target, now: DateTime<Utc>) -> Option<&str> {
+    let lasts = known.credentials_end.is_none_or(|end| end > now + GOOD_FOR);
+    known.version.as_deref().filter(|_| lasts)
+}
+
 /// When credentials end, where they say so.
 fn end_of(vended: &Vended) -> Option<DateTime<Utc>> {
     let at = ["s3.session-token-expires-at-ms", "gcs.oauth2.token-expires-at", "adls.sas-token-expires-at-ms"];
@@ -191,10 +197,7 @@ impl Catalog {
             Backend::Sqlite(catalog) => catalog.location(name)?,
             Backend::Postgres(catalog) => catalog.location(name).await?,
             Backend::Rest(catalog) => {
-                // Credentials come with a table only where it is loaded as a whole.
-                let lasts = |known: &&Target| known.credentials_end.is_none_or(|end| end > Utc::now() + GOOD_FOR);
-                let version = known.filter(lasts).and_then(|known| known.version.as_deref());
-                let found = catalog.load(name, version).await;
+                let found = catalog.load(name, known.and_then(|known| lasting_version(known, Utc::now()))).await;
                 return match found.context_with(|| format!("load table metadata of `{name}`"))? {
                     Found::Nothing => Ok(None),
                     Found::Same => Ok(known.cloned()),
@@ -310,6 +313,7 @@ impl Catalog {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::target::history::tests::table;
 
     fn vended(prefix: &str, properties: &[(&str, &str)]) -> Vended {
         let properties = properties.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
@@ -329,6 +333,19 @@ mod tests {
         assert_eq!((sets[0].0.as_str(), sets[1].0.as_str()), ("s3://b/w", ""));
         assert_eq!(texts(0), [("s3.access-key-id", "A"), ("s3.endpoint", "e"), ("s3.region", "r2")]);
         assert_eq!(texts(1), [("s3.endpoint", "e"), ("s3.region", "r1")]);
+    }
+
+    #[test]
+    fn a_table_whose_credentials_end_soon_is_loaded_as_a_whole() {
+        let now = DateTime::from_timestamp_millis(1_795_747_231_000).unwrap();
+        let version = |credentials_end| {
+            let (metadata, version) = (table(&[Some(1)]), Some("v".to_owned()));
+            let known = Target { metadata, metadata_location: String::new(), version, credentials_end };
+            lasting_version(&known, now).map(str::to_owned)
+        };
+        assert_eq!(version(None).as_deref(), Some("v"));
+        assert_eq!(version(Some(now + TimeDelta::hours(1))).as_deref(), Some("v"));
+        assert_eq!(version(Some(now + TimeDelta::minutes(9))), None);
     }
 
     #[test]
