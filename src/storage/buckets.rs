@@ -97,8 +97,7 @@ impl Buckets {
         // A file outside all tables, as imported ones are, is whoever's credentials reach it.
         let lenders = lent.iter().filter(|(table, _)| own.is_none_or(|own| own == *table));
         let sets = lenders.flat_map(|(table, sets)| sets.iter().map(move |(prefix, set)| (table, prefix, set)));
-        let reach =
-            sets.filter(|(_, prefix, _)| spelled.starts_with(prefix.as_str()) && (own.is_some() || !prefix.is_empty()));
+        let reach = sets.filter(|(_, prefix, _)| reaches(prefix, &spelled) && (own.is_some() || !prefix.is_empty()));
         let lender = reach.max_by_key(|(_, prefix, _)| prefix.len());
         let name =
             Name { root: root.to_owned(), lender: lender.map(|(table, prefix, _)| (table.clone(), prefix.clone())) };
@@ -164,6 +163,12 @@ fn gone(deleted: object_store::Result<()>) -> object_store::Result<()> {
         Err(object_store::Error::NotFound { .. }) => Ok(()),
         result => result,
     }
+}
+
+/// Whether credentials that are lent for a prefix, a scheme, a bucket or a folder, are meant for a location.
+fn reaches(prefix: &str, location: &str) -> bool {
+    let at_border = |rest: &str| rest.is_empty() || rest.starts_with(['/', ':']);
+    location.strip_prefix(prefix).is_some_and(|rest| prefix.is_empty() || prefix.ends_with('/') || at_border(rest))
 }
 
 /// Whether a location is a folder or lies below it.
@@ -248,5 +253,7 @@ mod tests {
         let elsewhere = buckets.find("s3://c/t/x").unwrap().0.store;
         assert!(!Arc::ptr_eq(&first, &elsewhere), "another bucket has a client of its own");
         assert!(!lies_in("s3://b/trades_1m/x", "s3://b/trades") && lies_in("s3://b/trades/x", "s3://b/trades/"));
+        assert!(["", "s3", "s3://", "s3://b", "s3://b/t/"].iter().all(|prefix| reaches(prefix, "s3://b/t/x")));
+        assert!(!reaches("s3://b/t", "s3://b/t2/x") && !reaches("s3://b", "s3://b2/t"));
     }
 }
