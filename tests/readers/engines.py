@@ -258,6 +258,7 @@ class Wanted(Reader):
 
 class Spark(Reader):
     length, item = "size({})", "CAST({}['{}'] AS BIGINT)"
+    lacks = {"a UUID": (("Spark's rewrites",), "it does not find one by a filter in files with statistics of UUIDs, as others than k2-offload write them")}
 
     def __init__(self, python, places):
         catalogs = {place.identifier: place.for_spark() for place in places}
