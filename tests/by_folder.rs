@@ -1,4 +1,5 @@
 //! Who reads a table by its folder, without its catalog, sees what is committed: `metadata/version-hint.text` names it.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
 
