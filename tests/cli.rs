@@ -109,7 +109,7 @@ fn all_problems_of_a_configuration_are_told_at_once() {
 }
 
 /// Section, key, bad value, and what is said of it beside the key.
-const BAD_VALUES: [(&str, &str, &str, &str); 47] = [
+const BAD_VALUES: [(&str, &str, &str, &str); 46] = [
     ("[clickhouse]", "user", "\"me\\nyou\"", "line break"),
     ("[clickhouse]", "connect_timeout", "'soon'", "`soon` is no duration"),
     ("[clickhouse]", "idle_timeout", "'5'", "`5` is no duration such as 90s"),
