@@ -249,7 +249,7 @@ impl<'a> Pass<'a> {
         let target = self.stop.or(Target::load_existing(catalog, &table.target)).await?;
         let marker = self.stop.or(target.marker(catalog.file_io(), &table.target)).await?;
         if !self.options.dry_run {
-            self.stop.or(target.put_hint_right(catalog.storage()).map(Ok)).await?;
+            self.stop.or(target.check_hint(catalog.storage()).map(Ok)).await?;
         }
         let database = &self.config.clickhouse.database;
         let mut route = self.stop.or(Route::open(server, database, table, target, catalog.storage())).await?;

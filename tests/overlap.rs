@@ -74,14 +74,14 @@ fn exactly_one_offloads(place: Place, rounds: u64) {
     target.holds_for_all_readers("trades");
     target.has_no_other_files();
     assert_eq!(target.snapshots().len() as u64, rounds);
+    if place.is_rest() {
+        // The files of losers are the server's.
+        return;
+    }
     // icebergLocal without a catalog trusts the folder: the loser's metadata must be gone too.
     let metadata = support::files_below(&target.folder().join("metadata"));
-    let is_version = |file: &&std::path::PathBuf| {
-        let name = file.file_name().unwrap().to_str().unwrap();
-        // Apache's JDBC catalog leaves one of those for a table that it refuses to make in a namespace that is not there.
-        name.ends_with(".metadata.json") && !name.starts_with("00000-")
-    };
-    assert_eq!(metadata.iter().filter(is_version).count() as u64, rounds, "{metadata:#?}");
+    let is_version = |file: &&std::path::PathBuf| file.to_string_lossy().ends_with(".metadata.json");
+    assert_eq!(metadata.iter().filter(is_version).count() as u64, rounds + 1, "{metadata:#?}");
 }
 
 #[test]
@@ -188,7 +188,7 @@ fn a_table_that_was_dropped_in_between_gets_nothing() {
     gate.open();
     support::fails(&only_table(&pass.wait().expect(3).json()), "refused", &["`cold.trades`", "init-tables"]);
     let left = support::files_below(&case.path("warehouse"));
-    assert_eq!(left.len(), 2, "the dropped table's metadata and version hint alone: {left:#?}");
+    assert_eq!(left.len(), 1, "the dropped table's metadata alone: {left:#?}");
 }
 
 #[test]

@@ -73,7 +73,6 @@ async fn init(
             let created = catalog.create(&table.target, &new).await?;
             let status = if created { InitStatus::Created } else { InitStatus::Exists };
             let target = Target::load_existing(catalog, &table.target).await?;
-            target.put_hint_right(catalog.storage()).await;
             Ok(entry(table, status, target.metadata.location(), Vec::new()))
         }
         (None, Some(catalog)) if !catalog.takes_files() => {

@@ -97,7 +97,7 @@ pub async fn commit(catalog: &Catalog, commit: &Commit<'_>) -> Result<(i64, Targ
             Swapped::Landed(now) => {
                 let target = now.map_or_else(|| staged.change.new.clone(), |now| *now);
                 clean(storage, &staged, &target).await;
-                target.put_hint_right(storage).await;
+                target.write_hint(storage).await;
                 return Ok((staged.snapshot_id, target));
             }
             Swapped::Stale => discard(storage, &files).await,

@@ -13,19 +13,29 @@ use crate::storage::{Missing, Storage, same_spelling};
 const SUFFIX: &str = ".metadata.json";
 
 impl Target {
-    /// Lets the hint name this version. Readers of the catalog do not need it: what goes wrong is a warning.
-    pub async fn put_hint_right(&self, storage: &Storage) {
+    /// Lets the hint name this version, after a commit that made it.
+    pub async fn write_hint(&self, storage: &Storage) {
+        self.put_hint_right(storage, true).await;
+    }
+
+    /// Lets a hint that is there name this version.
+    pub async fn check_hint(&self, storage: &Storage) {
+        self.put_hint_right(storage, false).await;
+    }
+
+    /// Readers of the catalog do not need it: what goes wrong is a warning.
+    async fn put_hint_right(&self, storage: &Storage, make: bool) {
         let (folder, name) = parts(&self.metadata_location);
-        // Where others keep their metadata otherwise, readers have no hint, or their own.
-        if same_spelling(folder)
-            != same_spelling(&format!("{}/metadata", self.metadata.location().trim_end_matches('/')))
-        {
+        let own = format!("{}/metadata", self.metadata.location().trim_end_matches('/'));
+        // Where others keep their metadata elsewhere, readers have no hint, or theirs.
+        if same_spelling(folder) != same_spelling(&own) {
             return;
         }
         let location = format!("{folder}/{VERSION_HINT}");
         let put = async || match (read(storage, &location).await?, named(name)) {
             (Some(text), _) if is_number(&text) => Ok(()),
             (Some(text), Some(stem)) if text == stem => Ok(()),
+            (None, Some(_)) if !make => Ok(()),
             (_, Some(stem)) => storage.replace(&location, Bytes::copy_from_slice(stem.as_bytes())).await,
             // One of ours that names an older version: none is better.
             (Some(_), None) => storage.delete(&location).await,
