@@ -144,7 +144,7 @@ fn the_platforms_own_table_is_taken_as_it_is() {
         let told = database.sql(
             "SELECT table_name, last_offload_timestamp, last_offload_max_sequence, rows_there, status, failure_count, last_error_message, \
              abs(extract(epoch FROM last_successful_run AT TIME ZONE 'UTC' - now() AT TIME ZONE 'UTC')) < 86400 \
-             FROM offload_watermarks ORDER BY 1",
+             FROM offload_watermarks ORDER BY 1 DESC",
         );
         let zone = if kind == "TIMESTAMPTZ" { "+00" } else { "" };
         let (ours, old) = told.split_once('\n').unwrap();
