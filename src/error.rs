@@ -4,7 +4,8 @@
 //! SQLite, the file system, Iceberg), by type or code and never by message text; from then on only the kind decides
 //! whether a pass tries again and with which code the process exits.
 
-use std::fmt;
+use std::error::Error as StdError;
+use std::{fmt, io, iter};
 
 use serde::Serialize;
 
@@ -133,7 +134,15 @@ impl fmt::Display for Error {
     }
 }
 
-impl std::error::Error for Error {}
+impl StdError for Error {}
+
+/// An error and its causes, also what an [`io::Error`] wraps: that is not its source, which is below it.
+pub fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    iter::successors(Some(error), |&cause| match cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+        Some(wrapped) => Some(wrapped),
+        None => cause.source(),
+    })
+}
 
 /// Gives a foreign error its [`Kind`] and context in one go.
 pub trait Classify<T> {

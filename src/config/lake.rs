@@ -229,7 +229,7 @@ pub(super) fn check_postgres(key: &str, uri: &str, problems: &mut Problems) {
 /// `ID:SECRET`, or a secret alone, as Iceberg's clients have it.
 fn client(credential: &Secret) -> Auth {
     match credential.expose().split_once(':') {
-        Some((id, secret)) => Auth::Client(Some(id.to_owned()), Secret(secret.to_owned())),
+        Some((id, secret)) => Auth::Client(Some(id.to_owned()), Secret::new(secret.to_owned())),
         None => Auth::Client(None, credential.clone()),
     }
 }

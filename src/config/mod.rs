@@ -8,6 +8,7 @@ mod outlets;
 mod raw;
 mod resolved;
 mod rows;
+mod secret;
 mod validate;
 
 use std::collections::BTreeMap;
@@ -20,6 +21,7 @@ use chrono::{DateTime, Utc};
 pub use self::lake::{Auth, Backend, Catalog, Postgres, Records, Rest, Storage};
 use self::raw::RawFile;
 pub use self::resolved::Resolved;
+pub use self::secret::{Secret, hide};
 use self::validate::{Problems, validate};
 use crate::error::{Classify, Error, Kind, Result};
 use crate::partition::PartitionBy;
@@ -247,28 +249,6 @@ pub struct Compression {
     pub codec: String,
     /// Level, where the codec has one.
     pub level: Option<u8>,
-}
-
-/// A value that never shows itself.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Hides `text`.
-    pub fn new(text: String) -> Self {
-        Self(text)
-    }
-
-    /// The secret itself, for the one place that sends it.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("<secret>")
-    }
 }
 
 /// Finds the configuration file: `given`, else the first of [`DEFAULT_FILES`] that exists.

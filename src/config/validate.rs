@@ -77,7 +77,7 @@ impl Problems {
                 self.add(&format!("{key}_env"), format_args!("give either {name}_env or {name}_file"));
             }
             (Some(name), None) => match environment(&name) {
-                Some(secret) => return Some(Secret(secret)),
+                Some(secret) => return Some(Secret::new(secret)),
                 None => {
                     // Who puts the secret itself there must not find it in a log.
                     let is_name = name.chars().all(|c| matches!(c, 'A'..='Z' | '0'..='9' | '_'));
@@ -89,7 +89,7 @@ impl Problems {
             (None, Some(file)) => {
                 let file = folder.join(file);
                 match std::fs::read_to_string(&file) {
-                    Ok(text) => return Some(Secret(text.trim_end_matches(['\r', '\n']).to_owned())),
+                    Ok(text) => return Some(Secret::new(text.trim_end_matches(['\r', '\n']).to_owned())),
                     Err(e) => self.add(&format!("{key}_file"), format_args!("cannot read {}: {e}", file.display())),
                 }
             }

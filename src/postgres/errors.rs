@@ -1,13 +1,12 @@
 //! What PostgreSQL's errors mean: by SQLSTATE and type, never by text (<https://www.postgresql.org/docs/current/errcodes-appendix.html>).
 
-use std::error::Error as StdError;
+use std::io;
 use std::time::Duration;
-use std::{io, iter};
 
 use tokio_postgres::error::Severity;
 
 use super::settings::Settings;
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, causes};
 
 /// Why a statement has no result.
 #[derive(Debug)]
@@ -158,20 +157,12 @@ fn ends_session(state: &str) -> bool {
     state.starts_with("08") || matches!(state, "57P01" | "57P02" | "57P03" | "57P05" | "25P03")
 }
 
-fn causes(error: &tokio_postgres::Error) -> impl Iterator<Item = &(dyn StdError + 'static)> {
-    iter::successors(error.source(), |cause: &&(dyn StdError + 'static)| (*cause).source())
-}
-
 fn io_error(error: &tokio_postgres::Error) -> Option<&io::Error> {
     causes(error).find_map(|cause| cause.downcast_ref())
 }
 
-/// The source of an [`io::Error`] is what is below its own cause.
 fn tls_error(error: &tokio_postgres::Error) -> Option<&rustls::Error> {
-    causes(error).find_map(|cause| match cause.downcast_ref::<io::Error>() {
-        Some(io) => io.get_ref()?.downcast_ref(),
-        None => cause.downcast_ref(),
-    })
+    causes(error).find_map(|cause| cause.downcast_ref())
 }
 
 #[cfg(test)]

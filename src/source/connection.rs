@@ -1,7 +1,5 @@
 //! The way to a ClickHouse server: HTTP, or HTTPS with certificates of one's own, and what its first errors mean.
 
-use std::error::Error as StdError;
-use std::io;
 use std::time::Duration;
 
 use clickhouse::Client;
@@ -14,7 +12,7 @@ use tokio::time::timeout;
 
 use super::errors::classify;
 use crate::config::{ClickHouse, Secret};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, causes};
 use crate::tls;
 
 /// Shorter than the 3 s after which older servers close a connection that is idle: a request must not meet one that just closed.
@@ -133,14 +131,4 @@ fn of_certificate(error: &CertificateError, section: &str) -> String {
             "the server needs a certificate for servers that a CA signed, with its host as subjectAltName, and the CA's own stands in {section}.ca_file"
         ),
     }
-}
-
-/// The chain of causes with those that `io::Error` leaves out: its `source` is that of the error inside it.
-fn causes(error: &ClientError) -> impl Iterator<Item = &(dyn StdError + 'static)> {
-    std::iter::successors(Some(error as &(dyn StdError + 'static)), |&cause| {
-        match cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-            Some(inside) => Some(inside),
-            None => cause.source(),
-        }
-    })
 }

@@ -2,23 +2,13 @@
 //!
 //! It keeps the answer of a store in the text of its errors only, and its own errors are of types that nobody else sees.
 
-use std::error::Error as StdError;
-use std::{io, iter};
-
 use object_store::client::{HttpError, HttpErrorKind};
 use rustls::InvalidMessage;
 
+use crate::error::causes;
+
 /// Characters of a store's message that are shown.
 const MAX_MESSAGE_CHARS: usize = 300;
-
-/// Also what an I/O error wraps, which is not its source.
-pub(super) fn causes(error: &object_store::Error) -> impl Iterator<Item = &(dyn StdError + 'static)> {
-    let first: &(dyn StdError + 'static) = error;
-    iter::successors(Some(first), |cause| match cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-        Some(wrapped) => Some(wrapped),
-        None => (*cause).source(),
-    })
-}
 
 pub(super) fn transport(error: &object_store::Error) -> Option<HttpErrorKind> {
     causes(error).find_map(|cause| cause.downcast_ref::<HttpError>()).map(HttpError::kind)

@@ -8,13 +8,10 @@ use std::{fmt, io};
 
 use object_store::client::HttpErrorKind;
 
-use super::answers::{Tls, causes, code, message, status, tls, transport};
+use super::answers::{Tls, code, message, status, tls, transport};
 use super::local::file_error;
-use crate::config::Secret;
-use crate::error::{Error, Kind};
-
-/// Shorter values are not looked for in messages: they would hit words.
-const MIN_SECRET_BYTES: usize = 4;
+use crate::config::{Secret, hide};
+use crate::error::{Error, Kind, causes};
 
 /// Why a file could not be read.
 #[derive(Debug)]
@@ -112,7 +109,7 @@ impl Access {
             (Some(code), None) => code.clone(),
             (None, _) => what,
         };
-        let told = hide(&told, self.secrets.iter());
+        let told = hide(&told, self.secrets.iter().map(Secret::expose));
         Error::new(kind, told).context(format!("{verb} {location}")).hint(hint)
     }
 
@@ -304,12 +301,6 @@ impl Access {
     fn correct_credentials(&self) -> String {
         format!("correct the credentials: what the catalog lends, or {}", self.cloud.sources())
     }
-}
-
-/// The text without what must not show.
-fn hide<'a>(text: &str, secrets: impl Iterator<Item = &'a Secret>) -> String {
-    let secrets = secrets.map(Secret::expose).filter(|secret| secret.len() >= MIN_SECRET_BYTES);
-    secrets.fold(text.to_owned(), |text, secret| text.replace(secret, "<secret>"))
 }
 
 #[cfg(test)]

@@ -252,7 +252,7 @@ impl Catalog {
         let metadata = new.metadata();
         let either = |(SwapError::NotDone(error) | SwapError::Unknown(error)): SwapError| error;
         if let Backend::Rest(catalog) = &self.backend {
-            return catalog.create(name, metadata, None).await.map_err(either);
+            return catalog.create(name, metadata).await.map_err(either);
         }
         let location = MetadataLocation::new_with_metadata(metadata.location(), metadata);
         let written = metadata.write_to(self.file_io(), &location).await;

@@ -154,7 +154,7 @@ pub fn headers(
         if !is_name || value.parse::<reqwest::header::HeaderValue>().is_err() {
             problems.add(&key, "cannot be sent: it holds what no header may hold");
         }
-        if headers.insert(name.to_lowercase(), Secret(value)).is_some() {
+        if headers.insert(name.to_lowercase(), Secret::new(value)).is_some() {
             problems.add(&key, "stands twice");
         }
     }

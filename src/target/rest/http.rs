@@ -1,7 +1,5 @@
 //! Requests and their answers. Owns the connections, and that no secret leaves by an error.
 
-use std::io;
-use std::iter::successors;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,15 +9,13 @@ use reqwest::redirect::Policy;
 use reqwest::{Client, RequestBuilder};
 
 use super::errors::{Patience, Told, retry_after};
-use crate::config::{Auth, Rest as Config, Secret};
-use crate::error::{Classify, Context, Error, Kind, Result};
+use crate::config::{Auth, Rest as Config, Secret, hide};
+use crate::error::{Classify, Context, Error, Kind, Result, causes};
 use crate::tls;
 
 /// Connections that were idle for longer are not used again: servers close theirs, and a request on a closed one is lost, which for a commit
 /// means that nobody knows.
 const IDLE_CONNECTION: Duration = Duration::from_secs(4);
-/// Shorter values are not looked for in messages: they would hit words.
-const MIN_SECRET_BYTES: usize = 4;
 
 /// The connections to a catalog.
 pub struct Transport {
@@ -115,9 +111,7 @@ impl Transport {
 
     /// The text without what must not show.
     fn hide(&self, text: &str, bearer: Option<&str>) -> String {
-        let secrets = self.secrets.iter().map(Secret::expose).chain(bearer);
-        let secrets = secrets.filter(|secret| secret.len() >= MIN_SECRET_BYTES);
-        secrets.fold(text.to_owned(), |text, secret| text.replace(secret, "<secret>"))
+        hide(text, self.secrets.iter().map(Secret::expose).chain(bearer))
     }
 }
 
@@ -161,12 +155,7 @@ fn unanswered(error: reqwest::Error, timeout: Duration) -> Unanswered {
 
 /// What to do where TLS cannot begin, which stays so until a person acts.
 fn of_tls(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
-    let mut causes = successors(Some(error), |cause| match cause.downcast_ref::<io::Error>() {
-        // What an I/O error wraps is not its source.
-        Some(error) => error.get_ref().map(|wrapped| wrapped as &(dyn std::error::Error + 'static)),
-        None => cause.source(),
-    });
-    match causes.find_map(|cause| cause.downcast_ref::<rustls::Error>())? {
+    match causes(error).find_map(|cause| cause.downcast_ref::<rustls::Error>())? {
         rustls::Error::InvalidCertificate(
             rustls::CertificateError::Expired | rustls::CertificateError::ExpiredContext { .. },
         ) => Some(
@@ -187,6 +176,8 @@ fn of_tls(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
 
     /// hyper-rustls wraps the I/O error of tokio-rustls in another one.

@@ -124,13 +124,8 @@ impl Rest {
 
     /// Creates a table with the schema, partitions, order and properties of `new`, and its namespace before that where it is missing; the
     /// server numbers fields anew. `false` where the name is taken.
-    pub async fn create(
-        &self,
-        name: &TableName,
-        new: &TableMetadata,
-        location: Option<&str>,
-    ) -> Result<bool, SwapError> {
-        let body = self.need(CREATE_TABLE).and_then(|()| create_table(name, new, location));
+    pub async fn create(&self, name: &TableName, new: &TableMetadata) -> Result<bool, SwapError> {
+        let body = self.need(CREATE_TABLE).and_then(|()| create_table(name, new));
         self.add(name, self.paths.tables(name), &body.map_err(SwapError::NotDone)?).await
     }
 
@@ -176,7 +171,8 @@ impl Rest {
             }
             Verdict::Conflict => Ok(Committed::Stale),
             Verdict::NotDone => Err(SwapError::NotDone(self.refusal(&answer).context(format!("commit to `{name}`")))),
-            Verdict::Unknown => Err(SwapError::Unknown(self.refusal(&answer).context(format!("commit to `{name}`")))),
+            // Of which commit, says whoever gives it up.
+            Verdict::Unknown => Err(SwapError::Unknown(self.refusal(&answer))),
         }
     }
 

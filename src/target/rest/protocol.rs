@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use crate::config::{Secret, TableName};
 use crate::error::{Classify, Context, Error, Kind, Result};
+use crate::storage::same_spelling;
 
 /// Endpoints that we need, as `endpoints` of a server's configuration names them.
 pub const LOAD_TABLE: &str = "GET /v1/{prefix}/namespaces/{namespace}/tables/{table}";
@@ -102,12 +103,8 @@ fn key_of(key: &str) -> String {
 
 /// Whether a client that asked for one location was given another one.
 pub fn is_other_location(asked: &str, served: &str) -> bool {
-    let plain = |location: &str| {
-        let (scheme, rest) = location.split_once("://")?;
-        let scheme = if matches!(scheme, "s3a" | "s3n") { "s3" } else { scheme };
-        Some((scheme.to_owned(), rest.trim_end_matches('/').to_owned()))
-    };
-    plain(asked).zip(plain(served)).is_some_and(|(asked, served)| asked != served)
+    let plain = |location: &str| same_spelling(location.trim_end_matches('/'));
+    [asked, served].iter().all(|location| location.contains("://")) && plain(asked) != plain(served)
 }
 
 /// The URLs of a catalog.
@@ -198,7 +195,7 @@ pub fn create_namespace(levels: &[&str]) -> Value {
 }
 
 /// Asks for a table with the schema, partitions, order and properties of `new`.
-pub fn create_table(name: &TableName, new: &TableMetadata, location: Option<&str>) -> Result<Value> {
+pub fn create_table(name: &TableName, new: &TableMetadata) -> Result<Value> {
     let mut properties = new.properties().clone();
     // Servers have defaults of their own; we write format v2.
     properties.insert("format-version".to_owned(), new.format_version().to_string().trim_start_matches('v').to_owned());
@@ -212,9 +209,6 @@ pub fn create_table(name: &TableName, new: &TableMetadata, location: Option<&str
     });
     if !new.default_sort_order().is_unsorted() {
         body["write-order"] = to_json(new.default_sort_order().as_ref())?;
-    }
-    if let Some(location) = location {
-        body["location"] = location.into();
     }
     Ok(body)
 }
@@ -480,7 +474,7 @@ mod tests {
     #[test]
     fn a_new_table_is_asked_for_in_format_2() {
         let name = TableName { namespace: "a".to_owned(), name: "t".to_owned() };
-        let body = create_table(&name, &table(&[]), None).unwrap();
+        let body = create_table(&name, &table(&[])).unwrap();
         assert_eq!(body["properties"], json!({"format-version": "2"}));
         assert_eq!(body["partition-spec"], json!({"spec-id": 0, "fields": []}));
         assert_eq!(body.get("write-order"), None);
