@@ -216,11 +216,11 @@ pub(super) fn is_postgres(uri: &str) -> bool {
 
 /// Checks the form of a PostgreSQL URI, without repeating it.
 pub(super) fn check_postgres(key: &str, uri: &str, problems: &mut Problems) {
-    match url::Url::parse(uri) {
-        Ok(url) if url.password().is_some() || url.query_pairs().any(|(name, _)| name == "password") => {
+    match crate::postgres::parse(uri) {
+        Ok(session) if session.get_password().is_some() => {
             problems.add(key, "a password does not belong into the URI, but into password_env or password_file");
         }
-        Ok(url) if url.path().trim_matches('/').is_empty() => problems.add(key, "names no database"),
+        Ok(session) if session.get_dbname().is_none_or(str::is_empty) => problems.add(key, "names no database"),
         Ok(_) => {}
         Err(e) => problems.add(key, format_args!("is no URI ({e})")),
     }

@@ -16,6 +16,7 @@ use tokio_postgres::{NoTls, Row};
 
 use self::errors::Fault;
 use self::settings::Settings;
+pub use self::settings::parse;
 use crate::config::Postgres;
 use crate::error::{Error, Result};
 use crate::guard::host_name;
@@ -40,7 +41,7 @@ pub fn application(run_id: Option<&str>) -> String {
 /// How durable a transaction is when COMMIT returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
-    /// On the server's disk, whatever its settings are; where they wait for standbys too, there as well.
+    /// On the server's disk, whatever its settings are. Where they wait for standbys too, that is not waited for longer than for any statement.
     Disk,
     /// A crash of the server may take it back.
     Crash,

@@ -41,8 +41,7 @@ pub struct Settings {
 impl Settings {
     pub fn new(config: &Postgres, application: &str) -> Result<Self> {
         let Parts { uri, mode, root } = split(&config.url)?;
-        let parsed = tokio_postgres::Config::from_str(&uri).or_error(Kind::Config, "read the postgresql:// URI");
-        let mut session = parsed.map_err(|e| e.hint("see host, port, database and the parameters after `?`"))?;
+        let mut session = session(&uri)?;
         session
             .application_name(application)
             .keepalives_idle(KEEPALIVE_IDLE)
@@ -78,6 +77,16 @@ impl Settings {
             timeout: config.timeout,
         })
     }
+}
+
+/// What a URI says of a session, but for TLS; errors repeat no value of it.
+pub fn parse(uri: &str) -> Result<tokio_postgres::Config> {
+    session(&split(uri)?.uri)
+}
+
+fn session(uri: &str) -> Result<tokio_postgres::Config> {
+    let parsed = tokio_postgres::Config::from_str(uri).or_error(Kind::Config, "read the postgresql:// URI");
+    parsed.map_err(|e| e.hint("see host, port, database and the parameters after `?`"))
 }
 
 /// Whether a server must prove who it is.

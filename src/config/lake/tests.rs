@@ -42,7 +42,8 @@ fn a_credential_is_an_id_and_a_secret_or_a_secret_alone() {
 #[test]
 fn catalogs_and_records_in_databases_are_read_with_their_keys() {
     let of = |uri: &str| format!("uri = '{uri}'\npassword_env = 'PW'\nca_file = 'ca.pem'\n");
-    let postgres = "postgresql://k2@db.example:5433/lake?sslmode=require";
+    // Of several hosts, the one that takes changes.
+    let postgres = "postgresql://k2@db.example:5433,standby.example/lake?sslmode=require";
     let config = parse(&format!("[catalog]\n{}[state]\n{}{MINIMAL}", of(postgres), of(postgres))).unwrap();
     let (Backend::Postgres(catalog), Some(Records::Postgres(records))) = (config.catalog.backend, config.records)
     else {
