@@ -245,6 +245,14 @@ fn at_commit(database: &lake::Postgres, what: &str) {
     ));
 }
 
+/// Waits in PL/pgSQL until [`go`].
+const UNTIL_GO: &str = "WHILE NOT EXISTS (SELECT FROM go) LOOP PERFORM pg_sleep(0.01); END LOOP";
+
+/// Lets those go on who wait for it.
+fn go(database: &lake::Postgres) {
+    database.sql("INSERT INTO go DEFAULT VALUES");
+}
+
 const IN_COMMIT: &str = "SELECT count(*) FROM pg_stat_activity \
                          WHERE datname = current_database() AND query = 'COMMIT' AND state = 'active'";
 
@@ -278,12 +286,14 @@ async fn a_commit_that_does_not_answer_may_land_later() {
     let database = lake::Postgres::new("late");
     catalog(&database).await;
     let hasty = Catalog::open("k2", &hasty(&database.url)).await.unwrap();
-    at_commit(&database, "PERFORM pg_sleep(2)");
+    database.sql("CREATE TABLE go ()");
+    at_commit(&database, UNTIL_GO);
     match hasty.swap(&table("t"), "a", "b").await {
         Err(SwapError::Unknown(error)) => says(&error, Kind::Unavailable, &["no answer within 1s"]),
         other => panic!("{other:?}"),
     }
     assert_eq!(hasty.location(&table("t")).await.unwrap().as_deref(), Some("a"));
+    go(&database);
     wait_until("it lands", || database.sql("SELECT metadata_location FROM iceberg_tables") == "b");
 }
 
@@ -308,9 +318,13 @@ async fn a_row_that_another_holds_is_given_up() {
     let database = lake::Postgres::new("held");
     catalog(&database).await;
     let hasty = Catalog::open("k2", &hasty(&database.url)).await.unwrap();
+    database.sql("CREATE TABLE go ()");
     let holder = std::thread::spawn({
         let url = database.url.clone();
-        move || psql(&url, "BEGIN; UPDATE iceberg_tables SET metadata_location = 'x'; SELECT pg_sleep(3); ROLLBACK")
+        let hold = format!(
+            "BEGIN; UPDATE iceberg_tables SET metadata_location = 'x'; DO $$ BEGIN {UNTIL_GO}; END $$; ROLLBACK"
+        );
+        move || psql(&url, &hold)
     });
     wait_until("the row is held", || {
         database
@@ -322,6 +336,7 @@ async fn a_row_that_another_holds_is_given_up() {
         other => panic!("{other:?}"),
     }
     assert_eq!(hasty.location(&table("t")).await.unwrap().as_deref(), Some("a"), "reading waits for nobody");
+    go(&database);
     holder.join().unwrap();
     assert_eq!(hasty.swap(&table("t"), "a", "b").await.unwrap(), Moved::Done);
 }
