@@ -8,15 +8,9 @@ use std::fs;
 use serde_json::json;
 use support::{Case, Place, in_parallel};
 
-fn hint(case: &Case) -> String {
-    fs::read_to_string(case.target("trades").folder().join("metadata/version-hint.text")).unwrap()
-}
-
 /// The hint names the file that the catalog names, and all readers see `rows`.
 fn shows(case: &Case, rows: u64, what: &str) {
-    let file = case.target("trades").metadata_file();
-    let name = file.file_name().unwrap().to_str().unwrap();
-    assert_eq!(hint(case), name.strip_suffix(".metadata.json").unwrap(), "{what}");
+    case.target("trades").hint_is_right(what);
     assert_eq!(case.target("trades").count_by_folder(), [rows; 3], "{what}");
 }
 
@@ -56,7 +50,7 @@ fn hints_of_others_stay_and_none_of_ours_is_left_behind() {
     let file = case.target("trades").folder().join("metadata/version-hint.text");
     fs::write(&file, "7").unwrap();
     case.pass();
-    assert_eq!(hint(&case), "7");
+    assert_eq!(case.target("trades").hint(), "7");
     fs::write(&file, "00001-of-nobody").unwrap();
     case.pass();
     shows(&case, 100, "a hint that was wrong");

@@ -76,6 +76,7 @@ fn everywhere(scenes: &[Scene]) -> Vec<(&'static str, Scene, Value)> {
 
 fn no_file_is_left(case: &Case) {
     case.target("trades").has_only_read_files("");
+    case.target("trades").hint_is_right("after the next pass");
 }
 
 #[test]
@@ -128,8 +129,8 @@ fn is_killed_anywhere(scenes: &[Scene]) {
     });
 }
 
-/// Data files, manifest, manifest list, metadata: each file, each write to it and each sync, one run for each. The disk fails once, or is full for a moment, and
-/// the pass itself tries again.
+/// Data files, manifest, manifest list, metadata, version hint: each file, each write to it and each sync, one run for each. The disk fails once, or is full for
+/// a moment, and the pass itself tries again; but for the hint, which readers of the catalog do not need: it is for the next pass.
 #[test]
 fn a_disk_that_fails_or_is_full_at_the_nth_write_or_sync_is_made_good() {
     let errors = [("error", "Input/output error"), ("full", "No space left on device")];
@@ -138,16 +139,21 @@ fn a_disk_that_fails_or_is_full_at_the_nth_write_or_sync_is_made_good() {
         let failures = (1..MANY).take_while(|n| {
             let case = CHUNKED.two_days("disk");
             let fault = format!("{point}={action}@{n}");
-            let output = case.run_failing(&fault, &["run"]).expect(0);
+            let output = case.run_failing(&fault, &["run"]);
             CHUNKED.is_made_good(&case, &fault);
             no_file_is_left(&case);
+            if output.stderr.contains("version-hint.text was not written") {
+                output.expect_warning(said);
+                return true;
+            }
+            let output = output.expect(0);
             let failed = output.all().contains("trying again");
             assert!(!failed || output.all().contains(said), "{fault}\n{}", output.all());
             failed
         });
         let failures = failures.count();
         println!("{point}: {failures} times survived: {said}");
-        assert!(failures >= 4, "{point}: data file, manifest, manifest list, metadata");
+        assert!(failures >= 5, "{point}: data file, manifest, manifest list, metadata, hint");
     });
 }
 

@@ -123,6 +123,18 @@ impl Target<'_> {
         self.metadata_file().ancestors().nth(2).unwrap().to_owned()
     }
 
+    /// What `version-hint.text` says.
+    pub fn hint(&self) -> String {
+        fs::read_to_string(self.folder().join("metadata/version-hint.text")).unwrap()
+    }
+
+    /// The hint names the file that the catalog names.
+    pub fn hint_is_right(&self, what: &str) {
+        let file = self.metadata_file();
+        let name = file.file_name().unwrap().to_str().unwrap();
+        assert_eq!(self.hint(), name.strip_suffix(".metadata.json").unwrap(), "{what}");
+    }
+
     /// Paths below data/ on disk, whether a snapshot refers to them or not.
     pub fn files_on_disk(&self) -> Vec<PathBuf> {
         files_below(&self.folder().join("data"))
