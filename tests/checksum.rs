@@ -4,6 +4,7 @@
 mod support;
 
 use serde_json::{Value, json};
+use support::data::hours_ago;
 use support::{Case, Output, TRADES, only_table};
 
 /// A case whose target holds 300 rows of three days, 14 minutes 24 seconds apart, in several chunks and partitions.
@@ -275,9 +276,10 @@ fn p26_an_hour_that_does_not_fit_into_memory_is_compared_in_slices() {
 fn rows_that_the_sources_ttl_has_deleted_are_no_mismatch() {
     let case = Case::with_trades("ttl");
     case.config(&format!("{TRADES}late_lookback = '0s'\n"));
-    let insert = |hours: i64, symbol: &str, rows: u32| {
+    let insert = |hours: u32, symbol: &str, rows: u32| {
         case.sql(&format!(
-            "INSERT INTO trades (exchange_timestamp, symbol) SELECT toStartOfHour(now('UTC')) - toIntervalHour({hours}) + number, '{symbol}' FROM numbers({rows})"
+            "INSERT INTO trades (exchange_timestamp, symbol) SELECT {} + number, '{symbol}' FROM numbers({rows})",
+            hours_ago(hours)
         ))
     };
     for hours in [30, 26, 3, 1] {
@@ -309,7 +311,7 @@ fn a_row_that_went_before_its_time_is_extra() {
     let case = Case::with_trades("before");
     case.config(&format!("{TRADES}late_lookback = '0s'\n"));
     // The hour that began two hours before this one: what lies in its first half has expired.
-    let bound = "toStartOfHour(now('UTC')) - INTERVAL 90 MINUTE";
+    let bound = format!("{} + INTERVAL 30 MINUTE", hours_ago(2));
     let insert = |minutes: i32| {
         case.sql(&format!(
             "INSERT INTO trades (exchange_timestamp, symbol) SELECT {bound} + toIntervalMinute({minutes}), 'A'"

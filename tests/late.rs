@@ -5,6 +5,7 @@
 mod support;
 
 use serde_json::{Value, json};
+use support::data::hours_ago;
 use support::{Case, only_table};
 
 /// A case with a table of these columns and their configuration.
@@ -22,7 +23,7 @@ fn configure(case: &Case, source: &str, keys: &str) {
 
 /// The start of an hour, so many hours ago, and so many seconds later.
 fn ago(hours: u32, seconds: u32) -> String {
-    format!("toStartOfHour(now('UTC')) - INTERVAL {hours} HOUR + INTERVAL {seconds} SECOND")
+    format!("{} + INTERVAL {seconds} SECOND", hours_ago(hours))
 }
 
 fn numbers(table: &Value) -> [u64; 3] {

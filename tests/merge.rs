@@ -5,6 +5,7 @@
 mod support;
 
 use serde_json::{Value, json};
+use support::data::hours_ago;
 use support::{Case, only_table};
 
 fn reset(case: &Case, table: &str, arguments: &[&str]) -> Value {
@@ -304,7 +305,8 @@ fn two_hours(name: &str, keys: &str) -> Case {
 fn insert(case: &Case, hours: u32, rows: u32) {
     case.sql(&format!(
         "INSERT INTO trades (exchange_timestamp, sequence_number, symbol) \
-         SELECT toStartOfHour(now('UTC')) - INTERVAL {hours} HOUR + intDiv(number, 3), number, 'BTC' FROM numbers({rows})"
+         SELECT {} + intDiv(number, 3), number, 'BTC' FROM numbers({rows})",
+        hours_ago(hours)
     ));
 }
 
@@ -321,7 +323,10 @@ fn p23_rows_that_come_late_arrive_with_the_next_pass_and_once() {
     assert_eq!((&again["status"], &again["rows_late"]), (&json!("nothing"), &json!(0)));
     // Also into a range that was merged already, and when as many expired.
     insert(&case, 4, 10);
-    case.sql("DELETE FROM trades WHERE toStartOfHour(exchange_timestamp) = toStartOfHour(now()) - INTERVAL 4 HOUR AND sequence_number < 3");
+    case.sql(&format!(
+        "DELETE FROM trades WHERE toStartOfHour(exchange_timestamp) = {} AND sequence_number < 3",
+        hours_ago(4)
+    ));
     case.pass();
     let target = case.target("trades");
     case.sql("CREATE VIEW wanted AS SELECT * FROM trades");
@@ -334,7 +339,10 @@ fn p23_rows_that_come_late_arrive_with_the_next_pass_and_once() {
 fn p23_late_rows_arrive_where_the_source_has_fewer_rows_than_before() {
     let case = two_hours("fewer", "");
     insert(&case, 3, 4);
-    case.sql("DELETE FROM trades WHERE toStartOfHour(exchange_timestamp) = toStartOfHour(now()) - INTERVAL 3 HOUR AND sequence_number >= 90");
+    case.sql(&format!(
+        "DELETE FROM trades WHERE toStartOfHour(exchange_timestamp) = {} AND sequence_number >= 90",
+        hours_ago(3)
+    ));
     let table = case.pass_one();
     assert_eq!((&table["rows_written"], &table["rows_late"]), (&json!(4), &json!(4)));
     case.target("trades").holds_with_foreign_rows("trades", 10);
@@ -370,7 +378,7 @@ fn p23_late_rows_of_a_keyed_table_arrive_and_duplicates_do_not() {
     let case = two_hours("late_keyed", "key = ['exchange_timestamp', 'sequence_number']\n");
     insert(&case, 5, 50);
     assert_eq!(case.pass_one()["rows_written"], 0);
-    case.sql("INSERT INTO trades (exchange_timestamp, sequence_number) SELECT toStartOfHour(now('UTC')) - INTERVAL 5 HOUR, 777");
+    case.sql(&format!("INSERT INTO trades (exchange_timestamp, sequence_number) SELECT {}, 777", hours_ago(5)));
     assert_eq!(case.pass_one()["rows_late"], 1);
     assert_eq!(case.pass_one()["status"], "nothing");
 }
@@ -398,11 +406,14 @@ fn p23_late_rows_of_a_querys_input_bring_the_rows_that_they_add() {
         let case = candles(name, keys);
         let table = case.pass_one();
         assert_eq!((&table["status"], &table["rows_late"]), (&json!("nothing"), &json!(0)), "{table:#}");
-        let late = "INSERT INTO trades (exchange_timestamp, sequence_number, symbol) SELECT toStartOfHour(now('UTC')) - INTERVAL";
+        let late = |hours: u32, symbol: &str| {
+            let columns = "exchange_timestamp, sequence_number, symbol";
+            case.sql(&format!("INSERT INTO trades ({columns}) SELECT {}, 1, '{symbol}'", hours_ago(hours)));
+        };
         // One candle that is new, one that has left with another content, one in a window where there was none.
-        case.sql(&format!("{late} 5 HOUR, 1, 'LATE'"));
-        case.sql(&format!("{late} 5 HOUR, 1, 'BTC'"));
-        case.sql(&format!("{late} 4 HOUR, 1, 'LATE'"));
+        late(5, "LATE");
+        late(5, "BTC");
+        late(4, "LATE");
         let table = case.pass_one();
         assert_eq!(
             (&table["rows_late"], &table["rows_changed"], &table["rows_written"]),
@@ -425,9 +436,7 @@ fn p23_what_comes_behind_the_select_of_a_query_arrives_with_the_next_pass() {
     let gate = case.gate("gate");
     let mut pass = case.spawn("offload.toml", &format!("file-sync={}@1", gate.pause()), &["run"]);
     gate.wait_for(&mut pass);
-    case.sql(
-        "INSERT INTO trades (exchange_timestamp, symbol) SELECT toStartOfHour(now('UTC')) - INTERVAL 1 HOUR, 'BEHIND'",
-    );
+    case.sql(&format!("INSERT INTO trades (exchange_timestamp, symbol) SELECT {}, 'BEHIND'", hours_ago(1)));
     gate.open();
     pass.wait().expect(0);
     assert_eq!(case.target("candles").count(), 3);

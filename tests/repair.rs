@@ -4,6 +4,7 @@
 mod support;
 
 use serde_json::{Value, json};
+use support::data::hours_ago;
 use support::{Case, failpoints, only_table};
 
 /// Two days of trades have left, and a part of the first was deleted from the target: so many rows of 400.
@@ -113,7 +114,8 @@ fn what_the_next_pass_brings_is_pending() {
     let insert = |hours: u32, rows: u32| {
         case.sql(&format!(
             "INSERT INTO trades (exchange_timestamp, sequence_number) \
-             SELECT toStartOfHour(now('UTC')) - INTERVAL {hours} HOUR + number, number FROM numbers({rows})"
+             SELECT {} + number, number FROM numbers({rows})",
+            hours_ago(hours)
         ));
     };
     for hours in [30, 5, 3] {

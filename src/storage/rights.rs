@@ -50,7 +50,7 @@ fn of_bucket(bucket: String, prefixes: &[&str], key: Option<&str>) -> Rights {
             Rights { bucket, needs, policy: None }
         }
         _ => {
-            let needs = "read, write, list and delete blobs, as the role Storage Blob Data Contributor may; of a SAS token: rwdlc".to_owned();
+            let needs = "read, write, list and delete blobs, as the role Storage Blob Data Contributor may; of a SAS token: rwdl".to_owned();
             Rights { bucket, needs, policy: None }
         }
     }

@@ -242,16 +242,20 @@ impl Catalog {
     pub async fn check_vacant(&self, new: &NewTable, name: &TableName) -> Result<()> {
         match self.takes_files() {
             true => check_vacant(&self.storage, new.location(), name).await,
-            // The place is the catalog's to choose.
+            // The place is the catalog's to choose: [`Self::create`] asks for it.
             false => Ok(()),
         }
     }
 
-    /// Makes a table; `false` where somebody else was faster.
+    /// Makes a table; `false` where somebody else was faster. A place that a REST catalog chooses is looked at as by [`Self::check_vacant`].
     pub async fn create(&self, name: &TableName, new: &NewTable) -> Result<bool> {
         let metadata = new.metadata();
         let either = |(SwapError::NotDone(error) | SwapError::Unknown(error)): SwapError| error;
         if let Backend::Rest(catalog) = &self.backend {
+            if let Some((location, credentials)) = catalog.place(name, metadata).await.map_err(either)? {
+                self.storage.lend(&location, sets(&credentials));
+                check_vacant(&self.storage, &location, name).await?;
+            }
             return catalog.create(name, metadata).await.map_err(either);
         }
         let location = MetadataLocation::new_with_metadata(metadata.location(), metadata);

@@ -1,5 +1,8 @@
 //! Source tables: K2's bronze trades, the same on every machine.
 
+use std::sync::LazyLock;
+use std::time::SystemTime;
+
 use super::Case;
 
 /// The ten columns of the bronze tables.
@@ -16,6 +19,15 @@ pub const HASH_OF_BRONZE: &str = "SELECT count(), sum(cityHash64(toUnixTimestamp
 /// Milliseconds between two bursts of trades: 2000 trades last 1000 seconds.
 const STEP_MILLIS: u64 = 5_000;
 const TRADES_PER_STEP: u64 = 10;
+
+/// Seconds since 1970 to the hour in which the first test asked for it.
+static HOUR: LazyLock<u64> =
+    LazyLock::new(|| SystemTime::UNIX_EPOCH.elapsed().expect("the clock is set").as_secs() / 3600 * 3600);
+
+/// The start of so many hours ago, in SQL; of the same hour for all tests of a file, although the next one may begin meanwhile.
+pub fn hours_ago(hours: u32) -> String {
+    format!("toDateTime({} - {hours} * 3600, 'UTC')", *HOUR)
+}
 
 impl Case {
     /// Creates a bronze table.

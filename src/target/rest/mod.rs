@@ -30,7 +30,8 @@ use self::errors::{Verdict, clock_ahead, hint, kind, no_such_table, verdict};
 use self::http::{Answer, Transport, Unanswered};
 use self::protocol::{
     CREATE_TABLE, LIST_NAMESPACES, LOAD_TABLE, Paths, REGISTER_TABLE, Served, UPDATE_TABLE, commit_table, config_url,
-    create_namespace, create_table, is_other_location, levels, read_table, register_table, shown, vain_commit,
+    create_namespace, create_table, is_other_location, levels, read_staged, read_table, register_table, shown,
+    vain_commit,
 };
 pub use self::protocol::{Loaded, Vended};
 use super::SwapError;
@@ -122,10 +123,22 @@ impl Rest {
         }
     }
 
+    /// Where the server would create a table, and what it lends for that; `None` where it does not say. Only the namespace is made, where it is
+    /// missing.
+    pub async fn place(
+        &self,
+        name: &TableName,
+        new: &TableMetadata,
+    ) -> Result<Option<(String, Vec<Vended>)>, SwapError> {
+        let body = self.need(CREATE_TABLE).and_then(|()| create_table(name, new, true));
+        let answer = self.ask_for(name, self.paths.tables(name), &body.map_err(SwapError::NotDone)?).await?;
+        Ok(answer.is_success().then(|| read_staged(&answer.body)).flatten())
+    }
+
     /// Creates a table with the schema, partitions, order and properties of `new`, and its namespace before that where it is missing; the
     /// server numbers fields anew. `false` where the name is taken.
     pub async fn create(&self, name: &TableName, new: &TableMetadata) -> Result<bool, SwapError> {
-        let body = self.need(CREATE_TABLE).and_then(|()| create_table(name, new));
+        let body = self.need(CREATE_TABLE).and_then(|()| create_table(name, new, false));
         self.add(name, self.paths.tables(name), &body.map_err(SwapError::NotDone)?).await
     }
 
@@ -227,11 +240,7 @@ impl Rest {
 
     /// Adds a table by a request of its namespace.
     async fn add(&self, name: &TableName, url: String, body: &Value) -> Result<bool, SwapError> {
-        let mut answer = self.change(url.clone(), body, Uuid::now_v7()).await?;
-        if answer.status == 404 && no_such_table(&answer.told.kind) {
-            self.create_namespace(&levels(&name.namespace)).await.map_err(SwapError::NotDone)?;
-            answer = self.change(url, body, Uuid::now_v7()).await?;
-        }
+        let answer = self.ask_for(name, url, body).await?;
         let refusal = || self.refusal(&answer).context(format!("add `{name}` to the catalog"));
         match verdict(answer.status, &answer.told.kind) {
             // Nothing that this request itself wrote can be missing.
@@ -241,6 +250,16 @@ impl Rest {
             Verdict::NotDone => Err(SwapError::NotDone(refusal())),
             Verdict::Unknown => Err(SwapError::Unknown(refusal())),
         }
+    }
+
+    /// Asks for a table by a request of its namespace, which is made where it is missing.
+    async fn ask_for(&self, name: &TableName, url: String, body: &Value) -> Result<Answer, SwapError> {
+        let answer = self.change(url.clone(), body, Uuid::now_v7()).await?;
+        if answer.status != 404 || !no_such_table(&answer.told.kind) {
+            return Ok(answer);
+        }
+        self.create_namespace(&levels(&name.namespace)).await.map_err(SwapError::NotDone)?;
+        self.change(url, body, Uuid::now_v7()).await
     }
 
     /// Creates a namespace, and those above it where the server does not take it without them.

@@ -194,8 +194,8 @@ pub fn create_namespace(levels: &[&str]) -> Value {
     json!({"namespace": levels, "properties": {}})
 }
 
-/// Asks for a table with the schema, partitions, order and properties of `new`.
-pub fn create_table(name: &TableName, new: &TableMetadata) -> Result<Value> {
+/// Asks for a table with the schema, partitions, order and properties of `new`; only what it would be, where it is `staged`.
+pub fn create_table(name: &TableName, new: &TableMetadata, staged: bool) -> Result<Value> {
     let mut properties = new.properties().clone();
     // Servers have defaults of their own; we write format v2.
     properties.insert("format-version".to_owned(), new.format_version().to_string().trim_start_matches('v').to_owned());
@@ -204,7 +204,7 @@ pub fn create_table(name: &TableName, new: &TableMetadata) -> Result<Value> {
         "name": name.name,
         "schema": to_json(new.current_schema().as_ref())?,
         "partition-spec": to_json(&spec)?,
-        "stage-create": false,
+        "stage-create": staged,
         "properties": properties,
     });
     if !new.default_sort_order().is_unsorted() {
@@ -300,6 +300,17 @@ pub fn read_table(body: &[u8], etag: Option<String>) -> Result<Loaded> {
         .ok_or_else(|| Error::refused("the catalog does not say where the table's metadata is"))
         .context_with(context)?;
     let metadata = serde_json::from_value(body["metadata"].take()).or_error(Kind::Refused, context())?;
+    Ok(Loaded { metadata_location, metadata, credentials: credentials(&body), etag })
+}
+
+/// Reads from the answer to a staged creation where the table would lie, and what the server lends for that.
+pub fn read_staged(body: &[u8]) -> Option<(String, Vec<Vended>)> {
+    let body: Value = serde_json::from_slice(body).ok()?;
+    Some((body["metadata"]["location"].as_str()?.to_owned(), credentials(&body)))
+}
+
+/// What the server lends with a table.
+fn credentials(body: &Value) -> Vec<Vended> {
     let strings = |value: &Value| -> HashMap<String, String> {
         let entries = value.as_object().into_iter().flatten();
         entries.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()
@@ -309,8 +320,7 @@ pub fn read_table(body: &[u8], etag: Option<String>) -> Result<Loaded> {
         properties: strings(&one["config"]),
     });
     let of_table = Vended { prefix: String::new(), properties: strings(&body["config"]) };
-    let credentials = vended.chain([of_table]).filter(|vended| !vended.properties.is_empty()).collect();
-    Ok(Loaded { metadata_location, metadata, credentials, etag })
+    vended.chain([of_table]).filter(|vended| !vended.properties.is_empty()).collect()
 }
 
 #[cfg(test)]
@@ -474,7 +484,7 @@ mod tests {
     #[test]
     fn a_new_table_is_asked_for_in_format_2() {
         let name = TableName { namespace: "a".to_owned(), name: "t".to_owned() };
-        let body = create_table(&name, &table(&[])).unwrap();
+        let body = create_table(&name, &table(&[]), false).unwrap();
         assert_eq!(body["properties"], json!({"format-version": "2"}));
         assert_eq!(body["partition-spec"], json!({"spec-id": 0, "fields": []}));
         assert_eq!(body.get("write-order"), None);
