@@ -209,7 +209,8 @@ impl<'a> Pass<'a> {
     ) -> Result<()> {
         let free = failpoint::hit(Failpoint::Guard)? == Action::Skip || self.options.dry_run;
         if !free {
-            *guard = Some(self.stop.or(self.locks.acquire(&table.target)).await?);
+            let acquire = async || self.stop.or(self.locks.acquire(&table.target)).await;
+            *guard = Some(self.retry(acquire).await?);
         }
         let death = if self.options.dry_run { None } else { self.begin(table) };
         let tried = async || {

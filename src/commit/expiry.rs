@@ -10,13 +10,10 @@
 use std::collections::{HashMap, HashSet};
 
 use iceberg::io::FileIO;
-use iceberg::spec::{
-    MAIN_BRANCH, ManifestFile, ManifestStatus, Snapshot, SnapshotReference, SnapshotRetention, TableMetadata,
-};
-use serde::Deserialize;
+use iceberg::spec::{MAIN_BRANCH, ManifestFile, ManifestStatus, Snapshot, SnapshotRetention, TableMetadata};
 
 use crate::storage::same_spelling;
-use crate::target::{MAX_SNAPSHOT_AGE_MS, ancestors, manifests_of};
+use crate::target::{MAX_SNAPSHOT_AGE_MS, ancestors, manifests_of, references};
 
 const GC_ENABLED: &str = "gc.enabled";
 const MIN_SNAPSHOTS_TO_KEEP: (&str, usize) = ("history.expire.min-snapshots-to-keep", 1);
@@ -62,17 +59,6 @@ pub fn expired(metadata: &TableMetadata, now_ms: i64) -> serde_json::Result<Vec<
         false => too_old(snapshot, max_age),
     };
     Ok(metadata.snapshots().filter(|snapshot| goes(snapshot)).map(|snapshot| snapshot.snapshot_id()).collect())
-}
-
-/// Branches and tags. iceberg 0.10 does not hand them out, its JSON does.
-fn references(metadata: &TableMetadata) -> serde_json::Result<HashMap<String, SnapshotReference>> {
-    #[derive(Deserialize)]
-    struct References {
-        #[serde(default)]
-        refs: HashMap<String, SnapshotReference>,
-    }
-    let References { refs } = serde_json::from_slice(&serde_json::to_vec(metadata)?)?;
-    Ok(refs)
 }
 
 /// Files that `old` refers to and `new`, which has fewer snapshots, does not: manifest lists, manifests, statistics, and data files that were
@@ -182,7 +168,7 @@ async fn unreferenced_data(
 #[cfg(test)]
 mod tests {
     use iceberg::TableCreation;
-    use iceberg::spec::{Operation, Summary, TableMetadataBuilder};
+    use iceberg::spec::{Operation, SnapshotReference, Summary, TableMetadataBuilder};
     use proptest::prelude::*;
 
     use super::*;

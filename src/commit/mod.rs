@@ -26,7 +26,7 @@ use crate::config::TableName;
 use crate::error::{Context, Error, Kind, Result};
 use crate::failpoint::{self, Failpoint};
 use crate::storage::Storage;
-use crate::target::{Catalog, Fate, Swap, SwapError, Target, fate};
+use crate::target::{Catalog, Fate, Swap, SwapError, Target, fate, is_past};
 use crate::watermark::{KEY, Marker};
 
 /// Foreign commits that may come between before a chunk gives up.
@@ -176,11 +176,18 @@ async fn swap(catalog: &Catalog, commit: &Commit<'_>, staged: &Staged) -> Swappe
             return Swapped::Stale;
         }
         let asked = ask(catalog, commit, staged).await;
-        // A snapshot, by which a server compares, can be current again, unlike a location.
-        let is_final = stale && (unknown.is_none() || catalog.takes_files());
-        match asked.map(|(fate, now)| (if is_final { fate.of_stale() } else { fate }, now)) {
+        // A snapshot, by which a server compares, can be current again, unlike a location. And where the table is as it was, what was refused may have
+        // been the second of two, and the first be under way.
+        let base = &staged.change.base.metadata;
+        let is_final =
+            |now: &Target| stale && (catalog.takes_files() || unknown.is_none() && is_past(base, &now.metadata));
+        match asked.map(|(fate, now)| (if is_final(&now) { fate.of_stale() } else { fate }, now)) {
             Ok((Fate::Landed, now)) => return Swapped::Landed(Some(now)),
             Ok((Fate::Rejected, _)) => return Swapped::Stale,
+            Ok((Fate::Undecided, _)) if unknown.is_none() => {
+                unknown =
+                    Some(Error::new(Kind::Conflict, "the catalog refuses it as stale, and the table is as it was"));
+            }
             Ok((Fate::Undecided, _)) => {}
             Ok((Fate::Untraceable, _)) => break,
             Err(error) => unknown = Some(error),

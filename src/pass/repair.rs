@@ -27,7 +27,7 @@ pub async fn repair(
     telemetry: &Telemetry,
 ) -> Result<RunTable> {
     let pass = Pass { deadline: None, ..Pass::new(config, Options::default(), state, stop, telemetry) };
-    let _guard = pass.locks.acquire(&table.target).await?;
+    let _guard = stop.or(pass.locks.acquire(&table.target)).await?;
     let mut progress = Progress::default();
     let repair = async || Box::pin(pass.repair(table, server, catalog, windows, &mut progress)).await;
     let repaired = pass.retry(repair).await;

@@ -154,7 +154,7 @@ impl Client {
         };
         let begin = format!(
             "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL statement_timeout = {}; SET LOCAL lock_timeout = {}; {synchronous}",
-            limit.as_millis(),
+            limit.as_millis().min(i32::MAX.unsigned_abs().into()),
             LOCK_TIMEOUT.min(limit / 2).as_millis(),
         );
         Ok(Transaction { client: self, held: self.batch_on(&begin).await?, is_open: true })

@@ -34,6 +34,7 @@ pub struct Settings {
     /// The database, without user, password and parameters.
     pub name: String,
     pub has_password: bool,
+    /// For all hosts.
     pub connect_timeout: Duration,
     pub timeout: Duration,
 }
@@ -48,6 +49,10 @@ impl Settings {
             .keepalives_interval(KEEPALIVE_INTERVAL)
             .keepalives_retries(KEEPALIVE_RETRIES)
             .tcp_user_timeout(config.timeout.max(KEEPALIVE_IDLE));
+        if session.get_connect_timeout().is_none() {
+            // Of several addresses of a host, a second one gets its turn.
+            session.connect_timeout(config.connect_timeout / 2);
+        }
         let has_password = !config.password.expose().is_empty();
         if has_password {
             session.password(config.password.expose());
@@ -68,12 +73,13 @@ impl Settings {
             Mode::Prefer => Some(unverified()?),
             Mode::Verify => Some(tls::client_config(roots)?),
         };
+        let hosts = u32::try_from(session.get_hosts().len()).unwrap_or(1).max(1);
         Ok(Self {
             name: name(&session),
             session,
             tls: tls.map(MakeRustlsConnect::new),
             has_password,
-            connect_timeout: config.connect_timeout,
+            connect_timeout: config.connect_timeout * hosts,
             timeout: config.timeout,
         })
     }

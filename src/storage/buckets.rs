@@ -134,14 +134,14 @@ impl Buckets {
     pub(super) async fn delete(&self, location: &str) -> Result<()> {
         let begun = locked(&self.uploads).remove(location);
         if let Some(Begun { bucket, key, id }) = begun
-            && let Err(error) = gone(bucket.parts.abort_multipart(&key, &id).await)
+            && let aborted = bucket.parts.abort_multipart(&key, &id).await
+            && let Err(error) = gone(aborted.map_err(|e| bucket.access.missing("give up the upload of", location, e)))
         {
-            let error = bucket.access.failed("give up the upload of", location, error);
             tracing::warn!(%error, "parts of a file were left behind; a lifecycle rule of the bucket deletes them");
         }
         let (bucket, key) = self.find(location)?;
-        let deleted = gone(bucket.store.delete(&key).await);
-        deleted.map_err(|e| bucket.access.failed("delete", location, e))
+        let deleted = bucket.store.delete(&key).await;
+        gone(deleted.map_err(|e| bucket.access.missing("delete", location, e)))
     }
 
     pub(super) fn begun(&self, location: &str, begun: Begun) {
@@ -158,10 +158,10 @@ impl Buckets {
 }
 
 /// What is gone already is deleted: the client asks again where an answer was lost.
-fn gone(deleted: object_store::Result<()>) -> object_store::Result<()> {
+fn gone(deleted: Result<(), Missing>) -> Result<()> {
     match deleted {
-        Err(object_store::Error::NotFound { .. }) => Ok(()),
-        result => result,
+        Ok(()) | Err(Missing::Gone(_)) => Ok(()),
+        Err(Missing::Failed(error)) => Err(error),
     }
 }
 

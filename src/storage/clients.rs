@@ -15,7 +15,7 @@ use super::buckets::{Bucket, Properties};
 use super::errors::{Access, Cloud, NoCredentials};
 use super::profile::Files;
 use crate::config::{Secret, Storage};
-use crate::error::{Classify, Context, Error, Kind, Result};
+use crate::error::{Classify, Context, Error, Kind, Result, causes};
 
 /// Tries of a request after the first. A pass tries a table again on top of them.
 const RETRIES: usize = 5;
@@ -122,8 +122,13 @@ impl Settings<'_> {
             }
         };
         made.map_err(|e| {
-            // Errors of builders name what is missing or wrong, and no value.
-            Error::new(Kind::Config, e).context(format!("set up access to {root}")).hint(
+            // Errors of builders name what is missing or wrong; only that of Google's JSON quotes it, which is the key.
+            let is_of_json = causes(&e).any(|cause| cause.is::<serde_json::Error>());
+            let error = match is_of_json {
+                true => Error::new(Kind::Config, "the service account's key is not the JSON that Google gives out"),
+                false => Error::new(Kind::Config, e),
+            };
+            error.context(format!("set up access to {root}")).hint(
                 "see catalog.properties and the variables of the environment: AWS_, GOOGLE_ or AZURE_ and what follows",
             )
         })

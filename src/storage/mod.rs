@@ -62,13 +62,16 @@ pub fn is_local(location: &str) -> bool {
     location.starts_with('/') || location.starts_with("file:")
 }
 
-/// One spelling for the URIs of a file: writers differ in `file:///p`, `file:/p` and `/p`, and in `s3://`, `s3a://` and `s3n://`.
+/// One spelling for the URIs of a file: writers differ in `file:///p`, `file:/p` and `/p`, in `s3://`, `s3a://` and `s3n://`,
+/// and in `abfs://` and `abfss://`.
 pub fn same_spelling(location: &str) -> String {
     if let Ok(path) = local_path(location) {
         return path.to_string_lossy().into_owned();
     }
     match location.split_once("://") {
         Some(("s3a" | "s3n", rest)) => format!("s3://{rest}"),
+        Some(("abfs", rest)) => format!("abfss://{rest}"),
+        Some(("wasb", rest)) => format!("wasbs://{rest}"),
         _ => location.to_owned(),
     }
 }
@@ -135,6 +138,15 @@ impl Storage {
         self.buckets.read(location).await
     }
 
+    /// Reads a file as a whole; `None` where there is none.
+    pub async fn read_if_exists(&self, location: &str) -> Result<Option<Bytes>> {
+        match self.read(location).await {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(Missing::Gone(_)) => Ok(None),
+            Err(Missing::Failed(error)) => Err(error),
+        }
+    }
+
     /// Whether there is a file.
     pub async fn exists(&self, location: &str) -> Result<bool> {
         if is_local(location) {
@@ -171,9 +183,10 @@ impl Storage {
             return Ok(files);
         }
         let (bucket, key) = self.buckets.find(folder)?;
-        let root = folder.strip_suffix(key.as_ref()).unwrap_or(folder).to_owned();
+        // The key is empty at the root of a bucket.
+        let root = folder.strip_suffix(key.as_ref()).unwrap_or(folder).trim_end_matches('/').to_owned();
         let stored = |object: object_store::ObjectMeta| Stored {
-            location: format!("{root}{}", object.location),
+            location: format!("{root}/{}", object.location),
             bytes: object.size,
             modified: object.last_modified.into(),
         };

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use ini::Ini;
+use ini::{Ini, ParseOption};
 
 use crate::config::Secret;
 use crate::error::{Classify, Error, Kind, Result};
@@ -77,7 +77,9 @@ fn read(file: &Path) -> Result<Option<Ini>> {
     }
     let text = std::fs::read_to_string(file).or_error(Kind::Config, format!("read {}", file.display()))?;
     // What does not parse is not quoted: it may hold a secret.
-    Ini::load_from_str(&text).map(Some).map_err(|error| {
+    // Values are as they stand there, as for AWS' own tools.
+    let raw = ParseOption { enabled_quote: false, enabled_escape: false, ..ParseOption::default() };
+    Ini::load_from_str_opt(&text, raw).map(Some).map_err(|error| {
         Error::new(Kind::Config, format!("line {} is neither [section] nor key = value", error.line))
             .context(format!("read {}", file.display()))
     })

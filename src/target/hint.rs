@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::Target;
 use super::register::{VERSION_HINT, parts};
 use crate::error::Result;
-use crate::storage::{Missing, Storage, same_spelling};
+use crate::storage::{Storage, same_spelling};
 
 const SUFFIX: &str = ".metadata.json";
 
@@ -54,11 +54,8 @@ fn named(file: &str) -> Option<&str> {
 
 /// What a hint says; `None` where there is none.
 async fn read(storage: &Storage, location: &str) -> Result<Option<String>> {
-    match storage.read(location).await {
-        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).trim().to_owned())),
-        Err(Missing::Gone(_)) => Ok(None),
-        Err(Missing::Failed(error)) => Err(error),
-    }
+    let bytes = storage.read_if_exists(location).await?;
+    Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).trim().to_owned()))
 }
 
 fn is_number(text: &str) -> bool {

@@ -1,6 +1,9 @@
 //! What a table's metadata says of our commits: pure (protocol.md P14, P16).
 
-use iceberg::spec::{Snapshot, SnapshotRef, TableMetadata};
+use std::collections::HashMap;
+
+use iceberg::spec::{Snapshot, SnapshotRef, SnapshotReference, TableMetadata};
+use serde::Deserialize;
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
@@ -70,6 +73,17 @@ fn ancestry(metadata: &TableMetadata) -> impl Iterator<Item = &Snapshot> {
 /// snapshot of a v2 table has sequence number 1.
 fn is_first(oldest: &Snapshot) -> bool {
     oldest.parent_snapshot_id().is_none() && oldest.sequence_number() <= 1
+}
+
+/// Branches and tags. iceberg 0.10 does not hand them out, its JSON does.
+pub fn references(metadata: &TableMetadata) -> serde_json::Result<HashMap<String, SnapshotReference>> {
+    #[derive(Deserialize)]
+    struct References {
+        #[serde(default)]
+        refs: HashMap<String, SnapshotReference>,
+    }
+    let References { refs } = serde_json::from_slice(&serde_json::to_vec(metadata)?)?;
+    Ok(refs)
 }
 
 fn marker_of(snapshot: &Snapshot) -> Result<Option<Marker>> {

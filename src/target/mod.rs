@@ -26,10 +26,13 @@ use iceberg::{ErrorKind, TableCreation};
 
 pub use self::catalog::{Catalog, Change, Moved, Swap, SwapError};
 pub use self::files::DataFiles;
-pub use self::history::{Fate, Rollback, ancestors, committed_ms, deleted_by_others, fate, live_records, markers};
+pub use self::history::{
+    Fate, Rollback, ancestors, committed_ms, deleted_by_others, fate, live_records, markers, references,
+};
 pub use self::orphans::MIN_AGE;
 pub use self::postgres::Postgres as PostgresCatalog;
 pub use self::register::{Relation, check_newest, check_vacant, locate, version_of};
+pub use self::rest::is_past;
 pub use self::rows::{RowFile, Rows, no_key_column, read_rows};
 pub use self::scan::ticks;
 use crate::config::{Table as TableConfig, TableName};
@@ -325,6 +328,11 @@ fn storage_message(error: &iceberg::Error) -> &str {
     let causes = iter::successors(std::error::Error::source(error), |cause| cause.source());
     let innermost = causes.filter_map(|cause| cause.downcast_ref::<iceberg::Error>()).last();
     innermost.unwrap_or(error).message()
+}
+
+/// Whether storage failed, so that nobody knows what the file says; one that is gone says nothing.
+fn is_storages(error: &iceberg::Error) -> bool {
+    cause::<Error>(error).is_some() || io_cause(error).is_some_and(|cause| cause.kind() != io::ErrorKind::NotFound)
 }
 
 fn io_cause(error: &iceberg::Error) -> Option<&io::Error> {

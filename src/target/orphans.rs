@@ -10,7 +10,7 @@ use iceberg::io::FileIO;
 use iceberg::spec::{Snapshot, TableMetadata};
 use uuid::Uuid;
 
-use super::{Target, classify, manifests_of};
+use super::{Target, classify, is_storages, manifests_of};
 use crate::error::Result;
 use crate::storage::{Storage, Stored, same_spelling};
 use crate::watermark::{KEY, Marker};
@@ -38,6 +38,7 @@ impl Target {
                 Ok(metadata) if !is_known && is_rejected(&metadata, &self.metadata) => orphans.push(file.clone()),
                 // An old version, or somebody else's: what it refers to stays.
                 Ok(metadata) => referred.of_table(file_io, &metadata).await.map_err(failed)?,
+                Err(error) if is_storages(&error) => return Err(failed(error)),
                 Err(error) => tracing::warn!(file = %location, %error, "is no metadata file, left alone"),
             }
         }

@@ -94,7 +94,7 @@ pub async fn check_vacant(storage: &Storage, location: &str, name: &TableName) -
     let is_table = match found {
         None => false,
         Some((version, _)) if version > 0 => true,
-        Some((_, file)) => head_of(storage, &file).await.is_none_or(|head| head.has_snapshot()),
+        Some((_, file)) => head_of(storage, &file).await?.is_none_or(|head| head.has_snapshot()),
     };
     if !is_table {
         return Ok(());
@@ -113,7 +113,7 @@ async fn newest_of_others(storage: &Storage, folder: &str, table: Option<Uuid>) 
         let (_, name) = parts(&file.location);
         let Some(version) = version_of(name).filter(|_| !name.starts_with('v')) else { continue };
         // A file that a crash left empty or half written is no version.
-        let table_uuid = head_of(storage, &file.location).await.map(|head| head.table_uuid);
+        let table_uuid = head_of(storage, &file.location).await?.map(|head| head.table_uuid);
         if table_uuid.is_none() && !name.contains(".gz") {
             continue;
         }
@@ -147,8 +147,9 @@ impl Head {
 }
 
 /// `None` of a file that is no JSON of a table: damaged, or compressed.
-async fn head_of(storage: &Storage, file: &str) -> Option<Head> {
-    serde_json::from_slice(&storage.read(file).await.ok()?).ok()
+async fn head_of(storage: &Storage, file: &str) -> Result<Option<Head>> {
+    let bytes = storage.read_if_exists(file).await?;
+    Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
 }
 
 /// The files of a folder; none where there is no folder.
@@ -197,7 +198,7 @@ async fn newest(storage: &Storage, folder: &str) -> Result<Option<(i32, String)>
         .collect();
     // A hint that does not parse is looked past, as Iceberg does.
     let hint_file = format!("{folder}/{VERSION_HINT}");
-    let hint = storage.read(&hint_file).await.ok();
+    let hint = storage.read_if_exists(&hint_file).await?;
     let hint = hint.and_then(|text| std::str::from_utf8(&text).ok()?.trim().parse::<i32>().ok());
     let Some(mut version) = hint.or(versions.keys().next_back().copied()) else { return Ok(None) };
     while versions.keys().any(|other| Some(*other) == version.checked_add(1)) {

@@ -11,7 +11,7 @@ use crate::error::Kind;
 /// Repetitions of a request that the server was too busy for.
 const MAX_REPETITIONS: u32 = 4;
 /// Longest wait over all of them.
-const MAX_WAIT: Duration = Duration::from_secs(30);
+pub const MAX_WAIT: Duration = Duration::from_secs(30);
 /// The first wait where the server names none; each further one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// How far our clock may be ahead of the server's; its answer took a while, too.

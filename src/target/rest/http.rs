@@ -8,7 +8,7 @@ use reqwest::header::{DATE, ETAG, HeaderMap, HeaderName, RETRY_AFTER};
 use reqwest::redirect::Policy;
 use reqwest::{Client, RequestBuilder};
 
-use super::errors::{Patience, Told, retry_after};
+use super::errors::{MAX_WAIT, Patience, Told, retry_after};
 use crate::config::{Auth, Rest as Config, Secret, hide};
 use crate::error::{Classify, Context, Error, Kind, Result, causes};
 use crate::tls;
@@ -118,6 +118,11 @@ impl Transport {
 impl Answer {
     pub fn is_success(&self) -> bool {
         (200..=299).contains(&self.status)
+    }
+
+    /// How long the server asks to leave it alone, if that is not too long to wait for.
+    pub fn pause(&self) -> Duration {
+        self.retry_after.filter(|asked| *asked <= MAX_WAIT).unwrap_or_default()
     }
 
     /// What the answer says, for an error; `who` answers.

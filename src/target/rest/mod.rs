@@ -33,7 +33,7 @@ use self::protocol::{
     create_namespace, create_table, is_other_location, levels, read_staged, read_table, register_table, shown,
     vain_commit,
 };
-pub use self::protocol::{Loaded, Vended};
+pub use self::protocol::{Loaded, Vended, is_past};
 use super::SwapError;
 use crate::config::{Rest as Config, TableName};
 use crate::error::{Classify, Context, Error, Kind, Result};
@@ -184,8 +184,12 @@ impl Rest {
             }
             Verdict::Conflict => Ok(Committed::Stale),
             Verdict::NotDone => Err(SwapError::NotDone(self.refusal(&answer).context(format!("commit to `{name}`")))),
-            // Of which commit, says whoever gives it up.
-            Verdict::Unknown => Err(SwapError::Unknown(self.refusal(&answer))),
+            Verdict::Unknown => {
+                // Before the table is asked, or the commit repeated.
+                tokio::time::sleep(answer.pause()).await;
+                // Of which commit, says whoever gives it up.
+                Err(SwapError::Unknown(self.refusal(&answer)))
+            }
         }
     }
 
@@ -195,8 +199,9 @@ impl Rest {
         let answer = self.change(self.paths.table(name), &vain_commit(name), Uuid::now_v7()).await;
         let answer = answer.map_err(|(SwapError::NotDone(error) | SwapError::Unknown(error))| error)?;
         match answer.status {
-            401 | 403 | 407 | 419 | 500.. => Err(self.refusal(&answer).context(format!("commit to `{name}`"))),
-            _ => Ok(()),
+            // Some do not take a commit without changes, whoever asks.
+            200..=299 | 400 | 409 | 422 => Ok(()),
+            _ => Err(self.refusal(&answer).context(format!("commit to `{name}`"))),
         }
     }
 

@@ -13,6 +13,7 @@ use uuid::Uuid;
 use crate::config::{Secret, TableName};
 use crate::error::{Classify, Context, Error, Kind, Result};
 use crate::storage::same_spelling;
+use crate::target::references;
 
 /// Endpoints that we need, as `endpoints` of a server's configuration names them.
 pub const LOAD_TABLE: &str = "GET /v1/{prefix}/namespaces/{namespace}/tables/{table}";
@@ -74,7 +75,9 @@ impl Served {
         if let Some(server) = ours.get("oauth2-server-uri") {
             merged.insert("oauth2-server-uri".to_owned(), server.clone());
         }
-        let leaves_https = |other: &String| url.starts_with("https://") && other.starts_with("http://");
+        let begins =
+            |url: &str, scheme: &str| url.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme));
+        let leaves_https = |other: &String| begins(url, "https://") && !begins(other, "https://");
         for key in ["uri", "oauth2-server-uri"] {
             if !ours.contains_key(key) && merged.get(key).is_some_and(leaves_https) {
                 tracing::warn!(key, "the catalog names a URL without https, which is not followed");
@@ -218,15 +221,33 @@ pub fn register_table(name: &TableName, metadata_location: &str) -> Value {
     json!({"name": name.name, "metadata-location": metadata_location})
 }
 
-/// A commit: the table must be what `base` is, by all that a commit of ours depends on (P13).
-pub fn commit_table(name: &TableName, base: &TableMetadata, updates: &[TableUpdate]) -> Result<Value> {
-    let requirements = [
+/// What a table must be for a commit that was built on `base`, by all that a commit of ours depends on (P13). Branches and tags must be where they
+/// were: what expires depends on them, and a server numbers the snapshots of all branches in one row.
+fn requirements(base: &TableMetadata) -> Result<Vec<TableRequirement>> {
+    let references = references(base).or_error(Kind::Internal, "read branches and tags")?;
+    let others = references.into_iter().filter(|(name, _)| name != MAIN_BRANCH);
+    let others = others.map(|(name, reference)| TableRequirement::RefSnapshotIdMatch {
+        r#ref: name,
+        snapshot_id: Some(reference.snapshot_id),
+    });
+    let own = [
         TableRequirement::UuidMatch { uuid: base.uuid() },
         TableRequirement::RefSnapshotIdMatch { r#ref: MAIN_BRANCH.to_owned(), snapshot_id: base.current_snapshot_id() },
         TableRequirement::LastAssignedFieldIdMatch { last_assigned_field_id: base.last_column_id() },
         TableRequirement::CurrentSchemaIdMatch { current_schema_id: base.current_schema_id() },
         TableRequirement::DefaultSpecIdMatch { default_spec_id: base.default_partition_spec_id() },
     ];
+    Ok(own.into_iter().chain(others).collect())
+}
+
+/// Whether a commit that was built on `base` cannot land any more on what the table is `now`.
+pub fn is_past(base: &TableMetadata, now: &TableMetadata) -> bool {
+    requirements(base).is_ok_and(|all| all.iter().any(|requirement| requirement.check(Some(now)).is_err()))
+}
+
+/// A commit, on the table as `base` is.
+pub fn commit_table(name: &TableName, base: &TableMetadata, updates: &[TableUpdate]) -> Result<Value> {
+    let requirements = requirements(base)?;
     let updates = updates.iter().map(update_json).collect::<Result<Vec<_>>>()?.concat();
     Ok(json!({
         "identifier": {"namespace": levels(&name.namespace), "name": name.name},
