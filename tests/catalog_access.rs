@@ -7,7 +7,7 @@ mod support;
 use std::fs;
 use std::process::Command;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use support::faults::{ALWAYS, Fault, FaultyProxy, ONCE};
 use support::lake::{ca_file, psql, variable};
 use support::scene::Scene;
@@ -52,7 +52,7 @@ const CONFIG: &str = "GET /v1/config*";
 const LOAD: &str = "GET */tables/trades*";
 const COMMIT: &str = "POST */tables/trades";
 const NEXT: &str = "the next pass tries again";
-const ANSWERS: [Answer; 36] = [
+const ANSWERS: [Answer; 35] = [
     answer(
         CONFIG,
         401,
@@ -101,7 +101,6 @@ const ANSWERS: [Answer; 36] = [
     answer(COMMIT, 403, error!("ForbiddenException"), 2, &["commit to `cold", "administrator"]),
     answer(COMMIT, 404, error!("NoSuchTableException"), 3, &["commit to `cold", "NoSuchTableException"]),
     answer(COMMIT, 405, "", 3, &["commit to `cold", "405"]),
-    answer(COMMIT, 409, error!("CommitFailedException"), 1, &["another writer"]),
     answer(COMMIT, 413, "<html>canary</html>", 3, &["commit to `cold", "413"]),
     answer(COMMIT, 419, error!("AuthenticationTimeoutException"), 2, &["commit to `cold"]),
     answer(COMMIT, 422, error!("UnprocessableEntityException"), 3, &["commit to `cold", "422"]),
@@ -128,6 +127,42 @@ fn what_a_catalog_answers_is_told_with_what_to_do() {
         scene.fails(&format!("{pattern} {fault:?}"), &[], exit, says);
         proxy.calm();
     }
+    scene.recovers();
+}
+
+/// What a proxy or a lock of the server refuses, while the table is what the commit was built on, may be the second of two: the first may still land.
+#[test]
+fn p14_a_commit_that_is_refused_over_a_table_that_is_as_it_was_keeps_its_files() {
+    let (scene, proxy) = behind_proxy(Place::Rest, "refused");
+    let conflict = error!("CommitFailedException");
+    proxy.inject(COMMIT, ALWAYS, Fault::Told(409, conflict));
+    let told = ["the catalog refuses it as stale, and the table is as it was", "kept", "\nhint: "];
+    scene.run(&["run"], &[]).expect(1).says(&told);
+    proxy.calm();
+    proxy.inject(COMMIT, ONCE, Fault::Told(409, conflict));
+    scene.run(&["run"], &[]).expect(0);
+    scene.case.target("trades").holds_all("trades");
+    // The one that was refused lands just before the next one.
+    scene.case.trades("trades", "2024-03-11 23:59:00", 100);
+    proxy.calm();
+    proxy.inject(COMMIT, ONCE, Fault::Overtaken(409, conflict));
+    scene.run(&["run"], &[]).expect(0);
+    scene.case.target("trades").holds_all("trades");
+    scene.run(&["audit", "--checksum"], &[]).expect(0);
+    assert_eq!(scene.case.pass_one()["status"], "nothing");
+}
+
+/// A catalog that lost the table, or is not the one that was meant, gives a new one the same place.
+#[test]
+fn no_table_is_made_where_one_lies_that_the_catalog_does_not_know() {
+    let scene = Scene::new(Place::Rest, "lost");
+    let target = scene.case.target("trades");
+    let folder = scene.case.location(&target.folder());
+    target.ask("drop", json!({}));
+    let told = ["a table lies at", &folder, "--register"];
+    scene.run(&["init-tables"], &[]).expect(3).says(&told);
+    scene.run(&["run"], &[]).expect(3).says(&["does not exist"]);
+    scene.run(&["init-tables", "--register", &folder, "--table", "trades"], &[]).expect(0);
     scene.recovers();
 }
 

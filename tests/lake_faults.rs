@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use serde_json::json;
 use support::faults::{ALWAYS, Fault, FaultyProxy, ONCE};
 use support::shapes::PLAIN;
-use support::{Case, HASH_OF_BRONZE, Place, Proxies, in_parallel, only_table};
+use support::{Case, HASH_OF_BRONZE, Place, Proxies, TRADES, in_parallel, only_table};
 
 const JSON_RUN: [&str; 3] = ["--format", "json", "run"];
 /// More requests than a pass of these tests makes.
@@ -423,6 +423,22 @@ fn p14_files_stay_while_a_server_does_not_tell_whether_a_commit_landed() {
         proxies.catalog.calm();
         PLAIN.is_made_good(&case, &format!("{place:?}"));
     });
+}
+
+/// A file that could not be read may be the one that names others, or the newest.
+#[test]
+fn metadata_that_cannot_be_read_is_not_taken_for_none() {
+    let (case, proxies) = two_days(Place::Postgres, "unread", "");
+    let folder = case.location(&case.target("trades").folder());
+    proxies.s3.inject("GET */metadata/00000-*", ALWAYS, Fault::Answered(403, ""));
+    case.run(&["audit", "--orphans"]).expect(2).says(&["00000-", "403"]);
+    proxies.s3.calm();
+    proxies.s3.inject("GET */metadata/00001-*", ALWAYS, Fault::Answered(403, ""));
+    case.config(&TRADES.replace("cold.trades", "cold.again"));
+    case.run(&["init-tables", "--table", "cold.again", "--register", &folder]).expect(2).says(&["00001-", "403"]);
+    proxies.s3.calm();
+    PLAIN.configure(&case, "");
+    PLAIN.is_made_good(&case, "as before");
 }
 
 /// Requests cost money and time: 96 passes a day, most of which find nothing.

@@ -49,8 +49,16 @@ pub async fn locate(storage: &Storage, given: &str) -> Result<String> {
         if let Some((_, file)) = newest(storage, &folder).await? {
             return Ok(file);
         }
-        return match newest_of_others(storage, &folder, None).await?.as_slice() {
+        let files = newest_of_others(storage, &folder, None).await?;
+        let mut committed = Vec::new();
+        for (version, file) in &files {
+            if was_committed(storage, *version, file).await? {
+                committed.push(file);
+            }
+        }
+        return match files.as_slice() {
             [(_, file)] => Ok(file.clone()),
+            _ if let [file] = committed.as_slice() => Ok((*file).clone()),
             [] => Err(wrong("no table lies here").hint("name a table's folder, or its newest metadata file")),
             [.., (_, file)] => Err(Error::refused(format!("{file} is not the only file of its version")).hint(
                 "all but one are of commits that died, or lost against another: name the file that is written last",
@@ -90,11 +98,9 @@ pub async fn check_vacant(storage: &Storage, location: &str, name: &TableName) -
         Some(found) => Some(found),
         None => newest_of_others(storage, &metadata, None).await?.pop(),
     };
-    // What an init-tables that died leaves, version 0 without a snapshot, is no table.
     let is_table = match found {
         None => false,
-        Some((version, _)) if version > 0 => true,
-        Some((_, file)) => head_of(storage, &file).await?.is_none_or(|head| head.has_snapshot()),
+        Some((version, file)) => was_committed(storage, version, &file).await?,
     };
     if !is_table {
         return Ok(());
@@ -128,6 +134,11 @@ async fn newest_of_others(storage: &Storage, folder: &str, table: Option<Uuid>) 
     let mut files: Vec<_> = newest.into_iter().filter(|(of, _)| of_table(of)).flat_map(|(_, files)| files).collect();
     files.sort_by(|(a, at, _), (b, bt, _)| (a, at).cmp(&(b, bt)));
     Ok(files.into_iter().map(|(version, _, file)| (version, file)).collect())
+}
+
+/// Whether a metadata file is of a table; version 0 without a snapshot is what an init-tables leaves that died, or that a REST catalog refused.
+async fn was_committed(storage: &Storage, version: i32, file: &str) -> Result<bool> {
+    Ok(version > 0 || head_of(storage, file).await?.is_none_or(|head| head.has_snapshot()))
 }
 
 /// What tells which table a metadata file is of.

@@ -32,6 +32,8 @@ pub enum Fault {
     Answered(u16, &'static str),
     /// It does not arrive, and is answered with this status and body.
     Told(u16, &'static str),
+    /// It is answered like that, and arrives just before the next one of its kind.
+    Overtaken(u16, &'static str),
 }
 
 /// Every request from now on.
@@ -63,6 +65,8 @@ struct Shared {
     held: usize,
     /// How often those that are held were let go.
     released: usize,
+    /// Method and path, and all, of a request that arrives before the next one like it.
+    overtaken: Option<(String, Vec<u8>)>,
 }
 
 /// Those of the requests like `pattern` whose numbers are in `numbers` meet the fault.
@@ -187,6 +191,10 @@ impl State {
                 self.shared.lock().unwrap().answers.push(format!("{status} {line}"));
                 Ok(answer.bytes)
             };
+            let late = self.shared.lock().unwrap().overtaken.take_if(|(late, _)| *late == line);
+            if let Some((_, bytes)) = late {
+                exchange(&bytes)?;
+            }
             match fault {
                 None => client.write_all(&exchange(&request.bytes)?)?,
                 Some(Fault::Repeated) => {
@@ -226,7 +234,10 @@ impl State {
                     let answer = format!("HTTP/1.1 {status} x\r\nContent-Length: 0\r\n{headers}\r\n");
                     client.write_all(answer.as_bytes())?;
                 }
-                Some(Fault::Told(status, body)) => {
+                Some(Fault::Told(status, body) | Fault::Overtaken(status, body)) => {
+                    if let Some(Fault::Overtaken(..)) = fault {
+                        self.shared.lock().unwrap().overtaken = Some((line, request.bytes));
+                    }
                     let body = if is_head { "" } else { body };
                     let answer = format!("HTTP/1.1 {status} x\r\nContent-Length: {}\r\n\r\n{body}", body.len());
                     client.write_all(answer.as_bytes())?;
@@ -277,7 +288,9 @@ impl State {
                     *of_answers.lock().unwrap() = fault;
                 }
                 Some(Fault::ReplyLost | Fault::ReplyCut(_) | Fault::ReplyHeld) => *of_answers.lock().unwrap() = fault,
-                Some(Fault::Repeated | Fault::Answered(..) | Fault::Told(..)) => panic!("{fault:?} is for HTTP"),
+                Some(Fault::Repeated | Fault::Answered(..) | Fault::Told(..) | Fault::Overtaken(..)) => {
+                    panic!("{fault:?} is for HTTP")
+                }
             }
             server.write_all(&message)?;
             if fault == Some(Fault::Held) {

@@ -346,7 +346,7 @@ fn credentials(body: &Value) -> Vec<Vended> {
 
 #[cfg(test)]
 mod tests {
-    use iceberg::spec::Snapshot;
+    use iceberg::spec::{Snapshot, SnapshotReference, SnapshotRetention};
 
     use super::*;
     use crate::schema::{Column, iceberg_schema};
@@ -510,5 +510,24 @@ mod tests {
         assert_eq!(body["partition-spec"], json!({"spec-id": 0, "fields": []}));
         assert_eq!(body.get("write-order"), None);
         assert_eq!(body["schema"]["fields"][0]["name"], "ts");
+    }
+
+    /// A server numbers the snapshots of all branches in one row, and expiry spares what tags name.
+    #[test]
+    fn a_commit_is_past_when_a_branch_or_a_tag_has_moved() {
+        let base = table(&[Some(1), Some(2)]);
+        let with = |of: &TableMetadata, name: &str, id| {
+            let retention = SnapshotRetention::Tag { max_ref_age_ms: None };
+            let builder = of.clone().into_builder(None).set_ref(name, SnapshotReference::new(id, retention));
+            builder.unwrap().build().unwrap().metadata
+        };
+        let tagged = with(&base, "kept", 1);
+        assert!(!is_past(&base, &base) && !is_past(&tagged, &tagged));
+        assert!(!is_past(&base, &tagged), "what came later");
+        assert!(is_past(&tagged, &with(&tagged, "kept", 2)) && is_past(&tagged, &base));
+        assert!(is_past(&base, &table(&[Some(1), Some(2), Some(3)])));
+        let body = commit_table(&TableName { namespace: "c".into(), name: "t".into() }, &tagged, &[]).unwrap();
+        let kept = json!({"type": "assert-ref-snapshot-id", "ref": "kept", "snapshot-id": 1});
+        assert!(body["requirements"].as_array().unwrap().contains(&kept), "{body:#}");
     }
 }
