@@ -6,7 +6,7 @@ mod support;
 
 use std::fs;
 
-use support::{BRONZE, Case, Server, TRADES, Target, fails, finish, server, table_of};
+use support::{BRONZE, Case, Lake, Place, Server, TRADES, Target, fails, finish, server, table_of};
 
 const JSON_RUN: [&str; 3] = ["--format", "json", "run"];
 const PASSWORD: &str = "correct-horse-battery";
@@ -25,6 +25,7 @@ fn users_get_what_their_profile_allows_or_are_told_why_not() {
     wrong_passwords_are_errors_of_the_configuration_and_stay_secret(&server);
     a_missing_grant_is_told_and_holds_no_other_table_back(&server);
     readers_may_work_where_nothing_unsafe_is_fixed(&server);
+    filters_that_a_server_must_write_stay(&server);
     limits_that_would_cut_the_rows_are_refused_by_name(&server);
     limits_that_may_be_changed_are_lifted(&server);
     what_would_change_the_answer_is_set_back(&server);
@@ -133,6 +134,18 @@ fn readers_may_work_where_nothing_unsafe_is_fixed(server: &Server) {
     case.config_file("offload.toml", "user = 'reader'", "", TRADES);
     case.pass();
     case.target("trades").holds_for_all_readers("trades");
+}
+
+/// Also in an object store, which has the most of a file before its footer says what is in it.
+fn filters_that_a_server_must_write_stay(server: &Server) {
+    for place in [Place::Local, Place::Sqlite] {
+        let mut case = case_of(server, "filtered", "filtered");
+        case.lake = (place != Place::Local).then(|| Lake::new(place, "filtered"));
+        case.config_file("offload.toml", "user = 'filtered'", "", TRADES);
+        case.init_tables();
+        assert_eq!(case.pass_one()["rows_written"], 500);
+        case.target("trades").holds_for_all_readers("trades");
+    }
 }
 
 fn limits_that_would_cut_the_rows_are_refused_by_name(server: &Server) {
