@@ -172,7 +172,7 @@ pub struct InitTables {
     #[arg(long)]
     pub dry_run: bool,
     /// Take over a table that the catalog does not know, such as Spark's, or one whose catalog is lost: its newest metadata file
-    /// (TABLE/metadata/v7.metadata.json) or its folder
+    /// (TABLE/metadata/v7.metadata.json) or its folder, by path or URI
     ///
     /// The catalog learns the table as it lies, after checks that it is whole and fits the source. A table that passes filled goes on where they stopped. An old catalog must not be
     /// written to any more, nor cleaned up: version-hint.text and the old metadata files stay as they are, and show the old state.
@@ -283,9 +283,11 @@ pub struct Audit {
 pub enum ConfigCommand {
     /// Check the configuration, say what it means, and try everything that a pass needs
     ///
-    /// Prints every key with the value that counts, where the password comes from, and a line for each check: ClickHouse and every source, catalog
-    /// and every target, warehouse, state cache. Then the least that the ClickHouse user must be granted, and the files and folders that this
-    /// process must be able to write. Nothing is changed: files that it writes to try a folder are deleted again.
+    /// Prints every key with the value that counts, where the passwords come from, and a line for each check: ClickHouse and every source, catalog
+    /// and every target, warehouse, locks, state cache and records, metrics, notifications. Then the least that the users of ClickHouse
+    /// and of a PostgreSQL catalog must be granted, what a bucket's policy must allow, and the files and folders that this process must be able to
+    /// write. Nothing is changed: what it writes to try a folder or a bucket is deleted again, and the commit by which it tries a REST catalog
+    /// cannot succeed.
     #[command(after_help = examples::CONFIG_CHECK)]
     Check(ConfigCheck),
 }

@@ -23,13 +23,17 @@ use std::thread;
 
 use clap::Parser;
 use serde_json::json;
+use support::faults::{ALWAYS, Fault, ONCE};
+use support::lake::{S3, variable};
 use support::proxy::Proxy;
 use support::server::{readers_python, repository};
-use support::{BRONZE, Case, Disk, Output, Running, Server, files_below, finish, only_table, wait_until};
+use support::{
+    BRONZE, Case, Disk, Output, Place, Proxies, Running, Server, files_below, finish, only_table, wait_until,
+};
 
 const RUNBOOK: &str = include_str!("../cron/RUNBOOK.md");
 /// The symptoms that it must know; alerts and others link to them.
-const ANCHORS: [&str; 21] = [
+const ANCHORS: [&str; 26] = [
     "scheduler-not-firing",
     "a-table-fails",
     "a-table-is-stuck",
@@ -43,6 +47,11 @@ const ANCHORS: [&str; 21] = [
     "the-catalog-is-down",
     "the-storage-is-down",
     "the-disk-is-full",
+    "the-catalog-server-is-down",
+    "the-object-store-is-down",
+    "keys-are-refused",
+    "another-host-holds-a-table",
+    "unfinished-uploads",
     "a-rollback-was-noticed",
     "audit-mismatch",
     "the-ttl-is-about-to-win",
@@ -119,6 +128,8 @@ struct Page<'a> {
     prefix: Vec<String>,
     /// Values of this case for those of the document.
     values: Vec<(String, String)>,
+    /// Variables of the environment, beside those of the lake.
+    environment: Vec<(&'static str, String)>,
 }
 
 impl<'a> Page<'a> {
@@ -134,8 +145,10 @@ impl<'a> Page<'a> {
             assert_eq!(missing, "", "apt-get install curl sqlite3 psmisc procps util-linux");
             fs::create_dir(&bin).unwrap();
             symlink(env!("CARGO_BIN_EXE_k2-offload"), bin.join("k2-offload")).unwrap();
-            fs::write(bin.join("python3"), format!("#!/bin/sh\nexec {} \"$@\"\n", readers_python())).unwrap();
-            finish(Command::new("chmod").arg("+x").arg(bin.join("python3"))).expect(0);
+            for (name, program) in [("python3", readers_python()), ("psql", variable("K2_TEST_PSQL"))] {
+                fs::write(bin.join(name), format!("#!/bin/sh\nexec {program} \"$@\"\n")).unwrap();
+                finish(Command::new("chmod").arg("+x").arg(bin.join(name))).expect(0);
+            }
             fs::create_dir(case.path("log")).unwrap();
         }
         let prefix = vec![
@@ -143,10 +156,10 @@ impl<'a> Page<'a> {
             format!("export K2_OFFLOAD_CONFIG={}", case.path("offload.toml").display()),
             format!("cd {}", case.folder().display()),
             format!("CH='{}/?database={}'", case.url, case.database),
-            "T=cold.bronze_trades_binance".to_owned(),
+            format!("T={}", case.in_namespace("cold.bronze_trades_binance")),
             format!("S={SOURCE}"),
         ];
-        Self { case, blocks, prefix, values: Vec::new() }
+        Self { case, blocks, prefix, values: Vec::new(), environment: Vec::new() }
     }
 
     /// From now on `name=` has this value, also where it stood before.
@@ -156,6 +169,12 @@ impl<'a> Page<'a> {
         }
         self.values.retain(|(known, _)| known != name);
         self.values.push((name.to_owned(), value.to_string()));
+        self
+    }
+
+    /// From now on a variable of the environment has this value.
+    fn environment(&mut self, name: &'static str, value: impl std::fmt::Display) -> &mut Self {
+        self.environment.push((name, value.to_string()));
         self
     }
 
@@ -171,7 +190,7 @@ impl<'a> Page<'a> {
             self.blocks.pop_front();
             for pattern in &said.lines {
                 assert!(
-                    printed.lines().any(|line| matches(pattern, line)),
+                    printed.lines().any(|line| matches(&self.case.in_namespace(pattern), line)),
                     "no line `{pattern}` of {block:#?} in\n{printed}"
                 );
             }
@@ -191,6 +210,10 @@ impl<'a> Page<'a> {
         let path = format!("{}:{}", self.case.path("bin").display(), std::env::var("PATH").unwrap());
         let mut bash = Command::new("bash");
         bash.args(["-c", &script]).env("PATH", path).env("TZ", "UTC").current_dir("/");
+        if let Some(lake) = &self.case.lake {
+            lake.lend_secrets(&mut bash);
+        }
+        bash.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let Output { code: ended, stdout, stderr } = Running::start(&mut bash).wait();
         assert_eq!(ended, Some(code), "{command}\n{stdout}{stderr}");
         format!("{stdout}{stderr}")
@@ -256,9 +279,13 @@ fn assigned(command: &str) -> Option<&str> {
 
 /// A table whose source holds nothing yet.
 fn case_of(name: &str) -> Case {
-    let case = Case::new(name);
+    made(Case::new(name), "")
+}
+
+/// The same of a case that is there, with further keys of the table.
+fn made(case: Case, keys: &str) -> Case {
     case.bronze(SOURCE);
-    case.config(TABLE);
+    case.config(&format!("{TABLE}{keys}"));
     case.init_tables();
     case
 }
@@ -757,6 +784,138 @@ fn on_disk(name: &str) -> (Case, Disk) {
     case.config(TABLE);
     case.init_tables();
     (filled(case), disk)
+}
+
+/// Rows that have left into a lake, and rows that have not.
+fn on_lake(place: Place, name: &str) -> Case {
+    filled(made(Case::at(place, name), ""))
+}
+
+/// The same behind a REST catalog and proxies, with further keys of the table.
+fn behind_proxies(name: &str, keys: &str) -> (Case, Proxies) {
+    let mut case = Case::on_lake(name);
+    let proxies = case.lake.as_mut().unwrap().behind_proxies();
+    (filled(made(case, keys)), proxies)
+}
+
+/// Puts `to` into the configuration for `from`; what it was.
+fn configure(case: &Case, from: &str, to: &str) -> String {
+    let good = fs::read_to_string(case.path("offload.toml")).unwrap();
+    assert!(good.contains(from), "no `{from}` in {good}");
+    fs::write(case.path("offload.toml"), good.replace(from, to)).unwrap();
+    good
+}
+
+#[test]
+fn the_catalog_server_is_down() {
+    for place in [Place::Rest, Place::Postgres] {
+        let case = on_lake(place, "server");
+        let url = &case.lake.as_ref().unwrap().catalog_url;
+        let server = url.split(['/', '@']).find(|part| part.contains(':') && !part.ends_with(':')).unwrap();
+        let good = configure(&case, server, "127.0.0.1:1");
+        let mut page = Page::of("the-catalog-server-is-down", &case);
+        page.next();
+        fs::write(case.path("offload.toml"), good).unwrap();
+        page.next();
+        case.target(SOURCE).holds_for_all_readers(SOURCE);
+        if place == Place::Rest {
+            // The backup of a REST catalog is its own.
+            page.blocks.clear();
+            page.ends_well();
+            continue;
+        }
+        let old = case.target(SOURCE).metadata_location();
+        trades(&case, 1, 50);
+        case.pass();
+        let new = case.target(SOURCE).metadata_location();
+        assert!(case.lake.as_ref().unwrap().swaps(&new, &old), "an old backup");
+        trades(&case, 1, 50);
+        let (folder, _) = new.split_once("/metadata/").unwrap();
+        page.set("LOCATION", folder).next();
+        case.target(SOURCE).holds_for_all_readers(SOURCE);
+        page.ends_well();
+    }
+}
+
+#[test]
+fn the_object_store_is_down() {
+    let case = on_lake(Place::Rest, "store");
+    let good = configure(&case, &case.lake.as_ref().unwrap().s3_url, "http://127.0.0.1:1");
+    let mut page = Page::of("the-object-store-is-down", &case);
+    page.set("STORE", "http://127.0.0.1:1").next();
+    fs::write(case.path("offload.toml"), good).unwrap();
+    page.next();
+    page.ends_well();
+}
+
+#[test]
+fn keys_are_refused() {
+    let (case, proxies) = behind_proxies("keys", "");
+    let mut page = Page::of("keys-are-refused", &case);
+    page.environment("AWS_SECRET_ACCESS_KEY", "wrong").next();
+    page.environment("AWS_SECRET_ACCESS_KEY", variable("K2_TEST_S3_SECRET_KEY"));
+    let expired = "<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>";
+    proxies.s3.inject("* *", ALWAYS, Fault::Told(400, expired));
+    page.next();
+    proxies.s3.calm();
+    // The next block and its output are of a catalog that asks who comes; the last one is for both.
+    let mut rest = mem::take(&mut page.blocks);
+    let of_catalog: Vec<Block> = rest.drain(..2).collect();
+    page.blocks.clone_from(&rest);
+    page.next();
+    page.ends_well();
+
+    let case = on_lake(Place::Guarded, "client");
+    let mut page = Page::of("keys-are-refused", &case);
+    let right = format!("{}:{}", variable("K2_TEST_REST_CLIENT_ID"), variable("K2_TEST_REST_CLIENT_SECRET"));
+    page.blocks = of_catalog.into_iter().chain(rest).collect();
+    page.environment("LAKE_CREDENTIAL", format!("{right}-not")).next();
+    page.environment("LAKE_CREDENTIAL", right).next();
+    page.ends_well();
+}
+
+#[test]
+fn another_host_holds_a_table() {
+    let case = on_lake(Place::Postgres, "hosts");
+    case.config_file("other.toml", "", "[state]\npath = 'other/state.db'\n", TABLE);
+    let gate = case.gate("gate");
+    let mut other = case.spawn("other.toml", &format!("planned={}", gate.pause()), &["run"]);
+    gate.wait_for(&mut other);
+    let mut page = Page::of("another-host-holds-a-table", &case);
+    page.next();
+    let holders = page.set("PG", &case.lake.as_ref().unwrap().postgres().url).next();
+    let holder = holders.lines().find(|line| line.contains("| k2-offload ")).unwrap();
+    page.set("PID", holder.split('|').next().unwrap().trim()).next();
+    gate.open();
+    other.wait().expect(0);
+    page.ends_well();
+}
+
+#[test]
+fn unfinished_uploads() {
+    let (case, proxies) = behind_proxies("uploads", "compression = 'none'\n");
+    // Of about 13 MB, which are two parts.
+    case.sql(&format!("INSERT INTO {SOURCE} (exchange_timestamp, symbol) SELECT now64(3) - 1, randomPrintableASCII(65) FROM numbers(200000)"));
+    proxies.s3.inject("PUT *partNumber=2*", ONCE, Fault::Held);
+    let pass = case.spawn("offload.toml", "", &["run"]);
+    proxies.s3.wait_for_held(1);
+    pass.signal("KILL");
+    assert_eq!(pass.wait().code, None);
+    proxies.s3.release();
+    let (s3, moto) = (S3::shared(), S3::moto());
+    let mut page = Page::of("unfinished-uploads", &case);
+    page.set("STORE", &s3.url).set("BUCKET", &s3.bucket).set("REGION", &s3.region);
+    let printed = page.next();
+    let upload = printed.lines().find(|line| line.contains(&case.target(SOURCE).namespace)).unwrap();
+    let words: Vec<&str> = upload.rsplitn(3, ' ').collect();
+    page.set("UPLOAD", words[0]).set("KEY", words[1]);
+    // The one of the two that knows such rules.
+    page.set("STORE", &moto.url);
+    page.environment("AWS_ACCESS_KEY_ID", moto.access_key).environment("AWS_SECRET_ACCESS_KEY", moto.secret_key).next();
+    page.set("STORE", &s3.url);
+    page.environment("AWS_ACCESS_KEY_ID", s3.access_key).environment("AWS_SECRET_ACCESS_KEY", s3.secret_key).next();
+    case.target(SOURCE).has_no_uploads("given up by hand");
+    page.ends_well();
 }
 
 #[test]

@@ -22,7 +22,8 @@ pub enum CheckStatus {
 /// One check.
 #[derive(Debug, Serialize)]
 pub struct Check {
-    /// What was looked at: `configuration`, `clickhouse`, `source`, `catalog`, `target`, `warehouse`, `locks`, `state`.
+    /// What was looked at: `configuration`, `clickhouse`, `source`, `catalog`, `target`, `warehouse`, `locks`, `state`, `records`, `metrics`,
+    /// `notify`.
     pub check: &'static str,
     /// Which of them.
     pub of: String,
