@@ -1,7 +1,8 @@
 //! How a session is made: what the URI says, and TLS.
 //!
-//! `sslmode` as libpq has it, with two differences. `require` and better all verify the certificate and that it is for the host. And where a
-//! certificate to trust is named and no mode is, the mode is `verify-full`. `prefer`, as there, encrypts where the server can and verifies nothing.
+//! `sslmode` as libpq has it, with three differences. `require` and better all verify the certificate and that it is for the host. Where a
+//! certificate to trust is named and no mode is, the mode is `verify-full`. And `allow` is `prefer`, which, as there, encrypts
+//! where the server can and verifies nothing.
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
