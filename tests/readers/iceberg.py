@@ -1,6 +1,7 @@
 """Looks at an Iceberg table with readers and writers that are not ours, and prints what it saw as JSON.
 
     python iceberg.py COMMAND '{"catalog": "/path/catalog.db", "namespace": "cold", "table": "trades", ...}'
+    python iceberg.py serve NAME
 
 Each command is the function of its name below; the JSON object holds its arguments. `catalog` is the file of an SQL catalog, or the properties of
 any other. `compare` is the oracle of the tests: it reads the source over HTTP, the target with one of three readers, and compares the rows as
@@ -13,7 +14,11 @@ import glob
 import json
 import os
 import re
+import select
+import signal
+import socket
 import sys
+import traceback
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -759,6 +764,43 @@ COMMANDS = [
     rollback, expire, tag, branch, set_properties, create_other_table, create_catalog, hadoop_append, parquet, bloom_probe, bounds,
 ]
 
+
+
+def run(command, arguments):
+    return {function.__name__: function for function in COMMANDS}[command](**arguments)
+
+
+def serve(name):
+    """Runs commands that come to the abstract socket of this name, each in a fork, until stdin ends: what takes long is to import all this."""
+    import duckdb  # noqa: F401
+    import pyiceberg.catalog.rest  # noqa: F401
+    import pyiceberg.catalog.sql  # noqa: F401
+
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind("\0" + name)
+    listener.listen(128)
+    print("ready", flush=True)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
+        connection, _ = listener.accept()
+        if os.fork() == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            answer(connection)
+            os._exit(0)
+        connection.close()
+
+
+def answer(connection):
+    with connection.makefile("rw") as stream:
+        try:
+            said = {"result": run(*json.load(stream))}
+        except Exception:
+            said = {"error": traceback.format_exc()}
+        json.dump(said, stream)
+
+
 if __name__ == "__main__":
-    function = {command.__name__: command for command in COMMANDS}[sys.argv[1]]
-    print(json.dumps(function(**json.loads(sys.argv[2]))))
+    if sys.argv[1] == "serve":
+        serve(sys.argv[2])
+    else:
+        print(json.dumps(run(sys.argv[1], json.loads(sys.argv[2]))))

@@ -1,13 +1,33 @@
 //! An Iceberg table as others see it: PyIceberg, DuckDB and ClickHouse, and its files on disk, where S3 keeps its objects too.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::Shutdown;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::sync::LazyLock;
 
 use serde_json::{Value, json};
 
 use super::server::{readers_python, repository};
 use super::{Case, Place, files_below};
+
+/// Where tests/readers/iceberg.py answers, until this process ends.
+static READERS: LazyLock<SocketAddr> = LazyLock::new(|| {
+    let name = format!("k2-offload-readers-{}", uuid::Uuid::new_v4());
+    let script = repository().join("tests/readers/iceberg.py");
+    let mut command = Command::new(readers_python());
+    let mut readers =
+        command.arg(script).args(["serve", &name]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut ready = String::new();
+    BufReader::new(readers.stdout.take().unwrap()).read_line(&mut ready).unwrap();
+    assert_eq!(ready, "ready\n");
+    // It ends when its stdin does.
+    std::mem::forget(readers);
+    SocketAddr::from_abstract_name(name).unwrap()
+});
 
 /// An Iceberg table of a case.
 pub struct Target<'a> {
@@ -28,11 +48,12 @@ impl Target<'_> {
         for (name, value) in arguments.as_object().unwrap() {
             all[name] = value.clone();
         }
-        let script = repository().join("tests/readers/iceberg.py");
-        let output = Command::new(readers_python()).arg(script).arg(command).arg(all.to_string()).output().unwrap();
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{command} {all} failed\n{stderr}");
-        serde_json::from_slice(&output.stdout).unwrap()
+        let mut stream = UnixStream::connect_addr(&READERS).unwrap();
+        stream.write_all(json!([command, all]).to_string().as_bytes()).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        let mut answer: Value = serde_json::from_reader(stream).unwrap_or_else(|e| panic!("{command} {all}: {e}"));
+        assert!(answer["error"].is_null(), "{command} {all} failed\n{}", answer["error"].as_str().unwrap());
+        answer["result"].take()
     }
 
     /// The target must hold the rows of `source`, each as often as there, in the eyes of all three readers.
