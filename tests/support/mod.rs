@@ -250,7 +250,7 @@ impl Drop for Case {
 pub fn bare_command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_k2-offload"));
     for (name, _) in std::env::vars_os() {
-        if ["K2_", "AWS_"].iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
+        if ["K2_", "AWS_", "AZURE_", "GOOGLE_"].iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
             command.env_remove(name);
         }
     }
