@@ -80,7 +80,7 @@ impl Settings {
             session,
             tls: tls.map(MakeRustlsConnect::new),
             has_password,
-            connect_timeout: config.connect_timeout * hosts,
+            connect_timeout: config.connect_timeout.saturating_mul(hosts),
             timeout: config.timeout,
         })
     }
