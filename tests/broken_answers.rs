@@ -1,13 +1,16 @@
 //! Answers of the server that end too early or not at all: cut by the network or by kill -9, stalled, or broken off by an exception after
-//! HTTP 200. The table fails with exit code 1 and is as before; another one is done.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+//! HTTP 200. The table fails with exit code 1 and is as before; another one is done. And whichever request to it is lost, cut, late or repeated, or
+//! its answer, the pass tries again.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
 mod support;
 
 use std::fs;
 
+use support::faults::{Fault, FaultyProxy};
 use support::proxy::Proxy;
-use support::{Case, Output, Server, TRADES, fails, table_of, wait_until};
+use support::shapes::PLAIN;
+use support::{Case, HASH_OF_BRONZE, Output, Server, TRADES, fails, in_parallel, table_of, wait_until};
 
 const JSON_RUN: [&str; 3] = ["--format", "json", "run"];
 
@@ -146,4 +149,51 @@ fn an_exception_after_the_first_bytes_leaves_nothing_behind() {
     nothing_is_left(&case, "trades", &["`trades`", "too late", "next pass"], || case.run(&JSON_RUN));
     case.sql(&format!("CREATE OR REPLACE VIEW trades AS SELECT *, toUInt8(0) AS bad FROM ({rows}) WHERE n < 1000"));
     is_made_good(&case, "trades");
+}
+
+/// What the network does to one request, whichever it is.
+const OF_ANY: [Fault; 6] = [
+    Fault::RequestLost,
+    // In the body: ClickHouse 26.7 itself dies of a header that ends too early.
+    Fault::RequestCut(usize::MAX),
+    Fault::ReplyLost,
+    Fault::ReplyCut(150),
+    Fault::Repeated,
+    Fault::Held,
+];
+/// More requests than a pass of these tests makes, and not more than days of a month.
+const MANY: usize = 31;
+
+#[test]
+fn whichever_request_is_lost_cut_late_or_repeated_the_pass_brings_every_row_once() {
+    in_parallel(6, OF_ANY.to_vec(), |fault| {
+        let case = PLAIN.case("nth");
+        let proxy = FaultyProxy::http(&case.url);
+        let direct = fs::read_to_string(case.path("offload.toml")).unwrap();
+        fs::write(case.path("proxy.toml"), direct.replace(&case.url, &proxy.url)).unwrap();
+        // The first, second, .. request of a pass meets the fault, each time with the rows of one more day.
+        let nth = |number: usize| {
+            let what = format!("{fault:?} of request {number}");
+            case.trades("trades", &format!("2024-01-{:02} 12:00:00", number + 1), 100);
+            let met = proxy.met();
+            proxy.inject("*", number..number + 1, fault);
+            let mut pass = case.spawn("proxy.toml", "", &["run"]);
+            if fault == Fault::Held {
+                wait_until("a request is held", || pass.is_over() || proxy.met() > met);
+                proxy.release();
+            }
+            let output = pass.wait();
+            proxy.calm();
+            assert_eq!(output.code, Some(0), "{what}: it tries again\n{}", output.all());
+            let wanted = case.sql(&format!("{HASH_OF_BRONZE} trades"));
+            let found = case.target("trades").icebergs(HASH_OF_BRONZE);
+            assert_eq!(found, wanted, "{what}\n{}", output.expect(0).all());
+            proxy.met() > met
+        };
+        let count = (0..MANY).take_while(|number| nth(*number)).count();
+        println!("{fault:?}: {count} requests");
+        assert!(count >= 10, "{fault:?}: {count} requests");
+        PLAIN.is_made_good(&case, &format!("{fault:?}"));
+        case.target("trades").has_no_other_files();
+    });
 }

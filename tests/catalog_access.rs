@@ -291,20 +291,23 @@ fn a_pass_outlives_its_token() {
     scene.recovers();
 }
 
+/// It ends when the data is written: from then on, the catalog takes it no more.
 #[test]
 fn a_token_that_nobody_renews_ends_a_pass_cleanly() {
-    let scene = Scene::new(Place::Guarded, "ends");
+    let (scene, proxy) = behind_proxy(Place::Guarded, "ends");
     scene.configure(&[("credential_env", "token_env")]);
     let before = scene.case.target("trades").state();
-    let (gate, token) = (scene.case.gate("gate"), token(3));
+    let (gate, token) = (scene.case.gate("gate"), token(3600));
     let mut command = scene.case.command(&["-v", "run"]);
     command.env("LAKE_CREDENTIAL", &token).env("K2_OFFLOAD_FAILPOINTS", format!("written={}", gate.pause()));
     let mut pass = support::Running::start(&mut command);
     gate.wait_for(&mut pass);
-    wait_until("the token ends", || !is_taken(&token));
+    proxy.inject("* *", ALWAYS, Fault::Told(401, error!("NotAuthorizedException")));
     gate.open();
     pass.wait().expect(2).keeps_back(&[&token]).says(&["401", "hint: the token is wrong or has expired"]);
+    assert!(proxy.met() > 0);
     assert_eq!(scene.case.target("trades").state(), before);
+    proxy.calm();
     scene.recovers();
 }
 

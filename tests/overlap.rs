@@ -70,6 +70,7 @@ fn exactly_one_offloads(place: Place, rounds: u64) {
         assert!(good, "round {round}: {results:?}");
         assert_eq!(target.icebergs(HASH_OF_BRONZE), case.sql(&format!("{HASH_OF_BRONZE} trades")), "round {round}");
         assert_eq!(case.pass_one()["status"], "nothing", "round {round}");
+        target.hint_is_right(&format!("{place:?}, round {round}"));
     }
     target.holds_for_all_readers("trades");
     target.has_no_other_files();

@@ -11,7 +11,7 @@ use std::process::Command;
 
 use support::faults::{ALWAYS, Fault, FaultyProxy};
 use support::lake::{S3, variable};
-use support::{Case, Output, Place, Running, Server, TRADES, finish, in_parallel};
+use support::{Case, Output, Place, Running, Server, TRADES, finish, in_parallel, only_table};
 
 const PASSWORD: &str = "correct-horse-battery";
 /// The path of a webhook's URL.
@@ -419,10 +419,14 @@ fn nothing_tells_keys_of_sessions_and_of_other_stores() {
     ];
     for arguments in [&["init-tables"][..], &["run"], &["config", "check"], &["audit", "--checksum"]] {
         tells_nothing(&case, arguments, &keys);
+        assert_eq!(finish(case.command(arguments).envs(keys)).code, Some(0), "it did not work at all");
     }
-    case.target("trades").catalog();
+    let audit = only_table(&finish(case.command(&["--format", "json", "audit"]).envs(keys)).expect(0).json());
+    let rows: u64 = audit["buckets"].as_array().unwrap().iter().map(|b| b["target_rows"].as_u64().unwrap()).sum();
+    assert_eq!(rows, 100);
     keys[2].1 = "canary-token";
     tells_nothing(&case, &["run"], &keys);
+    finish(case.command(&["run"]).envs(keys)).expect(2);
     fs::remove_file(case.path("catalog.db")).unwrap();
 
     // A token that stands in each URL; an answer that repeats it.

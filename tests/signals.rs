@@ -6,7 +6,7 @@ mod support;
 use std::fs;
 
 use serde_json::json;
-use support::{Case, failpoints, in_parallel, only_table, wait_until};
+use support::{Case, HASH_OF_BRONZE, Place, failpoints_at, in_parallel, only_table, wait_until};
 
 /// Settings under which the SELECT of [`slow_case`] takes minutes.
 const SLOW: &str =
@@ -62,8 +62,11 @@ fn sigint_in_the_middle_of_a_select_leaves_nothing_behind() {
 
 #[test]
 fn a_signal_at_any_point_finishes_or_abandons_the_chunk() {
-    in_parallel(4, failpoints(), |point| {
-        let case = Case::with_trades("between_steps");
+    let all =
+        [Place::Local, Place::Rest].into_iter().flat_map(|place| failpoints_at(place).map(move |point| (place, point)));
+    in_parallel(4, all.collect(), |(place, point)| {
+        let what = format!("{place:?}, {point}");
+        let case = Case::with_trades_at(place, "between_steps");
         case.trades("trades", "2024-03-10 00:00:00", 200);
         let gate = case.gate("gate");
         let mut pass = case.spawn("offload.toml", &format!("{point}={}", gate.pause()), &["run"]);
@@ -71,16 +74,13 @@ fn a_signal_at_any_point_finishes_or_abandons_the_chunk() {
         pass.signal("TERM");
         gate.open();
         let output = pass.wait();
-        assert!(matches!(output.code, Some(0 | 143)), "{point}\n{}", output.all());
+        assert!(matches!(output.code, Some(0 | 143)), "{what}\n{}", output.all());
         let target = case.target("trades");
-        target.has_no_other_files();
-        assert_eq!(
-            target.files_on_disk().len(),
-            target.snapshots().len(),
-            "{point}: one file and one snapshot, or nothing"
-        );
+        target.has_only_read_files(&what);
+        assert!(target.files_on_disk().len() <= 1, "{what}: all rows of the day, or none");
         case.pass();
-        target.holds_all("trades");
+        assert_eq!(target.icebergs(HASH_OF_BRONZE), case.sql(&format!("{HASH_OF_BRONZE} trades")), "{what}");
+        target.has_only_read_files(&what);
     });
 }
 

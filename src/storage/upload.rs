@@ -86,9 +86,7 @@ impl Upload {
         if rest.content_length() > 0 {
             self.send(rest).await?;
         }
-        while let Some(sent) = self.under_way.join_next().await {
-            self.landed(sent)?;
-        }
+        while self.next_landed().await? {}
         self.sent.sort_by_key(|(number, _)| *number);
         let parts = mem::take(&mut self.sent).into_iter().map(|(_, part)| part).collect();
         let id = self.id()?;
@@ -137,9 +135,7 @@ impl Upload {
             self.begun = true;
         }
         while self.under_way.len() >= IN_FLIGHT {
-            if let Some(sent) = self.under_way.join_next().await {
-                self.landed(sent)?;
-            }
+            self.next_landed().await?;
         }
         let (parts, key, id, number) = (self.bucket.parts.clone(), self.key.clone(), self.id()?, self.number);
         self.number += 1;
@@ -152,13 +148,18 @@ impl Upload {
         id.ok_or_else(|| Error::new(Kind::Internal, format!("{} was given up while it was sent", self.location)))
     }
 
-    fn landed(
-        &mut self,
-        sent: std::result::Result<object_store::Result<(usize, PartId)>, tokio::task::JoinError>,
-    ) -> Result<()> {
-        let sent = sent.or_error(Kind::Internal, "wait for a part of a file")?;
-        self.sent.push(sent.map_err(|e| self.failed(e))?);
-        Ok(())
+    /// Waits until one more part has landed; `false` where none is under way. Where one fails, the others are waited for: those that land after the
+    /// upload was given up would stay.
+    async fn next_landed(&mut self) -> Result<bool> {
+        let Some(sent) = self.under_way.join_next().await else { return Ok(false) };
+        match sent.or_error(Kind::Internal, "wait for a part of a file")? {
+            Ok(sent) => self.sent.push(sent),
+            Err(error) => {
+                while self.under_way.join_next().await.is_some() {}
+                return Err(self.failed(error));
+            }
+        }
+        Ok(true)
     }
 
     fn failed(&self, error: object_store::Error) -> Error {

@@ -8,9 +8,11 @@ any other. `compare` is the oracle of the tests: it reads the source over HTTP, 
 multisets of canonical text.
 """
 
+import base64
 import datetime
 import decimal
 import glob
+import hashlib
 import json
 import os
 import re
@@ -478,15 +480,31 @@ def metadata_location(catalog, namespace, table):
 
 def uploads(catalog, namespace, table):
     """Keys of the objects below the table that were begun and neither finished nor given up."""
+    place = urllib.parse.urlparse(load(catalog, namespace, table).location())
+    begun = s3_client(catalog).list_multipart_uploads(Bucket=place.netloc).get("Uploads", [])
+    return sorted(upload["Key"] for upload in begun if upload["Key"].startswith(place.path.lstrip("/") + "/"))
+
+
+def stored(catalog, namespace, table, location):
+    """Of each object below a location: its encryption, the id of its key, and its SHA-256 as S3 writes it."""
+    place = urllib.parse.urlparse(location)
+    s3 = s3_client(catalog)
+    found = {}
+    for page in s3.get_paginator("list_objects_v2").paginate(Bucket=place.netloc, Prefix=place.path.lstrip("/") + "/"):
+        for entry in page["Contents"]:
+            told = s3.get_object(Bucket=place.netloc, Key=entry["Key"])
+            digest = base64.b64encode(hashlib.sha256(told["Body"].read()).digest()).decode()
+            found[entry["Key"]] = told.get("ServerSideEncryption"), told.get("SSEKMSKeyId"), digest
+    return found
+
+
+def s3_client(catalog):
     import boto3
     import botocore.config
 
-    place = urllib.parse.urlparse(load(catalog, namespace, table).location())
     path_style = botocore.config.Config(s3={"addressing_style": "path"})
     keys = {"aws_access_key_id": catalog["s3.access-key-id"], "aws_secret_access_key": catalog["s3.secret-access-key"]}
-    s3 = boto3.client("s3", endpoint_url=catalog["s3.endpoint"], region_name=catalog["s3.region"], config=path_style, **keys)
-    begun = s3.list_multipart_uploads(Bucket=place.netloc).get("Uploads", [])
-    return sorted(upload["Key"] for upload in begun if upload["Key"].startswith(place.path.lstrip("/") + "/"))
+    return boto3.client("s3", endpoint_url=catalog["s3.endpoint"], region_name=catalog["s3.region"], config=path_style, **keys)
 
 
 # --- changing, as other users of the catalog do
@@ -759,7 +777,7 @@ def is_local(location):
 
 
 COMMANDS = [
-    compare, compare_all, count, count_duckdb, count_by_folder, count_where, plan_files, data_files, uploads, snapshots, referenced_files, manifests, count_at, properties,
+    compare, compare_all, count, count_duckdb, count_by_folder, count_where, plan_files, data_files, uploads, stored, snapshots, referenced_files, manifests, count_at, properties,
     schema, time_travel, alter, add_schema, identifier_fields, sort_order, sorted_files, metadata_location, append, delete, change, double, delete_positions, delete_equal, append_without, drop,
     rollback, expire, tag, branch, set_properties, create_other_table, create_catalog, hadoop_append, parquet, bloom_probe, bounds,
 ]

@@ -24,8 +24,6 @@ pub enum Fault {
     Repeated,
     /// It arrives when the test lets it go, whether somebody still waits for an answer or not.
     Held,
-    /// It arrives, and is answered when the test lets it go.
-    ReplyHeld,
     /// It does not arrive, and the connection stays.
     Swallowed,
     /// It does not arrive, and is answered with this status and these headers, each with its line break.
@@ -59,9 +57,11 @@ struct Shared {
     rules: Vec<Rule>,
     /// Method and path of each request so far, and what happened to it.
     seen: Vec<(String, Option<Fault>)>,
+    /// The first line and the headers of each request of HTTP so far.
+    heads: Vec<String>,
     /// Status, method and path of each answer of a server of HTTP.
     answers: Vec<String>,
-    /// Those that are held, or on their way since they were let go.
+    /// Requests that are held, or on their way since they were let go.
     held: usize,
     /// How often those that are held were let go.
     released: usize,
@@ -128,12 +128,20 @@ impl FaultyProxy {
         self.shared().seen.iter().filter(|(request, _)| is_like(request, pattern)).count()
     }
 
+    /// The first line and the headers of the last request of HTTP whose path ends like this.
+    pub fn last_head(&self, method: &str, end: &str) -> String {
+        let (method, end) = (format!("{method} "), format!("{end} HTTP/1.1"));
+        let is_it =
+            |head: &&String| head.starts_with(&method) && head.lines().next().unwrap_or_default().ends_with(&end);
+        self.shared().heads.iter().rfind(is_it).unwrap_or_else(|| panic!("no {method}..{end}")).clone()
+    }
+
     /// STATUS METHOD PATH of all answers so far, which are forgotten.
     pub fn take_answers(&self) -> Vec<String> {
         std::mem::take(&mut self.shared().answers)
     }
 
-    /// Waits until so many requests or answers are held.
+    /// Waits until so many requests are held.
     pub fn wait_for_held(&self, count: usize) {
         wait_until("requests are held", || self.shared().held >= count);
     }
@@ -151,8 +159,8 @@ impl FaultyProxy {
 }
 
 impl State {
-    /// Notes a request, and says what becomes of it.
-    fn fault_of(&self, request: &str) -> Option<Fault> {
+    /// Notes a request, and says what becomes of it, and how often those that are held had been let go by then.
+    fn fault_of(&self, request: &str) -> (Option<Fault>, usize) {
         let mut shared = self.shared.lock().unwrap();
         let mut found = None;
         for rule in shared.rules.iter_mut().filter(|rule| is_like(request, &rule.pattern)) {
@@ -161,17 +169,16 @@ impl State {
                 found = found.or(Some(rule.fault));
             }
         }
-        if matches!(found, Some(Fault::Held | Fault::ReplyHeld)) {
+        if found == Some(Fault::Held) {
             shared.held += 1;
         }
         shared.seen.push((request.to_owned(), found));
-        found
+        (found, shared.released)
     }
 
-    /// Waits until the test lets go what is held.
-    fn wait(&self) {
+    /// Waits until the test lets go what is held, once more than `released` times.
+    fn wait(&self, released: usize) {
         let shared = self.shared.lock().unwrap();
-        let released = shared.released;
         drop(self.changed.wait_while(shared, |shared| shared.released == released).unwrap());
     }
 
@@ -179,7 +186,8 @@ impl State {
         let mut reader = Reader::new(client.try_clone()?);
         while let Some(request) = reader.message(Kind::Request)? {
             let line = request.first_line();
-            let fault = self.fault_of(&line);
+            let (fault, released) = self.fault_of(&line);
+            self.shared.lock().unwrap().heads.push(request.head());
             let is_head = line.starts_with("HEAD ");
             let exchange = |bytes: &[u8]| -> io::Result<Vec<u8>> {
                 let mut server = TcpStream::connect(&self.server)?;
@@ -201,15 +209,9 @@ impl State {
                     exchange(&request.bytes)?;
                     client.write_all(&exchange(&request.bytes)?)?;
                 }
-                Some(Fault::Held | Fault::ReplyHeld) => {
-                    let mut answer = Vec::new();
-                    if fault == Some(Fault::ReplyHeld) {
-                        answer = exchange(&request.bytes).unwrap_or_default();
-                    }
-                    self.wait();
-                    if fault == Some(Fault::Held) {
-                        answer = exchange(&request.bytes).unwrap_or_default();
-                    }
+                Some(Fault::Held) => {
+                    self.wait(released);
+                    let answer = exchange(&request.bytes).unwrap_or_default();
                     self.shared.lock().unwrap().held -= 1;
                     client.write_all(&answer)?;
                 }
@@ -277,17 +279,20 @@ impl State {
             is_first = false;
             let is_query = message[0] == b'Q' && length_at == 1;
             let text = String::from_utf8_lossy(message.get(5..).unwrap_or_default());
-            let fault = is_query.then(|| self.fault_of(&format!("Q {}", text.trim_end_matches('\0')))).flatten();
+            let (fault, released) = match is_query {
+                true => self.fault_of(&format!("Q {}", text.trim_end_matches('\0'))),
+                false => (None, 0),
+            };
             match fault {
                 None => {}
                 Some(Fault::RequestLost) => return Ok(()),
                 Some(Fault::RequestCut(length)) => return server.write_all(&message[..length.min(message.len() - 1)]),
                 Some(Fault::Swallowed) => return client.read(&mut [0]).map(drop),
                 Some(Fault::Held) => {
-                    self.wait();
+                    self.wait(released);
                     *of_answers.lock().unwrap() = fault;
                 }
-                Some(Fault::ReplyLost | Fault::ReplyCut(_) | Fault::ReplyHeld) => *of_answers.lock().unwrap() = fault,
+                Some(Fault::ReplyLost | Fault::ReplyCut(_)) => *of_answers.lock().unwrap() = fault,
                 Some(Fault::Repeated | Fault::Answered(..) | Fault::Told(..) | Fault::Overtaken(..)) => {
                     panic!("{fault:?} is for HTTP")
                 }
@@ -315,10 +320,7 @@ impl State {
                 Some(Fault::ReplyCut(limit)) => limit.min(length - 1),
                 _ => length,
             };
-            if fault == Some(Fault::ReplyHeld) {
-                self.wait();
-            }
-            if let Some(Fault::Held | Fault::ReplyHeld) = fault {
+            if fault == Some(Fault::Held) {
                 let mut shared = self.shared.lock().unwrap();
                 shared.held -= 1;
                 *of_answers.lock().unwrap() = None;
@@ -352,6 +354,12 @@ struct Message {
 }
 
 impl Message {
+    /// Its first line and its headers.
+    fn head(&self) -> String {
+        let end = self.bytes.windows(4).position(|window| window == b"\r\n\r\n");
+        String::from_utf8_lossy(&self.bytes[..end.map_or(0, |end| end + 2)]).into_owned()
+    }
+
     /// METHOD PATH.
     fn first_line(&self) -> String {
         let line = self.bytes.split(|byte| *byte == b'\r').next().unwrap_or_default();

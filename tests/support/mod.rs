@@ -459,6 +459,11 @@ pub fn files_below(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
+/// Those that passes come by whose target lies there: a transaction of the catalog of ours is none of a server's.
+pub fn failpoints_at(place: Place) -> impl Iterator<Item = &'static str> {
+    failpoints().into_iter().filter(move |point| !place.is_rest() || *point != "commit-swapped")
+}
+
 /// The seed of K2_TEST_SEED, else one from the clock; print it, so that a failure can be repeated.
 pub fn seed() -> u64 {
     let given = std::env::var("K2_TEST_SEED").ok().map(|text| text.parse().expect("K2_TEST_SEED is no number"));
