@@ -429,7 +429,7 @@ fn p14_files_stay_while_a_server_does_not_tell_whether_a_commit_landed() {
 /// A file that could not be read may be the one that names others, or the newest.
 #[test]
 fn metadata_that_cannot_be_read_is_not_taken_for_none() {
-    let (case, proxies) = two_days(Place::Postgres, "unread", "");
+    let (case, proxies) = two_days(Place::Postgres, "unread");
     let folder = case.location(&case.target("trades").folder());
     proxies.s3.inject("GET */metadata/00000-*", ALWAYS, Fault::Answered(403, ""));
     case.run(&["audit", "--orphans"]).expect(2).says(&["00000-", "403"]);
