@@ -133,23 +133,26 @@ fn what_a_catalog_answers_is_told_with_what_to_do() {
 /// What a proxy or a lock of the server refuses, while the table is what the commit was built on, may be the second of two: the first may still land.
 #[test]
 fn p14_a_commit_that_is_refused_over_a_table_that_is_as_it_was_keeps_its_files() {
-    let (scene, proxy) = behind_proxy(Place::Rest, "refused");
-    let conflict = error!("CommitFailedException");
-    proxy.inject(COMMIT, ALWAYS, Fault::Told(409, conflict));
-    let told = ["the catalog refuses it as stale, and the table is as it was", "kept", "\nhint: "];
-    scene.run(&["run"], &[]).expect(1).says(&told);
-    proxy.calm();
-    proxy.inject(COMMIT, ONCE, Fault::Told(409, conflict));
-    scene.run(&["run"], &[]).expect(0);
-    scene.case.target("trades").holds_all("trades");
-    // The one that was refused lands just before the next one.
-    scene.case.trades("trades", "2024-03-11 23:59:00", 100);
-    proxy.calm();
-    proxy.inject(COMMIT, ONCE, Fault::Overtaken(409, conflict));
-    scene.run(&["run"], &[]).expect(0);
-    scene.case.target("trades").holds_all("trades");
-    scene.run(&["audit", "--checksum"], &[]).expect(0);
-    assert_eq!(scene.case.pass_one()["status"], "nothing");
+    // With and without keys that tell repetitions apart.
+    in_parallel(2, vec![Place::Rest, Place::Guarded], |place| {
+        let (scene, proxy) = behind_proxy(place, "refused");
+        let conflict = error!("CommitFailedException");
+        proxy.inject(COMMIT, ALWAYS, Fault::Told(409, conflict));
+        let told = ["the catalog refuses it as stale, and the table is as it was", "kept", "\nhint: "];
+        scene.run(&["run"], &[]).expect(1).says(&told);
+        proxy.calm();
+        proxy.inject(COMMIT, ONCE, Fault::Told(409, conflict));
+        scene.run(&["run"], &[]).expect(0);
+        scene.case.target("trades").holds_all("trades");
+        // The one that was refused lands just before the next one.
+        scene.case.trades("trades", "2024-03-11 23:59:00", 100);
+        proxy.calm();
+        proxy.inject(COMMIT, ONCE, Fault::Overtaken(409, conflict));
+        scene.run(&["run"], &[]).expect(0);
+        scene.case.target("trades").holds_all("trades");
+        scene.run(&["audit", "--checksum"], &[]).expect(0);
+        assert_eq!(scene.case.pass_one()["status"], "nothing");
+    });
 }
 
 /// A catalog that lost the table, or is not the one that was meant, gives a new one the same place.

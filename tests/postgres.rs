@@ -3,6 +3,7 @@
 mod support;
 
 use std::io::Write;
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -143,11 +144,11 @@ async fn what_is_wrong_is_told_apart() {
 
     let error = refused(&config("postgresql://u:s3cret@127.0.0.1:1/d", "")).await;
     says(&error, Kind::Unavailable, &["connect to postgresql://127.0.0.1:1/d"]);
-    let web = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let web = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("postgresql://u@{}/d?sslmode=require", web.local_addr().unwrap());
     std::thread::spawn(move || web.accept().unwrap().0.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n"));
     says(&refused(&config(&url, "")).await, Kind::Config, &["does not support TLS", "host, port and sslmode"]);
-    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("postgresql://u@{}/d", silent.local_addr().unwrap());
     let error = refused(&config(&url, "connect_timeout = '1s'")).await;
     says(&error, Kind::Unavailable, &["no answer within 1s", "host and port"]);
@@ -212,13 +213,29 @@ async fn certificates_are_verified_where_that_is_asked_for() {
 
     for (wanted, address) in [("t", database.url.clone()), ("f", url("sslmode=disable"))] {
         // Sessions of before, whose ends are this thread's to do.
-        while !encrypted().is_empty() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        let gone = async {
+            while !encrypted().is_empty() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), gone).await.unwrap();
         let held = Catalog::open("k2", &config(&address, "")).await.unwrap();
         assert_eq!(encrypted(), wanted, "{address}");
         drop(held);
     }
+}
+
+#[tokio::test]
+async fn a_host_that_does_not_answer_leaves_time_for_the_next() {
+    let database = lake::Postgres::new("hosts");
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap();
+    // Nobody accepts, and once its queue is full it does not answer any more.
+    let connect = || TcpStream::connect_timeout(&address, Duration::from_millis(200));
+    let queue: Vec<TcpStream> = std::iter::from_fn(|| connect().ok()).collect();
+    let hosts = database.url.replacen('@', &format!("@{address},"), 1);
+    Catalog::open_or_create("k2", &config(&hosts, "connect_timeout = '2s'")).await.unwrap();
+    drop(queue);
 }
 
 /// What ends the sessions of k2-offload but leaves others alone.

@@ -156,12 +156,13 @@ pub(crate) fn check_base(commit: &Commit<'_>, now: &TableMetadata, newest: Optio
 /// Swaps until the outcome is known, or gives up asking.
 async fn swap(catalog: &Catalog, commit: &Commit<'_>, staged: &Staged) -> Swapped {
     let mut unknown = None;
+    let mut key = Uuid::now_v7();
     for repetition in 0..MAX_REPETITIONS {
         if repetition > 0 {
             // Whoever did not answer may be starting anew.
             tokio::time::sleep(PAUSE * repetition).await;
         }
-        let stale = match catalog.swap(commit.name, &staged.change).await {
+        let stale = match catalog.swap(commit.name, &staged.change, key).await {
             Ok(Swap::Done(now)) => return Swapped::Landed(now),
             Ok(Swap::Stale) => true,
             Err(SwapError::NotDone(error)) if unknown.is_none() => return Swapped::NotDone(error),
@@ -187,6 +188,8 @@ async fn swap(catalog: &Catalog, commit: &Commit<'_>, staged: &Staged) -> Swappe
             Ok((Fate::Undecided, _)) if unknown.is_none() => {
                 unknown =
                     Some(Error::new(Kind::Conflict, "the catalog refuses it as stale, and the table is as it was"));
+                // Under the same key the answer would be the same.
+                key = Uuid::now_v7();
             }
             Ok((Fate::Undecided, _)) => {}
             Ok((Fate::Untraceable, _)) => break,

@@ -81,7 +81,6 @@ pub async fn stage(
         base,
         new: Target { metadata: new.metadata, metadata_location, version: None, credentials_end: None },
         updates: new.changes,
-        id: Uuid::now_v7(),
     };
     Ok(Staged { change, snapshot_id, obsolete })
 }

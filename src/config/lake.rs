@@ -125,7 +125,7 @@ pub struct Storage {
 }
 
 /// Schemes of warehouses.
-const SCHEMES: [&str; 9] = ["file", "s3", "s3a", "gs", "abfs", "abfss", "wasb", "wasbs", "az"];
+const SCHEMES: [&str; 7] = ["file", "s3", "s3a", "gs", "abfs", "abfss", "az"];
 
 pub(super) fn catalog(
     raw: RawCatalog,
@@ -257,7 +257,7 @@ fn warehouse(given: Option<&str>, backend: &Backend, folder: &Path, problems: &m
     if let Some((scheme, rest)) = given.split_once("://") {
         // What stands before an @ may be a secret, except in Azure's container@account.
         let (authority, _) = rest.split_once('/').unwrap_or((rest, ""));
-        let azure = matches!(scheme, "abfs" | "abfss" | "wasb" | "wasbs");
+        let azure = matches!(scheme, "abfs" | "abfss");
         if !SCHEMES.contains(&scheme) {
             problems.add(key, format_args!("begins with none of {}://, nor is it a folder", SCHEMES.join("://, ")));
         } else if authority.is_empty() || (authority.contains(['@', ':']) && !azure) {

@@ -108,7 +108,7 @@ impl Settings<'_> {
                 });
                 made.map(|store| Bucket::of(store, self.access(Cloud::Google, true)))
             }
-            "abfs" | "abfss" | "wasb" | "wasbs" | "az" => {
+            "abfs" | "abfss" | "az" => {
                 let builder = self.azure(root)?;
                 let made = builder
                     .clone()

@@ -71,7 +71,6 @@ pub fn same_spelling(location: &str) -> String {
     match location.split_once("://") {
         Some(("s3a" | "s3n", rest)) => format!("s3://{rest}"),
         Some(("abfs", rest)) => format!("abfss://{rest}"),
-        Some(("wasb", rest)) => format!("wasbs://{rest}"),
         _ => location.to_owned(),
     }
 }

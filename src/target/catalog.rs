@@ -60,8 +60,6 @@ pub struct Change {
     pub new: Target,
     /// What makes the one from the other.
     pub updates: Vec<TableUpdate>,
-    /// The same for each repetition of this change.
-    pub id: Uuid,
 }
 
 /// What a compare-and-swap came to.
@@ -302,11 +300,11 @@ impl Catalog {
         }
     }
 
-    /// Makes a change, if the table still is what the change was made on.
-    pub async fn swap(&self, name: &TableName, change: &Change) -> Result<Swap, SwapError> {
-        let Change { base, new, updates, id } = change;
+    /// Makes a change, if the table still is what the change was made on. Repetitions of a request that nobody answered have the same key.
+    pub async fn swap(&self, name: &TableName, change: &Change, key: Uuid) -> Result<Swap, SwapError> {
+        let Change { base, new, updates } = change;
         if let Backend::Rest(catalog) = &self.backend {
-            return match catalog.commit(name, &base.metadata, updates, *id).await? {
+            return match catalog.commit(name, &base.metadata, updates, key).await? {
                 // It is done, whatever is wrong with the answer: the next load tells.
                 Committed::Done(loaded) => {
                     Ok(Swap::Done(Some(Box::new(self.take(*loaded, Some(base)).map_err(SwapError::Unknown)?))))

@@ -332,7 +332,7 @@ fn storage_message(error: &iceberg::Error) -> &str {
 
 /// Whether storage failed, so that nobody knows what the file says; one that is gone says nothing.
 fn is_storages(error: &iceberg::Error) -> bool {
-    cause::<Error>(error).is_some() || io_cause(error).is_some_and(|cause| cause.kind() != io::ErrorKind::NotFound)
+    error.kind() == ErrorKind::Unexpected && io_cause(error).is_none_or(|cause| cause.kind() != io::ErrorKind::NotFound)
 }
 
 fn io_cause(error: &iceberg::Error) -> Option<&io::Error> {

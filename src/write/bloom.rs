@@ -1,4 +1,4 @@
-//! Bloom filters: ClickHouse writes them for all columns or for none, behind the last row group; those that nobody asked for are left out.
+//! Bloom filters: ClickHouse writes them for all columns or for none, behind the last row group; where some are asked for, the others are left out.
 //!
 //! Where each filter and each page index lies says the footer, in offsets. Row groups stay where they are; what lies behind them moves
 //! together, and the footer is told. A filter before the end of the last row group (a server that flushed early) keeps its bytes, unnamed.

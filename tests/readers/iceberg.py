@@ -783,7 +783,6 @@ COMMANDS = [
 ]
 
 
-
 def run(command, arguments):
     return {function.__name__: function for function in COMMANDS}[command](**arguments)
 

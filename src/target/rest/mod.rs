@@ -132,7 +132,11 @@ impl Rest {
     ) -> Result<Option<(String, Vec<Vended>)>, SwapError> {
         let body = self.need(CREATE_TABLE).and_then(|()| create_table(name, new, true));
         let answer = self.ask_for(name, self.paths.tables(name), &body.map_err(SwapError::NotDone)?).await?;
-        Ok(answer.is_success().then(|| read_staged(&answer.body)).flatten())
+        match verdict(answer.status, &answer.told.kind) {
+            Verdict::Done => Ok(read_staged(&answer.body)),
+            Verdict::Conflict | Verdict::NotDone => Ok(None),
+            Verdict::Unknown => Err(SwapError::Unknown(self.refusal(&answer))),
+        }
     }
 
     /// Creates a table with the schema, partitions, order and properties of `new`, and its namespace before that where it is missing; the

@@ -77,7 +77,8 @@ impl Served {
         }
         let begins =
             |url: &str, scheme: &str| url.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme));
-        let leaves_https = |other: &String| begins(url, "https://") && !begins(other, "https://");
+        let leaves_https =
+            |other: &String| begins(url, "https://") && other.contains("://") && !begins(other, "https://");
         for key in ["uri", "oauth2-server-uri"] {
             if !ours.contains_key(key) && merged.get(key).is_some_and(leaves_https) {
                 tracing::warn!(key, "the catalog names a URL without https, which is not followed");
@@ -240,9 +241,11 @@ fn requirements(base: &TableMetadata) -> Result<Vec<TableRequirement>> {
     Ok(own.into_iter().chain(others).collect())
 }
 
-/// Whether a commit that was built on `base` cannot land any more on what the table is `now`.
+/// Whether a commit that was built on `base` cannot land any more on what the table is `now`: a requirement is not met, or its snapshot's number is taken by
+/// one of a branch that is new.
 pub fn is_past(base: &TableMetadata, now: &TableMetadata) -> bool {
-    requirements(base).is_ok_and(|all| all.iter().any(|requirement| requirement.check(Some(now)).is_err()))
+    base.current_snapshot_id().is_some() && now.last_sequence_number() > base.last_sequence_number()
+        || requirements(base).is_ok_and(|all| all.iter().any(|requirement| requirement.check(Some(now)).is_err()))
 }
 
 /// A commit, on the table as `base` is.
@@ -523,7 +526,18 @@ mod tests {
         };
         let tagged = with(&base, "kept", 1);
         assert!(!is_past(&base, &base) && !is_past(&tagged, &tagged));
-        assert!(!is_past(&base, &tagged), "what came later");
+        assert!(!is_past(&base, &tagged), "a tag that is new");
+        let snapshot = Snapshot::builder()
+            .with_snapshot_id(3)
+            .with_parent_snapshot_id(Some(2))
+            .with_sequence_number(3)
+            .with_timestamp_ms(base.last_updated_ms())
+            .with_manifest_list("s3://b/list.avro")
+            .with_summary(base.current_snapshot().unwrap().summary().clone())
+            .with_schema_id(base.current_schema_id())
+            .build();
+        let branched = base.clone().into_builder(None).set_branch_snapshot(snapshot, "branch");
+        assert!(is_past(&base, &branched.unwrap().build().unwrap().metadata), "a branch that is new took the number");
         assert!(is_past(&tagged, &with(&tagged, "kept", 2)) && is_past(&tagged, &base));
         assert!(is_past(&base, &table(&[Some(1), Some(2), Some(3)])));
         let body = commit_table(&TableName { namespace: "c".into(), name: "t".into() }, &tagged, &[]).unwrap();
