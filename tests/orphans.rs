@@ -102,6 +102,7 @@ fn files_of_others_and_of_branches_tags_and_old_versions_stay() {
         "data/00000-0-6f1e7b1c-8a43-4bd5-9c40-0d2d7f7f7a11.parquet",
         "metadata/k2-offload.json",
         "metadata/junk.metadata.json",
+        "metadata/00009-6f1e7b1c-8a43-4bd5-9c40-0d2d7f7f7a11.gz.metadata.json",
     ];
     for name in theirs {
         fs::write(folder.join(name), "theirs").unwrap();
