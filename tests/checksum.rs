@@ -310,8 +310,8 @@ fn rows_that_the_sources_ttl_has_deleted_are_no_mismatch() {
 fn a_row_that_went_before_its_time_is_extra() {
     let case = Case::with_trades("before");
     case.config(&format!("{TRADES}late_lookback = '0s'\n"));
-    // The hour that began two hours before this one: what lies in its first half has expired.
-    let bound = format!("{} + INTERVAL 30 MINUTE", hours_ago(2));
+    // The hour that began three hours before this one: what lies in its first half has expired.
+    let bound = format!("{} + INTERVAL 30 MINUTE", hours_ago(3));
     let insert = |minutes: i32| {
         case.sql(&format!(
             "INSERT INTO trades (exchange_timestamp, symbol) SELECT {bound} + toIntervalMinute({minutes}), 'A'"
