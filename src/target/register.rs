@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::{Target, classify, io_cause};
 use crate::config::TableName;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::storage::{Storage, Stored, file_error, is_local, local_path, same_spelling};
 use crate::watermark::KEY;
 
@@ -93,22 +93,26 @@ pub async fn check_newest(storage: &Storage, file: &str, table: Uuid) -> Result<
 /// Refuses to make a table where one lies that was committed to: its catalog may be gone, or not be mounted.
 pub async fn check_vacant(storage: &Storage, location: &str, name: &TableName) -> Result<()> {
     let folder = absolute(location)?;
-    let metadata = format!("{folder}/metadata");
-    let found = match newest(storage, &metadata).await? {
-        Some(found) => Some(found),
-        None => newest_of_others(storage, &metadata, None).await?.pop(),
-    };
-    let is_table = match found {
-        None => false,
-        Some((version, file)) => was_committed(storage, version, &file).await?,
-    };
-    if !is_table {
+    let is_table = holds_table(storage, &format!("{folder}/metadata")).await;
+    if !is_table.context_with(|| format!("look for a table where `{name}` would lie"))? {
         return Ok(());
     }
     Err(Error::refused(format!("a table lies at {folder}, which the catalog does not know")).hint(format!(
         "if the catalog is not mounted, or must be restored, do that; else `k2-offload init-tables --table {name} --register {folder}` takes the table over, \
          and a new one needs the folder moved away"
     )))
+}
+
+/// Whether a metadata folder is of a table that was committed to.
+async fn holds_table(storage: &Storage, folder: &str) -> Result<bool> {
+    let found = match newest(storage, folder).await? {
+        Some(found) => Some(found),
+        None => newest_of_others(storage, folder, None).await?.pop(),
+    };
+    match found {
+        None => Ok(false),
+        Some((version, file)) => was_committed(storage, version, &file).await,
+    }
 }
 
 /// The files of the highest version NNNNN-UUID.metadata.json in a metadata folder: of one table, or of each that lies there, because one may have
