@@ -9,7 +9,7 @@ use tokio::sync::Mutex;
 
 use super::errors::{hint, kind};
 use super::http::Transport;
-use super::protocol::{same_origin, token_url};
+use super::served::{same_origin, token_url};
 use crate::config::Auth;
 use crate::error::{Context, Error, Kind, Result};
 

@@ -11,6 +11,7 @@ mod auth;
 mod errors;
 mod http;
 mod protocol;
+mod served;
 #[cfg(test)]
 mod tests;
 
@@ -28,12 +29,14 @@ use uuid::Uuid;
 use self::auth::Session;
 use self::errors::{Verdict, clock_ahead, hint, kind, no_such_table, verdict};
 use self::http::{Answer, Transport, Unanswered};
-use self::protocol::{
-    CREATE_TABLE, LIST_NAMESPACES, LOAD_TABLE, Paths, REGISTER_TABLE, Served, UPDATE_TABLE, commit_table, config_url,
-    create_namespace, create_table, is_other_location, levels, read_staged, read_table, register_table, shown,
-    vain_commit,
-};
 pub use self::protocol::{Loaded, Vended, is_past};
+use self::protocol::{
+    commit_table, create_namespace, create_table, read_staged, read_table, register_table, vain_commit,
+};
+use self::served::{
+    CREATE_TABLE, LIST_NAMESPACES, LOAD_TABLE, Paths, REGISTER_TABLE, Served, UPDATE_TABLE, config_url,
+    is_other_location, levels, shown,
+};
 use super::SwapError;
 use crate::config::{Rest as Config, TableName};
 use crate::error::{Classify, Context, Error, Kind, Result};
@@ -86,7 +89,7 @@ struct Request<'a> {
 impl Rest {
     /// Fetches the catalog's configuration, and a token before that where the client fetches its tokens.
     pub async fn connect(config: &Config, warehouse: &str) -> Result<Self> {
-        let ours = protocol::ours(&config.properties, &config.headers);
+        let ours = served::ours(&config.properties, &config.headers);
         let mut rest = Self {
             transport: Transport::new(config)?,
             session: Session::new(&config.auth, &config.url, &ours),
@@ -371,7 +374,7 @@ impl fmt::Debug for Rest {
 fn headers(properties: &HashMap<String, String>) -> Result<HeaderMap> {
     let (delegation, mechanisms) = ACCESS_DELEGATION;
     let mut headers = HeaderMap::from_iter([(delegation.clone(), HeaderValue::from_static(mechanisms))]);
-    for (name, value) in protocol::headers(properties) {
+    for (name, value) in served::headers(properties) {
         let context = || format!("the catalog header `{name}` cannot be sent");
         let name = HeaderName::try_from(name).or_error(Kind::Config, context())?;
         let mut value = HeaderValue::try_from(value).or_error(Kind::Config, context())?;
