@@ -12,7 +12,7 @@ use k2_offload::config::{Backend, Config, Postgres, TableName};
 use k2_offload::error::{Error, Kind};
 use k2_offload::target::{Moved, PostgresCatalog as Catalog, SwapError};
 use support::lake::{self, ca_file, psql};
-use support::{server, wait_until};
+use support::{PATIENCE, server, wait_until};
 
 /// The configuration of the database at a libpq URL, whose password goes where passwords belong.
 fn config(url: &str, further: &str) -> Postgres {
@@ -44,6 +44,16 @@ async fn catalog(database: &lake::Postgres) -> Catalog {
     let catalog = Catalog::open_or_create("k2", &config(&database.url, "")).await.unwrap();
     assert!(catalog.insert(&table("t"), "a").await.unwrap());
     catalog
+}
+
+/// Waits as [`wait_until`] does, while connections of this thread go on.
+async fn until(condition: impl Fn() -> bool) {
+    let holds = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, holds).await.expect("it came to be in time");
 }
 
 async fn refused(config: &Postgres) -> Error {
@@ -213,12 +223,7 @@ async fn certificates_are_verified_where_that_is_asked_for() {
 
     for (wanted, address) in [("t", database.url.clone()), ("f", url("sslmode=disable"))] {
         // Sessions of before, whose ends are this thread's to do.
-        let gone = async {
-            while !encrypted().is_empty() {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(60), gone).await.unwrap();
+        until(|| encrypted().is_empty()).await;
         let held = Catalog::open("k2", &config(&address, "")).await.unwrap();
         assert_eq!(encrypted(), wanted, "{address}");
         drop(held);
@@ -281,11 +286,10 @@ const IN_COMMIT: &str = "SELECT count(*) FROM pg_stat_activity \
 async fn a_session_that_ends_in_commit_leaves_the_outcome_unknown() {
     let database = lake::Postgres::new("killed");
     let catalog = catalog(&database).await;
-    at_commit(&database, "PERFORM pg_sleep(30)");
+    database.sql("CREATE TABLE go ()");
+    at_commit(&database, UNTIL_GO);
     let killer = async {
-        while database.sql(IN_COMMIT) != "1" {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        until(|| database.sql(IN_COMMIT) == "1").await;
         terminate(&database)
     };
     let name = table("t");

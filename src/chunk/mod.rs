@@ -187,9 +187,7 @@ impl Files {
 
     /// Deletes every file of a chunk that is known not to be in the table.
     pub async fn discard(&self, storage: &Storage) {
-        if let Err((left, error)) = storage.delete_all(&self.begun).await {
-            tracing::warn!(files = ?left, %error, "files of an abandoned chunk were left behind");
-        }
+        storage.discard(&self.begun).await;
     }
 }
 

@@ -89,7 +89,7 @@ pub async fn commit(catalog: &Catalog, commit: &Commit<'_>) -> Result<(i64, Targ
         let staged = match stage(base, catalog, commit, attempt, &mut files).await {
             Ok(staged) => staged,
             Err(error) => {
-                discard(storage, &files).await;
+                storage.discard(&files).await;
                 return Err(Failure::Rejected(error));
             }
         };
@@ -100,9 +100,10 @@ pub async fn commit(catalog: &Catalog, commit: &Commit<'_>) -> Result<(i64, Targ
                 target.write_hint(storage).await;
                 return Ok((staged.snapshot_id, target));
             }
-            Swapped::Stale => discard(storage, &files).await,
+            // Readers that trust the directory must not find the metadata of an attempt that was rejected.
+            Swapped::Stale => storage.discard(&files).await,
             Swapped::NotDone(error) => {
-                discard(storage, &files).await;
+                storage.discard(&files).await;
                 return Err(Failure::Rejected(error));
             }
             Swapped::Undecided(error) => {
@@ -212,19 +213,11 @@ async fn clean(storage: &Storage, staged: &Staged, now: &Target) {
         tracing::warn!(%error, "what the commit let go was left behind");
         return;
     }
-    discard(storage, &staged.obsolete).await;
+    storage.discard(&staged.obsolete).await;
     // As it is now: a REST catalog compares the newest snapshot only, and branches may have come meanwhile.
     match unreferenced(storage.file_io(), &staged.change.base.metadata, &now.metadata).await {
-        Ok(files) => discard(storage, &files).await,
+        Ok(files) => storage.discard(&files).await,
         Err(error) => tracing::warn!(%error, "files of snapshots that are gone were left behind"),
-    }
-}
-
-/// Deletes files that nothing refers to: of an attempt that is known to be rejected (readers that trust the directory must not find its
-/// metadata), or that a commit let go.
-async fn discard(storage: &Storage, files: &[String]) {
-    if let Err((left, error)) = storage.delete_all(files).await {
-        tracing::warn!(files = ?left, %error, "files that are not needed were left behind");
     }
 }
 

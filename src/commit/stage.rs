@@ -11,9 +11,9 @@ use iceberg::spec::{
 };
 use uuid::Uuid;
 
+use super::Commit;
 use super::expiry::expired;
 use super::manifests::{replace, to_merge, write_added, write_merged, writer};
-use super::{Commit, discard};
 use crate::error::{Classify, Kind, Result};
 use crate::storage::{Storage, same_spelling};
 use crate::target::{Catalog, Change, Target, classify, live_records, manifests_of, version_of};
@@ -187,7 +187,7 @@ async fn manifests(
             Err(error) => {
                 // Merging saves time, no more: a manifest that iceberg cannot rewrite must not stop a pass.
                 tracing::warn!(table = %commit.name, %error, "small manifests were not merged");
-                discard(storage, &[location]).await;
+                storage.discard(&[location]).await;
             }
         }
     }

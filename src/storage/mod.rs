@@ -75,6 +75,11 @@ pub fn same_spelling(location: &str) -> String {
     }
 }
 
+/// The bucket of a folder with this key, which is empty at the root of a bucket; without a slash at its end.
+fn root_of<'a>(folder: &'a str, key: &str) -> &'a str {
+    folder.strip_suffix(key).unwrap_or(folder).trim_end_matches('/')
+}
+
 impl Storage {
     /// Files of this host and of wherever `config` leads; what is only needed meanwhile goes into the folder `scratch`.
     pub fn new(config: &config::Storage, scratch: &Path) -> Self {
@@ -166,12 +171,15 @@ impl Storage {
         self.buckets.delete(location).await
     }
 
-    /// Deletes files as [`Self::delete`] does; the first that cannot be deleted is the last that is tried, because each try takes its time.
-    pub async fn delete_all<'a>(&self, locations: &'a [String]) -> Result<(), (&'a [String], Error)> {
+    /// Deletes files that nothing needs as [`Self::delete`] does. The first that cannot be deleted is the last that is tried, because each try takes its
+    /// time, and is told.
+    pub async fn discard(&self, locations: &[String]) {
         for (at, location) in locations.iter().enumerate() {
-            self.delete(location).await.map_err(|error| (locations.get(at..).unwrap_or_default(), error))?;
+            if let Err(error) = self.delete(location).await {
+                let files = locations.get(at..).unwrap_or_default();
+                return tracing::warn!(?files, %error, "files that are not needed were left behind");
+            }
         }
-        Ok(())
     }
 
     /// Every file below a folder.
@@ -182,8 +190,7 @@ impl Storage {
             return Ok(files);
         }
         let (bucket, key) = self.buckets.find(folder)?;
-        // The key is empty at the root of a bucket.
-        let root = folder.strip_suffix(key.as_ref()).unwrap_or(folder).trim_end_matches('/').to_owned();
+        let root = root_of(folder, key.as_ref()).to_owned();
         let stored = |object: object_store::ObjectMeta| Stored {
             location: format!("{root}/{}", object.location),
             bytes: object.size,
@@ -274,9 +281,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_root_of_a_bucket_is_a_folder_too() {
+        for (folder, key) in [("s3://b/w/t", "w/t"), ("s3://b/", ""), ("s3://b", "")] {
+            assert_eq!(root_of(folder, key), "s3://b", "{folder}");
+        }
+    }
+
+    #[test]
     fn files_have_one_spelling() {
         assert!(["file:///w/x", "file:/w/x", "/w/x"].iter().all(|location| same_spelling(location) == "/w/x"));
         assert!(["s3://b/x", "s3a://b/x", "s3n://b/x"].iter().all(|location| same_spelling(location) == "s3://b/x"));
         assert_eq!(same_spelling("gs://b/x"), "gs://b/x");
+        assert_eq!(same_spelling("abfs://b@a/x"), same_spelling("abfss://b@a/x"));
     }
 }

@@ -103,13 +103,13 @@ mod tests {
     #[test]
     fn a_profile_is_put_together_from_both_files() {
         let (_folder, files) = files(
-            "[default]\naws_access_key_id = A\naws_secret_access_key=s3cret/+=\n[lake]\naws_access_key_id=B\naws_secret_access_key=b\naws_session_token=t\n",
+            "[default]\naws_access_key_id = A\naws_secret_access_key=s3\\cr'e\"t/+=\n[lake]\naws_access_key_id=B\naws_secret_access_key=b\naws_session_token=t\n",
             "[default]\nregion = eu-west-1\n[profile lake]\nregion=us-west-2\n",
         );
         let default = files.find("default").unwrap().unwrap();
         assert_eq!(
             (default.key_id.as_str(), default.key.expose(), default.region.as_deref()),
-            ("A", "s3cret/+=", Some("eu-west-1"))
+            ("A", "s3\\cr'e\"t/+=", Some("eu-west-1"))
         );
         let lake = files.find("lake").unwrap().unwrap();
         assert_eq!((lake.token.unwrap().expose(), lake.region.as_deref()), ("t", Some("us-west-2")));

@@ -260,23 +260,16 @@ impl Catalog {
         let written = metadata.write_to(self.file_io(), &location).await;
         let location = location.to_string();
         if let Err(error) = written {
-            self.let_go(&location).await;
+            self.storage.discard(&[location]).await;
             return Err(classify(error, format!("write the metadata of `{name}`")));
         }
         let inserted = self.register(name, &location).await;
         if let Err(SwapError::Unknown(_)) = inserted {
             tracing::warn!(location, "kept, because nobody could tell whether the catalog took it");
         } else if !matches!(inserted, Ok(true)) {
-            self.let_go(&location).await;
+            self.storage.discard(&[location]).await;
         }
         inserted.map_err(either)
-    }
-
-    /// Deletes a metadata file that nobody refers to.
-    async fn let_go(&self, location: &str) {
-        if let Err(error) = self.storage.delete(location).await {
-            tracing::warn!(location, %error, "a file that is not needed was left behind");
-        }
     }
 
     /// Adds a table by its metadata file; `false` where there is one of that name.

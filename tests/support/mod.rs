@@ -36,7 +36,7 @@ pub use server::Server;
 pub use webhook::Webhook;
 
 /// Longest wait for a condition; nothing that is waited for should take a tenth of it.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(5);
 
 /// The only table of most tests.

@@ -185,6 +185,20 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn a_pause_that_is_too_long_is_none() {
+        let answer = |seconds: Option<u64>| Answer {
+            status: 503,
+            body: Bytes::new(),
+            told: Told::default(),
+            etag: None,
+            date: None,
+            retry_after: seconds.map(Duration::from_secs),
+        };
+        let pauses = [None, Some(7), Some(30), Some(31)].map(|seconds| answer(seconds).pause().as_secs());
+        assert_eq!(pauses, [0, 7, 30, 0]);
+    }
+
     /// hyper-rustls wraps the I/O error of tokio-rustls in another one.
     #[test]
     fn a_certificate_is_found_under_errors_of_io() {

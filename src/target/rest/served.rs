@@ -69,10 +69,9 @@ impl Served {
         if let Some(server) = ours.get("oauth2-server-uri") {
             merged.insert("oauth2-server-uri".to_owned(), server.clone());
         }
-        let begins =
-            |url: &str, scheme: &str| url.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme));
-        let leaves_https =
-            |other: &String| begins(url, "https://") && other.contains("://") && !begins(other, "https://");
+        // A path has no scheme, and stays where the catalog is.
+        let is_https = |url: &str| Url::parse(url).ok().map(|url| url.scheme() == "https");
+        let leaves_https = |other: &String| is_https(url) == Some(true) && is_https(other) == Some(false);
         for key in ["uri", "oauth2-server-uri"] {
             if !ours.contains_key(key) && merged.get(key).is_some_and(leaves_https) {
                 tracing::warn!(key, "the catalog names a URL without https, which is not followed");
@@ -212,6 +211,13 @@ mod tests {
         assert_eq!(merged.remove("header.x-a").as_deref(), Some("ours"));
         assert_eq!(merged.remove("n").as_deref(), Some("1"));
         assert_eq!(merged, expected);
+        for (other, follows) in
+            [("HTTP://evil", false), ("ftp://evil", false), ("HTTPS://idp", true), ("oauth/t", true)]
+        {
+            let body = json!({"overrides": {"oauth2-server-uri": other}}).to_string();
+            let merged = Served::read(body.as_bytes()).unwrap().merge(&HashMap::new(), "HTTPS://c");
+            assert_eq!(merged.contains_key("oauth2-server-uri"), follows, "{other}");
+        }
         let merged = served.merge(&HashMap::new(), "http://c");
         assert_eq!(merged["oauth2-server-uri"], "https://evil/", "where the client names none");
         assert_eq!(merged["uri"], "http://evil/");

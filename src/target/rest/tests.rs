@@ -284,6 +284,39 @@ async fn a_change_goes_out_again_only_if_it_was_not_begun() {
     assert!(commits.iter().all(|commit| commit.headers.contains(&header) && commit.body == commits[0].body));
 }
 
+/// Whoever may commit is told of the conflict; some servers do not take a commit of nothing.
+#[tokio::test]
+async fn whether_commits_are_taken_is_told_by_a_vain_one() {
+    for (status, is_taken) in
+        [(409, true), (400, true), (422, true), (403, false), (404, false), (405, false), (503, false)]
+    {
+        let server = Server::start(vec![plain_config(), answer(status, "", "")]);
+        let rest = connect(&server, TOKEN).await.unwrap();
+        assert_eq!(rest.try_commit(&name("c")).await.is_ok(), is_taken, "{status}");
+    }
+}
+
+/// What does not stage a creation does not say where it would be; what is busy may do so the next time.
+#[tokio::test]
+async fn a_server_may_say_where_it_would_put_a_table() {
+    let (base, ..) = commit_of();
+    let staged = json!({"metadata": {"location": "s3://b/t"}, "config": {"s3.region": "r"}}).to_string();
+    for (play, expected) in [
+        (answer(200, "", &staged), Some("s3://b/t")),
+        (answer(200, "", "{}"), None),
+        (error(409, "AlreadyExistsException", "no"), None),
+        (answer(406, "", ""), None),
+    ] {
+        let server = Server::start(vec![plain_config(), play]);
+        let place = connect(&server, TOKEN).await.unwrap().place(&name("c"), &base).await.unwrap();
+        assert_eq!(place.as_ref().map(|(location, _)| location.as_str()), expected);
+        assert_eq!(place.map(|(_, lent)| lent.len()), expected.map(|_| 1));
+    }
+    let server = Server::start(vec![plain_config(), answer(502, "", "")]);
+    let place = connect(&server, TOKEN).await.unwrap().place(&name("c"), &base).await;
+    assert!(matches!(place, Err(SwapError::Unknown(_))), "{place:?}");
+}
+
 #[tokio::test]
 async fn a_commit_is_done_stale_rejected_or_unknown() {
     let (base, next, updates) = commit_of();
