@@ -227,8 +227,8 @@ fn a_store_that_is_down_is_one_warning() {
         let config = fs::read_to_string(case.path("offload.toml")).unwrap();
         fs::write(case.path("offload.toml"), config.replace("[state]", "[state]\ntimeout = '1s'")).unwrap();
         fill(&case, 10);
-        let ran =
-            case.run(&["--format", "json", "run"]).expect_warning("going on without them").keeps_back(&["s3cret"]);
+        let ran = case.spawn("offload.toml", "", &["--format", "json", "run"]).wait_until_over();
+        let ran = ran.expect_warning("going on without them").keeps_back(&["s3cret"]);
         assert_eq!(ran.stderr.matches(" WARN ").count(), 1, "{}", ran.all());
         assert_eq!(only_table(&ran.json())["status"], "offloaded");
         case.run(&["watermark", "reset", "--table", "cold.trades", "--to-earliest", "--yes"])

@@ -6,7 +6,7 @@ mod support;
 use std::fs;
 
 use serde_json::json;
-use support::{Case, HASH_OF_BRONZE, Place, failpoints_at, in_parallel, only_table, wait_until};
+use support::{Case, Place, failpoints_at, in_parallel, only_table, wait_until};
 
 /// Settings under which the SELECT of [`slow_case`] takes minutes.
 const SLOW: &str =
@@ -76,11 +76,14 @@ fn a_signal_at_any_point_finishes_or_abandons_the_chunk() {
         let output = pass.wait();
         assert!(matches!(output.code, Some(0 | 143)), "{what}\n{}", output.all());
         let target = case.target("trades");
-        target.has_only_read_files(&what);
-        assert!(target.files_on_disk().len() <= 1, "{what}: all rows of the day, or none");
+        target.has_no_other_files();
+        assert_eq!(
+            target.files_on_disk().len(),
+            target.snapshots().len(),
+            "{what}: one file and one snapshot, or nothing"
+        );
         case.pass();
-        assert_eq!(target.icebergs(HASH_OF_BRONZE), case.sql(&format!("{HASH_OF_BRONZE} trades")), "{what}");
-        target.has_only_read_files(&what);
+        target.holds_all("trades");
     });
 }
 

@@ -293,6 +293,12 @@ impl Running {
         Command::new("sh").args(["-c", &kill]).output().unwrap();
     }
 
+    /// Its end, which must come by itself; it says no more than a pipe holds.
+    pub fn wait_until_over(mut self) -> Output {
+        wait_until("the process has ended", || self.is_over());
+        self.wait()
+    }
+
     pub fn wait(mut self) -> Output {
         let output = self.child.take().unwrap().wait_with_output().unwrap();
         Output {
