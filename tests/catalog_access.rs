@@ -137,9 +137,11 @@ fn p14_a_commit_that_is_refused_over_a_table_that_is_as_it_was_keeps_its_files()
     in_parallel(2, vec![Place::Rest, Place::Guarded], |place| {
         let (scene, proxy) = behind_proxy(place, "refused");
         let conflict = error!("CommitFailedException");
+        let before = scene.case.target("trades").metadata_file();
         proxy.inject(COMMIT, ALWAYS, Fault::Told(409, conflict));
         let told = ["the catalog refuses it as stale, and the table is as it was", "kept", "\nhint: "];
         scene.run(&["run"], &[]).expect(1).says(&told);
+        assert_eq!(scene.case.target("trades").metadata_file(), before);
         proxy.calm();
         proxy.inject(COMMIT, ONCE, Fault::Told(409, conflict));
         scene.run(&["run"], &[]).expect(0);
