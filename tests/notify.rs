@@ -191,7 +191,7 @@ fn a_signal_is_heard_while_a_webhook_hangs() {
     let pass = case.spawn("offload.toml", "target=error", &RUN);
     wait_until("the webhook is asked", || !webhook.documents().is_empty());
     pass.signal("TERM");
-    pass.wait().expect(1).says(&["stopped by a signal before all were told"]);
+    pass.wait_until_over().expect(1).says(&["stopped by a signal before all were told"]);
     webhook.answer(200);
     case.run_failing("target=error", &RUN).expect(1);
     told_one(&webhook, "failed", "failed");
