@@ -12,7 +12,7 @@ use k2_offload::config::{Backend, Config, Postgres, TableName};
 use k2_offload::error::{Error, Kind};
 use k2_offload::target::{Moved, PostgresCatalog as Catalog, SwapError};
 use support::lake::{self, ca_file, psql};
-use support::{PATIENCE, server, wait_until};
+use support::{PATIENCE, POLL, server, wait_until};
 
 /// The configuration of the database at a libpq URL, whose password goes where passwords belong.
 fn config(url: &str, further: &str) -> Postgres {
@@ -50,7 +50,7 @@ async fn catalog(database: &lake::Postgres) -> Catalog {
 async fn until(condition: impl Fn() -> bool) {
     let holds = async {
         while !condition() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            tokio::time::sleep(POLL).await;
         }
     };
     tokio::time::timeout(PATIENCE, holds).await.expect("it came to be in time");

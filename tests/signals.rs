@@ -77,11 +77,8 @@ fn a_signal_at_any_point_finishes_or_abandons_the_chunk() {
         assert!(matches!(output.code, Some(0 | 143)), "{what}\n{}", output.all());
         let target = case.target("trades");
         target.has_no_other_files();
-        assert_eq!(
-            target.files_on_disk().len(),
-            target.snapshots().len(),
-            "{what}: one file and one snapshot, or nothing"
-        );
+        let left = (target.files_on_disk().len(), target.snapshots().len());
+        assert!(matches!(left, (0, 0) | (1, 1)), "{what}: {left:?} files and snapshots, not one of each or none");
         case.pass();
         target.holds_all("trades");
     });

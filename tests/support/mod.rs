@@ -37,7 +37,8 @@ pub use webhook::Webhook;
 
 /// Longest wait for a condition; nothing that is waited for should take a tenth of it.
 pub const PATIENCE: Duration = Duration::from_secs(60);
-const POLL: Duration = Duration::from_millis(5);
+/// How often it is looked whether a condition has come to be.
+pub const POLL: Duration = Duration::from_millis(5);
 
 /// The only table of most tests.
 pub const TRADES: &str = "[[table]]\nsource = 'trades'\ntarget = 'cold.trades'\ncursor = 'exchange_timestamp'\npartition_by = ['day(exchange_timestamp)']\n";
