@@ -6,7 +6,7 @@ mod support;
 use std::process::Command;
 
 use serde_json::{Value, json};
-use support::{Case, finish, only_table};
+use support::{Case, finish, only_table, wait_until};
 
 const CANDLES: &str = "SELECT symbol, toStartOfInterval(exchange_timestamp, INTERVAL 5 MINUTE, 'UTC') AS opened, \
      argMin(price, (exchange_timestamp, sequence_number)) AS open, max(price) AS high, sum(quantity) AS volume, count() AS trades \
@@ -250,6 +250,8 @@ fn a_mutation_of_a_table_that_a_query_names_makes_the_chunk_be_planned_again() {
 #[test]
 fn a_table_with_a_window_leaves_what_has_closed() {
     let case = Case::new("closed");
+    // It must be the same hour to the end of the test.
+    wait_until("the hour has half a minute left", || case.sql("SELECT toUnixTimestamp(now()) % 3600 < 3570") == "1");
     case.sql("CREATE TABLE candles (opened DateTime, symbol String, trades UInt32) ENGINE = SummingMergeTree ORDER BY (opened, symbol)");
     case.sql("INSERT INTO candles SELECT toStartOfHour(now('UTC')) - 3600 * number, 'A', 1 FROM numbers(5)");
     case.config("[[table]]\nsource = 'candles'\ntarget = 'cold.candles'\ncursor = 'opened'\nkey = ['symbol', 'opened']\nwindow = '1h'\nfinal = true\n");

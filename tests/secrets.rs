@@ -9,6 +9,7 @@ mod support;
 use std::fs;
 use std::process::Command;
 
+use support::data::hours_ago;
 use support::faults::{ALWAYS, Fault, FaultyProxy};
 use support::lake::{S3, variable};
 use support::{Case, Output, Place, Running, Server, TRADES, finish, in_parallel, only_table};
@@ -62,12 +63,13 @@ fn case(server: &Server, name: &str) -> Case {
     case
 }
 
-/// Rows that are nothing but canaries; of a later call they come late.
+/// Rows of one hour that are nothing but canaries; of a later call they come late. Rows of one key in two hours would be missing in one.
 fn insert(case: &Case, late: u32) {
     let [text, number, price, _] = VALUES;
+    let start = format!("{} + INTERVAL {} MINUTE", hours_ago(1), 45 - late);
     for table in ["plain", "keyed"] {
         case.sql(&format!(
-            "INSERT INTO {table} SELECT now64(3) - INTERVAL 1 HOUR + number - {late} * 60, concat('{text}', toString({late})), {number}, {price} \
+            "INSERT INTO {table} SELECT {start} + number, concat('{text}', toString({late})), {number}, {price} \
              FROM numbers(100)"
         ));
     }
