@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use support::machine::tools;
 use support::server::repository;
-use support::{Case, Running, finish, wait_until};
+use support::{Case, PATIENCE, Running, finish, wait_until, wait_within};
 
 const ROWS: u64 = 300_000;
 /// crond looks at its crontabs once a minute, and busybox is static: libfaketime cannot hurry it.
@@ -30,7 +30,7 @@ fn crond_starts_a_pass_that_fits_into_the_limits() {
     case.trades_over_days("trades", "2024-03-10", ROWS, 3);
     let group = ControlGroup::new(&service());
     let container = start(&case, &group, "", &[]);
-    wait_for_crond(|| !case.target("trades").snapshots().is_empty());
+    wait_for_crond(|| !case.target("trades").files_on_disk().is_empty());
     wait_until("the pass ends", || group.processes().len() == IDLE);
     group.signal_first("TERM");
     let output = container.wait();
@@ -122,12 +122,9 @@ fn give_to_user(case: &Case) {
     finish(Command::new("chown").args(["-R", "10001:10001"]).arg(case.folder())).expect(0);
 }
 
-fn wait_for_crond(mut done: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while start.elapsed() < MINUTE && !done() {
-        std::thread::sleep(Duration::from_millis(200));
-    }
-    wait_until("crond has started a pass", done);
+/// crond starts one when a minute begins.
+fn wait_for_crond(is_started: impl FnMut() -> bool) {
+    wait_within(MINUTE + PATIENCE, "crond has started a pass", is_started);
 }
 
 /// The service `k2-offload` of the Compose file.
