@@ -95,7 +95,7 @@ fn who_is_not_whom_the_configuration_names_is_told_with_what_is_wrong() {
     configure(&case, &own.url, Some(&ca_file));
     is_refused(&case, &["subjectAltName", "clickhouse.ca_file"]);
 
-    // The REST catalog, not ClickHouse: one TLS greeting in about 65 reads as a request line and the start of a header, and ClickHouse 26.7 dies
+    // The REST catalog, not ClickHouse: one TLS greeting in about 60 reads as a request line and the start of a header, and ClickHouse 26.7 dies
     // of a header that ends too early, with every test that runs beside this one.
     configure(&case, &variable("K2_TEST_REST_URL").replace("http:", "https:"), Some(&ca_file));
     is_refused(&case, &["does not speak TLS", "http://"]);
